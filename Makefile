@@ -1,0 +1,42 @@
+# make demo   sets everything up, pretrains on embedded data, evaluates, writes the leaderboard
+# make test   sets everything up, passes the tests
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test slow lint types wheel clean
+
+demo: $(READY)
+	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/pip install -q -c constraints.txt ".[lint]"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the checkout's folders to their import names; it can follow an installed copy.
+types: $(READY)
+	$(BIN)/pip install -q -c constraints.txt ".[lint]"
+	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy --config-file setup.cfg -p ssl_bench
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	touch $(READY)

@@ -1,0 +1,1 @@
+"""YAML files that override the numbers in the signatures: recipes per method, benchmarks, studies."""

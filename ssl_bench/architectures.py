@@ -1,0 +1,40 @@
+"""Names of networks. Torch-free: timm's own list is read from its source, not by importing it."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Small enough for a laptop's CPU: (timm name, its arguments, what it is).
+TINY: dict[str, tuple[str, dict[str, Any], str]] = {
+    "vit_nano_patch4_32": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3},
+        "ViT, 32 px, 96 wide, 6 deep: 0.7 M parameters",
+    ),
+    "vit_pico_patch4_32": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3},
+        "ViT, 32 px, 48 wide, 2 deep: for tests",
+    ),
+    "resnet_nano": (
+        "resnet18",
+        {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)},
+        "ResNet, 10 layers, a half to a quarter of ResNet-18's channels: 1.3 M parameters",
+    ),
+}
+
+
+@cache
+def timm_names() -> dict[str, list[str]]:
+    """Family -> names of timm's models in it, as the installed version's source registers them."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return {}
+    folder = Path(spec.origin).parent / "models"
+    families = {"ViT": "vision_transformer.py", "ResNet": "resnet.py"}
+    return {
+        family: re.findall(r"@register_model\s+def (\w+)", (folder / file).read_text(encoding="utf-8"))
+        for family, file in families.items()
+    }

@@ -1,0 +1,247 @@
+"""The network that is pretrained and evaluated: a timm ViT or ResNet behind one interface.
+
+Shapes: B images of H x W pixels, N patches of p x p, P prefix tokens (class, registers), D features, K kept patches.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal, final
+
+import ssl_bench.torchvision_guard  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench.architectures import TINY, timm_names
+from ssl_bench.errors import UserError, near
+from ssl_bench.options import BackboneOptions
+
+
+@final
+class Backbone(nn.Module):
+    """A timm network giving features, tokens, and for ViTs tokens of a part of the image.
+
+    Args:
+        options: Which network; `img_size` is needed unless the name implies it.
+
+    Raises:
+        UserError: The name is unknown, not a ViT or ResNet, or an option does not apply to it.
+    """
+
+    def __init__(self, options: BackboneOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.architecture, self.args = _timm_arguments(options)
+        try:
+            self.model = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
+        except AssertionError as error:
+            raise UserError(f"backbone {options.name} with {self.args}: {error}") from None
+        except TypeError:  # an option of ours that no ViT or ResNet refuses
+            raise UserError(f"backbone {options.name}: only timm's ViTs and ResNets fit here") from None
+        if isinstance(self.model, VisionTransformer):
+            embeds = isinstance(self.model.patch_embed, PatchEmbed)
+            if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
+                raise UserError(f"backbone {options.name} does not embed patches as a plain ViT: try vit_small_patch16_224")
+            self.img_size: int = self.model.patch_embed.img_size[0]
+            self.patch_size: int = self.model.patch_embed.patch_size[0]
+            self.grid: int = self.img_size // self.patch_size
+            self.dim: int = self.model.embed_dim
+        elif isinstance(self.model, ResNet):
+            self.img_size = options.img_size or 224
+            self.dim = self.model.num_features
+            self.small_stem = options.small_stem if options.small_stem is not None else self.img_size <= 64
+            if self.small_stem:
+                channels = self.model.conv1.out_channels if isinstance(self.model.conv1, nn.Conv2d) else 64
+                self.model.conv1 = nn.Conv2d(3, channels, 3, stride=1, padding=1, bias=False)
+                nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
+                self.model.maxpool = nn.Identity()
+            self.model.to(memory_format=torch.channels_last)
+        else:
+            kind = type(self.model).__name__
+            raise UserError(f"backbone {options.name} is a {kind}: only timm's ViTs and ResNets fit here")
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the network has patches and tokens."""
+        return isinstance(self.model, VisionTransformer)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What builds this network again, plain types only."""
+        return {"architecture": self.architecture, "args": self.args, "options": asdict(self.options)}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the features that `features` can give; evaluations.md's terms."""
+        if not self.is_vit:
+            return ("gap",)
+        return ("cls", "avg", "cls+avg", "cls_raw", "avg_raw") if self.model.has_class_token else ("avg", "avg_raw")
+
+    @property
+    def headline_kind(self) -> str:
+        """The feature that stands for the network where one must be picked beforehand."""
+        return "gap" if not self.is_vit else "cls" if self.model.has_class_token else "avg"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D): class token after the final norm (or mean patch); pooled map of a ResNet."""
+        return self.features(images, (self.headline_kind,))[self.headline_kind]
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """All asked kinds of (B, D) features in one pass over (B, 3, H, W) images."""
+        if not self.is_vit:
+            images = images.contiguous(memory_format=torch.channels_last)
+            return {kind: {"gap": self.model}[kind](images) for kind in kinds}
+        raw = self._trunk(self._embed(images, None, None, None))  # (B, P + N, D)
+        tokens = self.model.norm(raw)
+        prefix = self.model.num_prefix_tokens
+        compute = {
+            "cls": lambda: tokens[:, 0],
+            "avg": lambda: tokens[:, prefix:].mean(1),
+            "cls+avg": lambda: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),  # (B, 2D)
+            "cls_raw": lambda: raw[:, 0],
+            "avg_raw": lambda: raw[:, prefix:].mean(1),
+        }
+        return {kind: compute[kind]() for kind in kinds}
+
+    def tokens(
+        self, images: Tensor, keep: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Tokens after the final norm, the P prefix tokens first.
+
+        Args:
+            images: (B, 3, H, W).
+            keep: (B, K) patches to embed and process; the others are never touched (MAE, CAE).
+            mask: (B, N) bool, True for patches whose embedding becomes `mask_token` before positions (SimMIM, iBOT).
+            mask_token: (D,), or any shape of D elements.
+
+        Returns:
+            (B, P + N, D), or (B, P + K, D) with `keep`.
+        """
+        assert self.is_vit, "tokens are a ViT's"
+        return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
+
+    def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+        """(B, 3, H, W) -> (B, P + N or K, D): patches, positions, prefix; timm's order and weights."""
+        vit = self.model
+        projection = vit.patch_embed.proj
+        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        if keep is None:
+            patches = projection(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        else:  # a convolution with stride p is one matrix product per patch: do it for the kept ones alone
+            cells = patchify(images, self.patch_size, "channel first")  # (B, N, 3pp)
+            pixels = cells.take_along_dim(keep[..., None], 1)  # (B, K, 3pp)
+            patches = F.linear(pixels, projection.weight.flatten(1), projection.bias)  # (B, K, D)
+        patches = vit.patch_embed.norm(patches)
+        if mask is not None:
+            assert mask_token is not None
+            patches = torch.where(mask[..., None], mask_token.reshape(1, 1, -1).to(patches.dtype), patches)
+        prefix = [t.expand(len(images), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        positions = self._positions(grid)  # (1, P + N, D), (1, N, D) if the prefix has none, or None
+        if positions is not None:
+            own = positions[:, : positions.shape[1] - grid[0] * grid[1]]  # the prefix's
+            positions = positions[:, own.shape[1] :]
+            patches = patches + (positions if keep is None else positions[0][keep])
+            if own.shape[1]:
+                prefix = [torch.cat(prefix, 1) + own]
+        return vit.norm_pre(vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1)))
+
+    def _trunk(self, tokens: Tensor) -> Tensor:
+        for block in self.model.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Position embeddings, resampled as DINO does when the grid is not the native one."""
+        positions = self.model.pos_embed
+        if positions is None or grid == (self.grid, self.grid):
+            return positions
+        own, patches = positions.split([positions.shape[1] - self.grid**2, self.grid**2], dim=1)
+        square = patches.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)  # (1, D, g, g)
+        # DINO's code asks for (h + 0.1) / g so that rounding down cannot lose a row, which shifts samples a little.
+        scale = [(side + 0.1) / self.grid for side in grid]
+        square = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([own, square.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+    def fix_positions(self, layout: Literal["mae", "moco"]) -> None:
+        """Replace position embeddings by fixed sine-cosine ones (MAE's layout, or MoCo v3's and CAE's)."""
+        table = sincos_positions(self.dim, self.grid, layout)  # (N, D)
+        prefix = self.model.pos_embed.shape[1] - len(table)
+        self.model.pos_embed.data = torch.cat([table.new_zeros(prefix, self.dim), table])[None]
+        self.model.pos_embed.requires_grad_(False)
+
+
+def patchify(images: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
+    """(B, C, H, W) -> (B, N, p * p * C): each patch's values, channel slowest (a convolution's) or fastest (MAE's)."""
+    b, c, h, w = images.shape
+    p = patch_size
+    cells = images.reshape(b, c, h // p, p, w // p, p)
+    axes = (0, 2, 4, 1, 3, 5) if order == "channel first" else (0, 2, 4, 3, 5, 1)
+    return cells.permute(axes).reshape(b, (h // p) * (w // p), p * p * c)
+
+
+def sincos_positions(dim: int, grid: int, layout: Literal["mae", "moco"]) -> Tensor:
+    """(grid * grid, dim) sine-cosine position embeddings of a square grid, computed in float64.
+
+    The first half of the channels encodes the column (MAE) or the row (MoCo v3, CAE), the second the other.
+    """
+    if dim % 4:
+        raise UserError(f"sine-cosine positions need a width divisible by 4, not {dim}")
+    omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, dim / 4)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, dim / 2)
+    row = axis[:, None].expand(grid, grid, -1)
+    column = axis[None].expand(grid, grid, -1)
+    return torch.cat([column, row] if layout == "mae" else [row, column], dim=2).reshape(grid * grid, dim).float()
+
+
+def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments for our options; options that do not fit the family are refused."""
+    name, args = options.name, {}
+    if name in TINY:
+        name, args = TINY[name][0], dict(TINY[name][1])
+    if options.drop_path:
+        args["drop_path_rate"] = options.drop_path
+    if not timm.is_model(name.partition(".")[0]) or ":" in name:
+        known = [*TINY, *(name for names in timm_names().values() for name in names)]
+        raise UserError(f"no backbone {options.name!r}{near(options.name, known)} (ssl-bench list backbones)")
+    if "." in name:
+        name, _, tag = name.partition(".")
+        raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
+    given = {k: v for k, v in asdict(options).items() if v is not None and k not in ("name", "drop_path")}
+    for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
+        if given.get(option, 1) < 1:
+            raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
+    vit_only = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
+    if "resnet" in name or "resnext" in name:
+        for option in ("patch_size", "depth", "num_heads"):
+            if option in given:
+                raise UserError(f"--backbone.{option} is for ViTs: {options.name} is a ResNet")
+        if options.width is not None:
+            channels = args.get("channels", (64, 128, 256, 512))
+            args["channels"] = tuple(options.width * c for c in channels)
+        return name, args
+    if "small_stem" in given:
+        raise UserError(f"--backbone.small_stem is for ResNets: {options.name} is not one")
+    args |= {theirs: given[ours] for ours, theirs in vit_only.items() if ours in given}
+    args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
+    if options.img_size is not None:
+        args["img_size"] = options.img_size
+    if (size := args.get("img_size")) and (patch := args.get("patch_size") or _patch_in(name)) and size % patch:
+        fitting = math.ceil(size / patch) * patch
+        raise UserError(f"--backbone.img_size {size} is no multiple of the patch size {patch}: try {fitting}")
+    if (width := args.get("embed_dim")) and (heads := args.get("num_heads")) and width % heads:
+        raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
+    return name, args
+
+
+def _patch_in(name: str) -> int | None:
+    """16 in vit_tiny_patch16_224."""
+    digits = name.partition("patch")[2].partition("_")[0]
+    return int(digits) if digits.isdigit() else None

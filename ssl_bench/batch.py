@@ -1,0 +1,12 @@
+"""What travels from the data module to a method."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Views of B images, in the order in which the method described them."""
+
+    views: list[Tensor]  # each (B, C, H, W), normalised; a view with count n stands n times
+    index: Tensor  # (B,) row of the training set

@@ -1,0 +1,243 @@
+"""Methods x data x backbones x seeds: pretrain what is missing, evaluate all, make the leaderboard. Torch-free.
+
+Each run is a process of its own, `ssl-bench fit ...`: one that fails does not stop the others, one that is done is
+skipped, and after a kill the same command goes on.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_bench import registry
+from ssl_bench.configuration import Parser, common_arguments, flatten, parse_fit, read_yaml, say, split_argv
+from ssl_bench.errors import UserError, near
+from ssl_bench.results import read_run
+from ssl_bench.run_folder import run_folder
+
+DEFAULT = "demo"
+KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process.
+
+    Args:
+        title: For people.
+        argv: Its arguments after `ssl-bench`.
+        folder: The run folder it fills; None for an evaluation.
+    """
+
+    title: str
+    argv: tuple[str, ...]
+    folder: Path | None
+
+    @property
+    def done(self) -> bool:
+        """Whether its run is finished."""
+        started = self.folder is not None and (self.folder / "run.json").exists()
+        return started and self.folder is not None and read_run(self.folder).status == "finished"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A parsed `benchmark` command.
+
+    Args:
+        fits: What to pretrain.
+        evaluations: What to evaluate when that is done, a process per data set.
+        runs: Where run folders live.
+        jobs: Processes at a time.
+        dry_run: Only print the plan.
+    """
+
+    fits: list[Job]
+    evaluations: list[Job]
+    runs: Path
+    jobs: int
+    dry_run: bool
+
+
+def parse_benchmark(argv: Sequence[str]) -> Benchmark:
+    """Plan of a `benchmark` command line.
+
+    Raises:
+        UserError: The file is missing, or names something there is not.
+    """
+    files, _, flags = split_argv(argv)
+    parser = Parser(prog="ssl-bench benchmark", description=(__doc__ or "").partition("\n")[0])
+    common_arguments(parser)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; they share the CPU's cores")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", dest="dry_run", help="print the plan and stop")
+    given = parser.parse_args(flags)
+    if given.jobs < 1:
+        raise UserError(f"--jobs {given.jobs}: at least 1")
+    tree: dict[str, Any] = {}
+    for file in files or [find_file(DEFAULT)]:
+        tree |= read_yaml(find_file(str(file)))
+    runs = Path(given.runs)
+    wandb = () if given.wandb == "off" else ("--wandb", given.wandb, "--wandb_project", given.wandb_project)
+    fits, evaluations = plan(tree, runs, wandb)
+    return Benchmark(fits, evaluations, runs, given.jobs, given.dry_run)
+
+
+def find_file(name: str) -> Path:
+    """A benchmark file by path, or one of ours by name."""
+    folder = registry.folder("configs") / "benchmarks"
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    ours = {file.stem: file for file in folder.glob("*.yaml")}
+    if name not in ours:
+        raise UserError(f"no benchmark {name!r}{near(name, ours)}: a path ending in .yaml, or one of {', '.join(ours)}")
+    return ours[name]
+
+
+def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> tuple[list[Job], list[Job]]:
+    """Jobs of a benchmark file: what to pretrain, and what to evaluate afterwards.
+
+    Raises:
+        UserError: A key, method, option or evaluation that there is not.
+    """
+    for key in tree:
+        if key not in KEYS:
+            raise UserError(f"a benchmark file has no key {key!r}{near(key, KEYS)} ({', '.join(KEYS)})")
+    methods, data = _entries(tree, "methods"), _entries(tree, "data")
+    backbones, seeds = _entries(tree, "backbones"), _list(tree, "seeds", [0])
+    shared = flatten(tree.get("fit") or {}, "fit")
+    fits: list[Job] = []
+    evaluations: list[Job] = []
+    for images in data:
+        subjects: list[str] = []
+        for method, backbone, seed in itertools.product(methods, backbones, seeds):
+            options = {**shared, **images, **backbone, **method, "seed": seed, "runs": str(runs)}
+            argv = tuple(f"--{key}={value}" for key, value in options.items() if value is not None)
+            parsed = parse_fit(argv)
+            folder = run_folder(runs, parsed.config)
+            name = parsed.config["backbone"]["name"]
+            title = f"{method['method.name']}  {parsed.config['data']['name']}  {name}  seed {seed}"
+            fits.append(Job(title, ("fit", *argv, *extra), folder))
+            subjects.append(str(folder))
+        evaluations.append(_evaluation(tree, images, backbones, seeds, subjects, runs))
+    return fits, evaluations
+
+
+def _evaluation(
+    tree: Mapping[str, Any],
+    images: Mapping[str, Any],
+    backbones: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    subjects: list[str],
+    runs: Path,
+) -> Job:
+    options = dict(tree.get("evaluate") or {})
+    protocols = options.pop("protocols", list(registry.names("evaluations")))
+    for protocol in protocols:
+        registry.find("evaluations", protocol)
+    flags = [f"--{k}={v}" for k, v in {**images, **flatten(options, "evaluate")}.items()]
+    baselines = []
+    for baseline in _list(tree, "baselines", ["random", "pixels"]):
+        if baseline == "random":
+            named = [b for b in backbones if b.get("backbone.name")]
+            baselines += [(f"random:{b['backbone.name']}", seed) for b in named for seed in seeds]
+        elif baseline == "pixels":
+            baselines.append(("pixels", 0))
+        else:
+            raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
+    names = [f"{name}@{seed}" for name, seed in baselines]
+    argv = ("evaluate", *subjects, *names, f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags)
+    return Job(f"evaluate {', '.join(protocols)} on {images['data.name']}", argv, None)
+
+
+def run_benchmark(benchmark: Benchmark) -> int:
+    """Carry out a plan; 1 if something failed."""
+    waiting = [job for job in benchmark.fits if not job.done]
+    say(f"{len(benchmark.fits)} runs, {len(benchmark.fits) - len(waiting)} of them done; then:")
+    for job in benchmark.evaluations:
+        say(f"  {job.title}")
+    if benchmark.dry_run:
+        for job in benchmark.fits:
+            print(f"{'done' if job.done else 'todo'}  {job.title}  {job.folder}")
+        return 0
+    start = time.monotonic()
+    failed = _run_all(waiting, benchmark)
+    done = {job.folder for job in benchmark.fits if job.done}
+    for job in benchmark.evaluations:
+        missing = {str(j.folder) for j in benchmark.fits if j.folder not in done}
+        job = Job(job.title, tuple(a for a in job.argv if a not in missing), None)
+        failed += _run_all([job], benchmark)
+    from ssl_bench.files import write_text
+    from ssl_bench.leaderboard.render import leaderboard
+
+    page = benchmark.runs / "leaderboard.html"
+    write_text(page, leaderboard([benchmark.runs], "html"))
+    print(leaderboard([benchmark.runs], "table"), end="", flush=True)
+    say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")
+    for job, tail in failed:
+        say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")
+    return 1 if failed else 0
+
+
+def _run_all(jobs: Sequence[Job], benchmark: Benchmark) -> list[tuple[Job, str]]:
+    """Run jobs, so many at a time; those that failed, with the last lines of their logs."""
+    environment = dict(os.environ)
+    at_a_time = max(1, min(benchmark.jobs, len(jobs)))
+    threads = max(1, (os.cpu_count() or 1) // at_a_time)
+    if at_a_time > 1:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    logs = benchmark.runs / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run(numbered: tuple[int, Job]) -> tuple[Job, str] | None:
+        number, job = numbered
+        name = job.folder.name if job.folder else "evaluate"
+        path = logs / f"{name}.log"
+        begin = time.monotonic()
+        with open(path, "wb") as log:
+            command = [sys.executable, "-m", "ssl_bench", *job.argv]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            processes.append(process)
+            code = process.wait()
+        minutes = (time.monotonic() - begin) / 60
+        verdict = "done" if code == 0 else f"FAILED ({code}), log: {path}"
+        say(f"[{number}/{len(jobs)}] {job.title}  {verdict}  {minutes:.1f} min")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return None if code == 0 else (job, "\n".join(f"  {line}" for line in lines[-5:]))
+
+    with ThreadPoolExecutor(at_a_time) as pool:
+        try:
+            return [failure for failure in pool.map(run, enumerate(jobs, 1)) if failure]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            raise
+
+
+def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """`[mae, {name: simclr, optim: {base_lr: 1}}]` -> flat options of each entry."""
+    group = {"methods": "method", "data": "data", "backbones": "backbone"}[key]
+    entries: list[dict[str, Any]] = []
+    for entry in _list(tree, key, [None] if key == "backbones" else None):
+        if isinstance(entry, Mapping):
+            options = dict(entry)
+            if "name" not in options:
+                raise UserError(f"{key}: an entry with options needs a name, {dict(entry)} has none")
+            entries.append({f"{group}.name": options.pop("name"), **flatten(options, key)})
+        else:
+            entries.append({} if entry is None else {f"{group}.name": entry})
+    return entries
+
+
+def _list(tree: Mapping[str, Any], key: str, default: list[Any] | None) -> list[Any]:
+    value = tree.get(key, default)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"a benchmark file needs `{key}: [...]`")
+    return value

@@ -1,0 +1,87 @@
+"""What a run leaves for others: the last checkpoint, and the backbone in timm's own terms."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from safetensors.torch import load_file, save_file
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.data.opened import Data
+from ssl_bench.errors import UserError
+from ssl_bench.files import replacing, write_json
+from ssl_bench.method import Method
+from ssl_bench.metrics import MetricsFile
+from ssl_bench.options import BackboneOptions
+
+
+@final
+class SaveLast(Checkpoint):
+    """checkpoints/last.ckpt after each epoch, whole or not at all.
+
+    Args:
+        folder: The run folder.
+        config: Stored with the weights.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.path = folder / "checkpoints" / "last.ckpt"
+        self.config = config
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.resume(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        temporary = self.path.with_name(f".last.{os.getpid() if trainer.world_size == 1 else 'all'}.tmp")
+        trainer.save_checkpoint(temporary)  # on every rank; rank 0 writes
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.write()  # what the checkpoint knows, the file knows
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ssl_bench"] = {"config": self.config}
+
+
+def save_backbone(folder: Path, method: Method, data: Data) -> None:
+    """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
+    backbone = method.evaluated
+    assert isinstance(backbone, Backbone)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
+    with replacing(folder / "backbone.safetensors") as temporary:
+        save_file(weights, temporary)
+    size = backbone.img_size
+    cfg = {"input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "interpolation": "bicubic"}
+    write_json(folder / "backbone.json", {**backbone.spec, "num_classes": 0, "pretrained_cfg": cfg})
+
+
+def load_backbone(folder: Path) -> tuple[Backbone, tuple[float, ...], tuple[float, ...]]:
+    """The backbone of a run folder, and the mean and deviation its input is normalised with.
+
+    Raises:
+        UserError: The folder has none, or its file does not fit.
+    """
+    try:
+        spec = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "backbone.safetensors")
+    except FileNotFoundError as error:
+        missing = Path(error.filename or "backbone.safetensors").name
+        raise UserError(f"{folder} has no {missing}: finish its run: ssl-bench fit -c {folder}/config.yaml") from None
+    except Exception as error:
+        raise UserError(f"{folder}: the backbone is damaged ({type(error).__name__}: {error})") from None
+    backbone = Backbone(BackboneOptions(**spec["options"]))
+    own = backbone.model.state_dict()
+    if own.keys() != weights.keys() or any(own[k].shape != weights[k].shape for k in own):
+        raise UserError(f"{folder}: backbone.safetensors does not fit the network in backbone.json")
+    with torch.no_grad():
+        backbone.model.load_state_dict(weights)
+    return backbone, tuple(spec["pretrained_cfg"]["mean"]), tuple(spec["pretrained_cfg"]["std"])

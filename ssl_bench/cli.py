@@ -1,0 +1,178 @@
+"""The command line. Torch-free until a command needs it: help, lists, plans and the leaderboard answer at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ssl_bench
+from ssl_bench.errors import UserError, near
+
+COMMANDS = {
+    "fit": "pretrain a backbone",
+    "evaluate": "measure what pretrained backbones, or baselines, have learned",
+    "benchmark": "methods x data x backbones x seeds: fit, evaluate, leaderboard; skips what is done",
+    "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
+    "list": "methods, evaluations, data, backbones, recipes",
+    "completion": "a script that completes commands and options in your shell",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"ssl-bench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ssl-bench: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ssl-bench list backbones | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    top = argparse.ArgumentParser("ssl-bench", description=ssl_bench.__doc__, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"ssl-bench {ssl_bench.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(f"no command {argv[0]!r}{near(argv[0], COMMANDS)} ({', '.join(COMMANDS)})")
+    if not argv or argv[0] not in COMMANDS:
+        top.parse_args(argv)
+        top.print_help()
+        return 0
+    run: dict[str, Callable[[list[str]], int]] = {
+        "fit": _fit,
+        "evaluate": _evaluate,
+        "benchmark": _benchmark,
+        "leaderboard": _leaderboard,
+        "list": _list,
+        "completion": _completion,
+    }
+    return run[argv[0]](argv[1:])
+
+
+def _fit(argv: list[str]) -> int:
+    from ssl_bench.configuration import dump, parse_fit, say
+
+    parsed = parse_fit(argv)
+    if parsed.print_config:
+        print(dump(parsed.config), end="")
+        return 0
+    if parsed.recipe:
+        say(f"recipe {parsed.recipe}; --print_config shows every number")
+    _import_torch()
+    from ssl_bench.training import fit
+    from ssl_bench.watch import DivergenceError
+
+    command = ["ssl-bench", "fit", *argv]
+    try:
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, parsed.wandb_project)
+    except DivergenceError as error:
+        say(f"ssl-bench: {error}")
+        return 1
+    if fitted.already_done:
+        say("already done: the run of this very configuration is finished")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(fitted.folder)
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    from ssl_bench.evaluate_command import parse_evaluate
+
+    parsed = parse_evaluate(argv)
+    _import_torch()
+    from ssl_bench.evaluate_command import run_evaluate
+
+    for line in run_evaluate(parsed):
+        print(line, flush=True)
+    return 0
+
+
+def _benchmark(argv: list[str]) -> int:
+    from ssl_bench.benchmark import parse_benchmark, run_benchmark
+
+    return run_benchmark(parse_benchmark(argv))
+
+
+def _leaderboard(argv: list[str]) -> int:
+    from ssl_bench.leaderboard.render import FORMATS, leaderboard
+
+    parser = argparse.ArgumentParser("ssl-bench leaderboard", description=COMMANDS["leaderboard"], allow_abbrev=False)
+    parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
+    parser.add_argument("--format", default="table", help=" | ".join(FORMATS) + " (default: table)")
+    parser.add_argument("--output", type=Path, help="write to this file; by default to standard output")
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    given = parser.parse_args(argv)
+    if given.format not in FORMATS:
+        raise UserError(f"no format {given.format!r}{near(given.format, FORMATS)} ({', '.join(FORMATS)})")
+    text = leaderboard(given.runs_given or [given.runs], given.format)
+    if given.output is None:
+        print(text, end="")
+    else:
+        from ssl_bench.files import write_text
+
+        if given.output.is_dir():
+            raise UserError(f"--output {given.output} is a folder: name a file in it")
+        write_text(given.output, text)
+        print(given.output)
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    from ssl_bench.listing import KINDS, listing
+
+    parser = argparse.ArgumentParser("ssl-bench list", description="What there is.", allow_abbrev=False)
+    parser.add_argument("kind", metavar="KIND", help=" | ".join(KINDS))
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    kind = parser.parse_args(argv).kind
+    if kind not in KINDS:
+        raise UserError(f"nothing called {kind!r}{near(kind, KINDS)} ({', '.join(KINDS)})")
+    for line in listing(kind):
+        print(line)
+    return 0
+
+
+def _completion(argv: list[str]) -> int:
+    from ssl_bench.completion import SHELLS, script
+
+    parser = argparse.ArgumentParser("ssl-bench completion", description=COMMANDS["completion"], allow_abbrev=False)
+    parser.add_argument("shell", metavar="SHELL", help=" | ".join(SHELLS))
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    shell = parser.parse_args(argv).shell
+    if shell not in SHELLS:
+        raise UserError(f"no completion for {shell!r}{near(shell, SHELLS)} ({', '.join(SHELLS)})")
+    print(script(shell))
+    return 0
+
+
+def _refuse(parser: argparse.ArgumentParser) -> Callable[[str], None]:
+    """argparse's message in one line, with the nearest option."""
+
+    def error(message: str) -> None:
+        options = [o for action in parser._actions for o in action.option_strings]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        raise UserError(message + (near(unknown[0], options) if unknown else ""))
+
+    return error
+
+
+def _import_torch() -> None:
+    """Say what the seconds are for."""
+    if sys.stderr.isatty():
+        print("loading torch ...", end="\r", file=sys.stderr, flush=True)
+    import ssl_bench.torchvision_guard  # noqa: F401
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""`ssl-bench evaluate`: run folders and baselines, through protocols, on their own data or others. Torch-free to parse."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_bench import registry, signatures
+from ssl_bench.configuration import (
+    Parser,
+    common_arguments,
+    environment_layer,
+    flatten,
+    read_yaml,
+    say,
+    split_argv,
+    stack,
+)
+from ssl_bench.errors import UserError
+from ssl_bench.options import BackboneOptions, DataOptions
+from ssl_bench.results import read_run
+from ssl_bench.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from ssl_bench.data.opened import Data
+    from ssl_bench.features import FrozenBackbone
+
+DEFAULT_PROTOCOLS = "knn,linear"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Args:
+        name: As the user wrote it.
+        folder: Of its run; None for a baseline, which gets one.
+        baseline: `random` or `pixels`, None for a run.
+        backbone: Options of a random backbone.
+        seed: Of a random backbone's weights.
+    """
+
+    name: str
+    folder: Path | None = None
+    baseline: str | None = None
+    backbone: dict[str, Any] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """A parsed `evaluate` command.
+
+    Args:
+        subjects: What to evaluate.
+        protocols: Name -> options.
+        data: Options of the images; those a flag or file gave, over a run's own.
+        runs: Where baselines' folders go.
+        device: auto, cpu, cuda, ...
+        force: Evaluate again what is recorded.
+    """
+
+    subjects: list[Subject]
+    protocols: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    runs: Path
+    device: str
+    force: bool
+
+
+def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Evaluate:
+    """An `evaluate` command line.
+
+    Raises:
+        UserError: A run, baseline or protocol that there is not.
+    """
+    files, named, flags = split_argv(argv)
+    given = [(str(f), flatten(read_yaml(f), str(f))) for f in files]
+    layers = stack([("the environment", environment_layer(environ)), *given, ("flags", named)])
+    chosen = [t.partition("=")[2] or flags[i + 1] for i, t in enumerate(flags[:-1]) if t.startswith("--protocols")]
+    chosen += [t.partition("=")[2] for t in flags[-1:] if t.startswith("--protocols=")]
+    names = (chosen[-1] if chosen else layers.values.get("protocols", DEFAULT_PROTOCOLS)).split(",")
+    found = {name.strip(): registry.find("evaluations", name.strip()) for name in names if name.strip()}
+    parser = Parser(
+        prog="ssl-bench evaluate",
+        description="Measure what backbones have learned. Writes results/ and predictions/ into each run's folder.",
+        usage="ssl-bench evaluate RUN... [--protocols knn,linear] [--data NAME] [--PROTOCOL.OPTION VALUE ...]",
+    )
+    parser.add_argument(
+        "subjects", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE (random:BACKBONE@SEED) or pixels"
+    )
+    parser.add_argument("--protocols", default=DEFAULT_PROTOCOLS, help="with commas (ssl-bench list evaluations)")
+    groups = {}
+    for name, page in found.items():
+        groups[name] = name.rpartition(".")[2].replace("-", "_")
+        parser.add_class_arguments(signatures.read(page), groups[name])
+    parser.add_class_arguments(DataOptions, "data")
+    parser.add_class_arguments(BackboneOptions, "backbone")
+    parser.add_argument("--seed", type=int, default=0, help="of a random backbone's weights")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
+    common_arguments(parser)
+    parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
+    tokens = [*layers.tokens(), *flags]
+    namespace = parser.parse_args(tokens)
+    if not namespace.subjects:
+        parser.error("what? name run folders, random:BACKBONE or pixels")
+    tree = namespace.as_dict()
+    set_by_user = {t.partition("=")[0].removeprefix("--") for t in tokens}
+    data = {k: v for k, v in tree["data"].items() if f"data.{k}" in set_by_user}
+    backbone = {k: v for k, v in tree["backbone"].items() if f"backbone.{k}" in set_by_user and k != "name"}
+    return Evaluate(
+        subjects=[_subject(name, backbone, namespace.seed) for name in namespace.subjects],
+        protocols={name: tree[group] for name, group in groups.items()},
+        data=data,
+        runs=Path(namespace.runs),
+        device=namespace.device,
+        force=namespace.force,
+    )
+
+
+def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
+    baseline, at, number = name.partition("@")
+    kind, _, network = baseline.partition(":")
+    if kind in ("random", "pixels") and not Path(name).exists():
+        if at and not number.isdigit():
+            raise UserError(f"{name}: the seed after @ is a number")
+        if kind == "random" and not network:
+            raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
+        options = {**backbone, "name": network} if network else None
+        return Subject(name, None, kind, options, int(number) if at else seed)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"no run folder {name} (baselines: random:BACKBONE, pixels)")
+    if not (folder / "run.json").exists():
+        raise UserError(f"{name} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
+    status = read_run(folder).status
+    if not (folder / "backbone.safetensors").exists() and not (folder / "backbone.json").exists():
+        if read_run(folder).kind == "baseline":
+            return _recorded_baseline(folder)
+        raise UserError(f"{name}: its run is {status}; ssl-bench fit -c {folder}/config.yaml finishes it")
+    return Subject(name, folder)
+
+
+def _recorded_baseline(folder: Path) -> Subject:
+    info = read_run(folder)
+    backbone = info.options.get("backbone")
+    return Subject(str(folder), None, info.method, backbone, info.seed)
+
+
+def run_evaluate(given: Evaluate) -> Iterator[str]:
+    """Evaluate all subjects; yields the folder of each when it is done."""
+    import torch
+
+    from ssl_bench.evaluate import evaluate
+
+    device = given.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened: dict[str, Data] = {}
+    for number, subject in enumerate(given.subjects, 1):
+        say(f"[{number}/{len(given.subjects)}] {subject.name}")
+        own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
+        options = _data_options(own, given.data)
+        key = repr(options)
+        if key not in opened:
+            opened[key] = _open(options)
+        folder, frozen = _prepare(subject, opened[key], options, given.runs, device)
+        evaluations = {name: _instance(name, o) for name, o in given.protocols.items()}
+        evaluate(frozen, opened[key], evaluations, folder, force=given.force)
+        yield str(folder)
+
+
+def _data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
+    """The run's own data, unless others were named: then nothing of its own but what does not depend on the set."""
+    if "name" in given and (given["name"] != own.get("name") or "root" in given):
+        own = {k: v for k, v in own.items() if k in ("num_workers", "split_seed", "selection_fraction", "strict")}
+    return DataOptions(**{**own, **given})
+
+
+def _open(options: DataOptions) -> "Data":
+    from ssl_bench.data.opened import open_data
+
+    data = open_data(options)
+    data.require_labels()
+    return data
+
+
+def _instance(name: str, options: dict[str, Any]) -> Any:
+    cls = registry.load(registry.find("evaluations", name))
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    except ValueError as error:
+        raise UserError(f"--protocols {name}: {error}") from None
+
+
+def _prepare(
+    subject: Subject, data: "Data", options: DataOptions, runs: Path, device: str
+) -> "tuple[Path, FrozenBackbone]":
+    """The subject's folder, made if it is a baseline's, and its network."""
+    import torch
+
+    from ssl_bench.backbone import Backbone
+    from ssl_bench.checkpoint import load_backbone
+    from ssl_bench.environment import describe
+    from ssl_bench.features import FrozenBackbone, Pixels
+    from ssl_bench.files import write_json
+    from ssl_bench.results import DataRecord, RunInfo, write_run
+    from ssl_bench.training import describe_backbone
+
+    if subject.folder is not None:
+        backbone, mean, std = load_backbone(subject.folder)
+        info = read_run(subject.folder)
+        identity = {"method": info.method, "branch": "encoder"}
+        cache = subject.folder / "features"
+        return subject.folder, FrozenBackbone(backbone, mean, std, identity, cache, device)
+    network: Backbone | Pixels
+    record, chosen = None, {"name": "none"}
+    if subject.backbone is not None:
+        asked = BackboneOptions(**subject.backbone)
+        asked = replace(asked, img_size=asked.img_size or data.image_size)
+        torch.manual_seed(subject.seed)
+        network = Backbone(asked)
+        record, chosen = describe_backbone(asked.name, network), asdict(asked)
+    else:
+        network = Pixels(data.image_size)
+    assert subject.baseline is not None
+    config = {"method": {"name": subject.baseline}, "backbone": chosen, "data": asdict(options), "seed": subject.seed}
+    folder = run_folder(runs, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    info = RunInfo(
+        status="finished",
+        kind="baseline",
+        method=subject.baseline,
+        data=DataRecord(data.title, data.fingerprint),
+        options={k: v for k, v in config.items() if k != "seed" and v != {"name": "none"}},
+        backbone=record,
+        seed=subject.seed,
+        command=["ssl-bench", "evaluate", subject.name],
+    )
+    write_run(folder, info)
+    write_json(folder / "environment.json", describe())
+    identity = {"method": subject.baseline, "branch": subject.baseline}
+    return folder, FrozenBackbone(network, data.mean, data.std, identity, folder / "features", device)

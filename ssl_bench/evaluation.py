@@ -1,0 +1,75 @@
+"""The contract of an evaluation: fit on training images, choose on the selection split, predict the test images.
+
+An evaluation receives a frozen backbone, never a method. Nothing that learns or chooses is handed the test split: `fit`
+takes a TrainSplit and a SelectionSplit, `predict` the TestSplit, and the three are different types.
+
+Shapes: N images, D features, K classes.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.features import FrozenBackbone
+
+Fitted = TypeVar("Fitted")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted classes of the test images, by one variant of a protocol.
+
+    Args:
+        variant: Short name, such as `k20` or `cls+avg`; the headline variant's number is the protocol's.
+        labels: (N,) int64 predicted class of each test image, in the split's order.
+    """
+
+    variant: str
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Fit(Generic[Fitted]):
+    """What `fit` learned, and what it chose on the selection split.
+
+    Args:
+        state: Whatever `predict` needs.
+        features: Kinds of features it looked at.
+        chosen: Option -> chosen value, empty when nothing was chosen.
+        grid: Option -> the values it was chosen from.
+        on_edge: Whether a chosen value lies at an end of its grid: the grid was too small.
+        curve: Named series over the fit, such as selection accuracy per epoch.
+    """
+
+    state: Fitted
+    features: tuple[str, ...] = ()
+    chosen: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    on_edge: bool = False
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Evaluation(ABC, Generic[Fitted]):
+    """One protocol. Its options are its constructor's typed signature, each kept under its own name.
+
+    Attributes:
+        version: Raised whenever the same options would give other numbers.
+    """
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Fitted]:
+        """Learn from the training images; choose, if there is anything to choose, on the selection split."""
+
+    @abstractmethod
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestSplit) -> list[Prediction]:
+        """Classes of the test images, the headline variant first."""
+
+    def options(self) -> dict[str, Any]:
+        """Option -> value; what a record says of how a number was made."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

@@ -1,0 +1,98 @@
+"""The contract of a method: views + parts + loss. Everything else that pretraining needs is composed around it.
+
+Shapes: B images per device, C x H x W pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
+
+# isort: split
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.batch import Batch
+from ssl_bench.optim import StepSchedule, build_optimizer, clip_gradients
+from ssl_bench.options import Optim
+from ssl_bench.teacher import Teacher
+from ssl_bench.views import Views
+
+
+class Method(pl.LightningModule, ABC):
+    """Self-supervised pretraining of a backbone.
+
+    A subclass builds its parts in ``__init__`` (typed, with the paper's numbers as defaults), describes its ``views``
+    and computes its ``loss``. A `Teacher` among its parts is updated after each optimiser step.
+
+    Args:
+        backbone: The network being pretrained.
+        optim: The recipe of its optimiser; a subclass gives the paper's as default.
+    """
+
+    standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
+
+    def __init__(self, backbone: Backbone, optim: Optim) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optim = optim
+        self._schedule: StepSchedule | None = None
+
+    @abstractmethod
+    def views(self) -> Views:
+        """Describe the augmentation; the data module runs it."""
+
+    @abstractmethod
+    def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
+        """Scalar loss of a batch of views.
+
+        What a loss draws at random (masks, noise) it also takes as keyword, so that it can be compared with an oracle.
+        """
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone that evaluations receive when not asked for another; the student's."""
+        return self.backbone
+
+    @property
+    def progress(self) -> float:
+        """Part of training that is done, in [0, 1]."""
+        return self.trainer.global_step / max(1, self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self.loss(batch.views)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.index))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        loader_batch = self.trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
+        images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        total = self.total_steps  # loads the data, after which the batches of an epoch are known
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        optimizer = build_optimizer(self, self.optim)
+        self._schedule = StepSchedule(self.optim, images_per_step, total, steps_per_epoch)
+        self._schedule.apply(optimizer, self.trainer.global_step)
+        return optimizer
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Lightning calls this after unscaling (16-mixed) and once per optimiser step.
+        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], self.optim.clip, self.optim.clip_per)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        step = self.trainer.global_step  # of the update that is about to happen
+        assert self._schedule is not None
+        self._schedule.apply(optimizer, step)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for part in self.children():
+            if isinstance(part, Teacher):
+                part.update(step, self.total_steps)

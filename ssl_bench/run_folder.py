@@ -1,0 +1,42 @@
+"""A run's identity and folder. Torch-free.
+
+The identity is a hash of the configuration: the same command again finds the same folder, and resumes or is done.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+# Options that say where or how fast, not what: two runs that differ in these alone are the same run.
+NOT_IDENTITY = (
+    ("data", "num_workers"),
+    ("data", "download"),
+    ("trainer", "accelerator"),
+    ("trainer", "log_every_n_steps"),
+)
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Eight hex digits of the configuration's sha256."""
+    what = json.loads(json.dumps(config))
+    for group, option in NOT_IDENTITY:
+        what.get(group, {}).pop(option, None)
+    canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def data_title(data: dict[str, Any]) -> str:
+    """What to call the images: the set's name, or the folder's for `folder` and `parquet`."""
+    if data["name"] in ("folder", "parquet") and data.get("root"):
+        return Path(data["root"]).resolve().name
+    return str(data["name"])
+
+
+def run_folder(runs: Path, config: dict[str, Any]) -> Path:
+    """`runs/mae-cifar10-vit_tiny_patch16_224-s0-1a2b3c4d`."""
+    method = config["method"]["name"].rpartition(".")[2]
+    parts = (method, data_title(config["data"]), config["backbone"]["name"], f"s{config['seed']}")
+    safe = (re.sub(r"[^\w.+-]+", "_", part)[:60] for part in parts)
+    return runs / "-".join((*safe, identity(config)))

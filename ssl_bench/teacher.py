@@ -1,0 +1,53 @@
+"""A teacher: a copy of the student that follows it as an exponential moving average.
+
+Composed into a method (BYOL's target, DINO's and iBOT's teacher); the training loop updates it after each step.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.schedules import cosine
+
+
+@final
+class Teacher(nn.Module):
+    """Moving average of a student's parameters, matched by name.
+
+    It starts as an exact copy. Buffers are not averaged (BYOL, DINO): batch norm keeps statistics of its own. It has no
+    gradient and, like its student, is in training mode while pretraining runs.
+
+    Args:
+        student: The module that is followed.
+        momentum: m at the start of training; theta' = m theta' + (1 - m) theta.
+        final_momentum: m at its end; a cosine leads there.
+        exclude: Names of the student's parameters that the teacher has no use for (iBOT's mask token).
+    """
+
+    def __init__(
+        self, student: nn.Module, momentum: float, final_momentum: float = 1.0, exclude: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self.momentum, self.final_momentum = momentum, final_momentum
+        self.module = copy.deepcopy(student).requires_grad_(False)
+        followed = dict(student.named_parameters())
+        self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
+            (own, followed[name]) for name, own in self.module.named_parameters() if name not in exclude
+        ]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The averaged network's output, without gradient."""
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, step: int, total: int) -> None:
+        """One step towards the student, with the momentum of this optimiser step."""
+        momentum = cosine(step, total, self.momentum, self.final_momentum)
+        own: list[Tensor] = [pair[0] for pair in self.pairs]
+        student: list[Tensor] = [pair[1] for pair in self.pairs]
+        torch._foreach_mul_(own, momentum)
+        torch._foreach_add_(own, student, alpha=1 - momentum)
