@@ -1,0 +1,242 @@
+"""The table as text: for a terminal, as Markdown, CSV and JSON, and the words that all formats share.
+
+Names come from users and file systems: what a reader could not see as a character is written as its escape.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from ssl_bench.leaderboard.table import Absent, Block, Cell, Row, Table
+
+TERMINAL_WIDTH = 100
+NAME_WIDTH = 34
+TITLE_WIDTH = 16
+LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test images."
+MARKS = {"*": "highest mean of its column", "†": "a chosen value lies at an end of its grid: a wider one may give more"}
+ORACLE = "oracle: something was chosen on the test images; not to be compared with the other columns"
+BLOCK_FIELDS = ("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens", "budget", "budget_text")
+ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "device", "runs")
+COLUMN_FIELDS = ("title", "variant", "oracle")
+CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "on_edge")
+EMPTY = "No finished and evaluated run."
+
+
+def terminal(table: Table) -> str:
+    """Tables of at most 100 columns; a wide one continues below itself."""
+    parts = []
+    for block in table.blocks:
+        parts += [*_wrapped(block_title(block)), *_wrapped(block_facts(block)), "", *_grid(block), ""]
+    parts += _wrapped(legend(table))
+    if table.absent:
+        cells = [[visible(part) for part in _absent_cells(run)] for run in table.absent]
+        parts += ["", "Not in the tables:"]
+        parts += [line for run in _aligned(cells, "<<<<<") for line in _wrapped(run, indent="    ")]
+    parts += [line for note in table.notes for line in _wrapped(f"Note: {note}.", indent="    ")]
+    return "\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """Tables in GitHub's Markdown."""
+    lines = []
+    for block in table.blocks:
+        heads = ["method", "seeds", *(f"{column.title} ({column.variant})" for column in block.columns)]
+        heads += ["epochs x views", "time"] if _pretrained(block) else []
+        rows = [[row.name, _seeds(row), *(score(c, row) for c in row.cells), *_facts(block, row)] for row in block.rows]
+        lines += [f"### {_escaped(block_title(block))}", "", _escaped(block_facts(block)), ""]
+        lines += [_markdown_row(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_markdown_row, rows), ""]
+    lines += [_escaped(legend(table)), ""]
+    if table.absent:
+        lines += [_markdown_row(["run", "method", "seed", "status", "reason"]), "|---" * 5 + "|"]
+        lines += [*(_markdown_row(_absent_cells(run)) for run in table.absent), ""]
+    lines += [f"- {_escaped(note)}." for note in table.notes]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """One line per method and protocol, with all digits."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS])
+    for block in table.blocks:
+        for row in block.rows:
+            for column, cell in zip(block.columns, row.cells, strict=True):
+                if cell is not None:
+                    parts = ((block, BLOCK_FIELDS), (row, ROW_FIELDS), (column, COLUMN_FIELDS), (cell, CELL_FIELDS))
+                    writer.writerow([_spreadsheet(getattr(part, name)) for part, names in parts for name in names])
+    return file.getvalue()
+
+
+def as_json(table: Table) -> str:
+    """The whole model, with all digits; `format` grows when a key changes its meaning."""
+    return json.dumps({"format": 1, **dataclasses.asdict(table)}, indent=1, allow_nan=False) + "\n"
+
+
+def block_title(block: Block) -> str:
+    """`cifar10, vit_tiny_patch16_224 (img_size=32), 100 epochs x views`."""
+    return ", ".join(part for part in (block.data, block.backbone, block.budget_text) if part)
+
+
+def block_facts(block: Block) -> str:
+    """Size and cost of the architecture, and the images' hash."""
+    facts = []
+    if block.backbone:
+        facts = [f"{_short(block.params)} parameters", f"{block.gflops_per_image:.3g} GFLOPs per image"]
+        facts += [f"{block.tokens} tokens"] if block.tokens else []
+    return ", ".join([*facts, *([f"images {block.fingerprint}"] if block.fingerprint else [])])
+
+
+def legend(table: Table) -> str:
+    """How to read the numbers, of which only what occurs."""
+    if not table.blocks:
+        return EMPTY
+    cells = [cell for block in table.blocks for row in block.rows for cell in row.cells if cell]
+    used = {"*": any(cell.best for cell in cells), "†": any(cell.on_edge for cell in cells)}
+    words = [LEGEND, *(f"{mark} {meaning}." for mark, meaning in MARKS.items() if used[mark])]
+    if any(column.oracle for block in table.blocks for column in block.columns):
+        words.append(f"{ORACLE}.")
+    return " ".join(words)
+
+
+def score(cell: Cell | None, row: Row) -> str:
+    """`72.3 ±1.9*`, with the number of seeds where it is not the row's."""
+    if cell is None:
+        return "-"
+    seeds = f" n={len(cell.seeds)}" if len(cell.seeds) != len(row.seeds) else ""
+    return f"{percent(cell.mean)} ±{percent(cell.half)}{seeds}{'*' * cell.best}{'†' * cell.on_edge}"
+
+
+def percent(value: float) -> str:
+    """One digit after the point."""
+    return f"{100 * value:.1f}"
+
+
+def epochs(row: Row) -> str:
+    """`100 x 2`: passes, and views of an image in each."""
+    return "-" if row.epochs is None else f"{row.epochs:.4g} x {row.views_per_image:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Two or three digits and a unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} s" if seconds else "-"
+
+
+def visible(text: str) -> str:
+    """Control characters, direction overrides and broken surrogates as escapes, so that a name is one line of text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def _pretrained(block: Block) -> bool:
+    return any(row.kind != "baseline" for row in block.rows)
+
+
+def _seeds(row: Row) -> str:
+    return f"n={len(row.seeds)}"
+
+
+def _facts(block: Block, row: Row) -> list[str]:
+    return [epochs(row), duration(row.seconds)] if _pretrained(block) else []
+
+
+def _absent_cells(run: Absent) -> list[str]:
+    return [run.run, run.method, str(run.seed), run.status, run.reason]
+
+
+def _grid(block: Block) -> list[str]:
+    """Lines of a block's table, in as many parts beside each other as the width asks for below each other."""
+    names = [textwrap.wrap(visible(row.name), NAME_WIDTH, subsequent_indent="  ") or [""] for row in block.rows]
+    first = [[["method"], *names], [["seeds"], *([_seeds(row)] for row in block.rows)]]
+    columns = []
+    for i, column in enumerate(block.columns):
+        titles = textwrap.wrap(visible(column.title), TITLE_WIDTH) + textwrap.wrap(visible(column.variant), TITLE_WIDTH)
+        columns.append([titles, *([score(row.cells[i], row)] for row in block.rows)])
+    if _pretrained(block):
+        columns.append([["epochs", "x views"], *([epochs(row)] for row in block.rows)])
+        columns.append([["time"], *([duration(row.seconds)] for row in block.rows)])
+    parts = [list(first)]
+    for column_lines in columns:
+        if sum(map(_widest, parts[-1])) + 2 * len(parts[-1]) + _widest(column_lines) > TERMINAL_WIDTH:
+            parts.append(list(first))
+        parts[-1].append(column_lines)
+    lines = []
+    for part in parts:
+        rows = [line for group in zip(*part, strict=True) for line in _side_by_side(group)]
+        aligned = _aligned(rows, "<" + ">" * (len(part) - 1))
+        head = max(len(column[0]) for column in part)
+        lines += [*aligned[:head], "-" * max(map(_width, aligned)), *aligned[head:], ""]
+    return lines[:-1]
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(visible(text), TERMINAL_WIDTH, subsequent_indent=indent)
+
+
+def _side_by_side(cells: Iterable[Sequence[str]]) -> list[list[str]]:
+    cells = list(cells)
+    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(max(map(len, cells)))]
+
+
+def _widest(column: Iterable[Iterable[str]]) -> int:
+    return max(_width(line) for lines in column for line in lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Cells padded to their columns; marks hang to the right of the numbers that are aligned."""
+    marks = [max(_hanging(cell) for cell in column) for column in zip(*rows, strict=True)]
+    rows = [[cell + " " * (mark - _hanging(cell)) for cell, mark in zip(row, marks, strict=True)] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [_padded(cell, width, side) for cell, width, side in zip(row, widths, sides, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _padded(cell: str, width: int, side: str) -> str:
+    space = " " * (width - _width(cell))
+    return cell + space if side == "<" else space + cell
+
+
+def _hanging(cell: str) -> int:
+    return len(cell) - len(cell.rstrip("*†")) if "±" in cell else 0
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: two for wide characters, none for marks that combine with the one before."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    """Nothing in a name is markup. Between digits and letters, `_` is none."""
+    return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", visible(text))
+
+
+def _spreadsheet(value: object) -> object:
+    """Several values with spaces between; text that a spreadsheet would run as a formula after an apostrophe."""
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    if isinstance(value, str):
+        shown = visible(value)
+        return f"'{shown}" if shown[:1] in ("=", "+", "-", "@") else shown
+    return value
+
+
+def _short(count: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

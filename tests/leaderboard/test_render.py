@@ -1,0 +1,228 @@
+"""All formats say the same, in the width they have, whatever names they are given."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from ssl_bench.errors import UserError
+from ssl_bench.leaderboard.render import FORMATS, leaderboard
+from ssl_bench.leaderboard.text import duration, visible
+from ssl_bench.results import Selected
+
+from .conftest import Runs
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "a|b`c*d_e_ [x](http://x) \\",
+    "=HYPERLINK(1)",
+    "\x1b[31mred\x1b[0m\nnext\r\tline\x00",
+    "\u202edesrever\u202c \u200f",
+    "שיטה",
+    "方法" * 30,
+    "x" * 300,
+    "&lt;b&gt;",
+]
+
+
+@pytest.fixture
+def benchmark(runs: Runs) -> Runs:
+    """Three methods, two blocks, baselines, gaps and flags."""
+    for seed in range(3):
+        runs.add("mae", seed, {"knn": 0.5 + 0.011 * seed, "linear": 0.7 + 0.0035 * seed})
+        runs.add("simclr", seed, {"linear": 0.72 - 0.007 * seed})
+    runs.add("simclr", 3, {"knn": 0.6})
+    edge = {"selected": Selected(on_edge=True, selection_split="selection")}
+    runs.add("dino", 0, {"linear": 0.6115}, epochs=100.0, result=edge)
+    runs.add("ibot", 0, {"linear": 0.9}, result={"selected": Selected(selection_equals_report=True)})
+    runs.baselines(knn=0.4, linear=0.45)
+    runs.add("byol", 0, status="failed", error="NaN in the loss at step 812")
+    return runs
+
+
+class Cells(HTMLParser):
+    """The cells of the score tables of a page: attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[dict[str, str | None], str]]] = []
+        self.inside = False
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append((dict(attrs), ""))
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            attributes, text = self.rows[-1][-1]
+            self.rows[-1][-1] = attributes, text + data
+
+
+def test_all_formats_have_the_same_numbers(benchmark: Runs) -> None:
+    shown = {name: leaderboard([benchmark.root], name) for name in FORMATS}
+    table = json.loads(shown["json"])
+    cells = [
+        (block, row, column, cell)
+        for block in table["blocks"]
+        for row in block["rows"]
+        for column, cell in zip(block["columns"], row["cells"], strict=True)
+        if cell
+    ]
+    assert len(cells) == 14
+
+    lines = list(csv.DictReader(io.StringIO(shown["csv"])))
+    assert [(line["name"], line["title"], line["variant"]) for line in lines] == [
+        (row["name"], column["title"], column["variant"]) for _, row, column, _ in cells
+    ]
+    for line, (block, row, _, cell) in zip(lines, cells, strict=True):
+        assert [float(line[key]) for key in ("mean", "low", "high")] == [cell["mean"], cell["low"], cell["high"]]
+        assert [float(value) for value in line["values"].split()] == cell["values"]
+        assert [int(seed) for seed in line["seeds"].split()] == cell["seeds"]
+        assert (line["best"], line["on_edge"]) == (str(cell["best"]), str(cell["on_edge"]))
+        assert line["budget"] == str(block["budget"])
+        assert line["runs"].split() == row["runs"]
+
+    page = [attributes for row in Cells(shown["html"]).rows for attributes, _ in row if "data-low" in attributes]
+    assert [[float(cell[f"data-{key}"] or "") for key in ("value", "low", "high")] for cell in page] == [
+        [cell["mean"], cell["low"], cell["high"]] for *_, cell in cells
+    ]
+    assert [int(cell["data-n"] or 0) for cell in page] == [len(cell["seeds"]) for *_, cell in cells]
+    assert ["best" in (cell.get("class") or "") for cell in page] == [cell["best"] for *_, cell in cells]
+
+    rounded = []
+    for _, row, _, cell in cells:
+        half = max(cell["high"] - cell["mean"], cell["mean"] - cell["low"])
+        seeds = len(cell["seeds"])
+        rounded.append(
+            f"{100 * cell['mean']:.1f} ±{100 * half:.1f}{f' n={seeds}' if seeds != len(row['seeds']) else ''}"
+            f"{'*' if cell['best'] else ''}{'†' if cell['on_edge'] else ''}"
+        )
+    score = re.compile(r"\d+\.\d ±\d+\.\d(?: n=\d+)?[*†]*")
+    assert score.findall(shown["markdown"].replace("\\*", "*")) == rounded
+    assert score.findall(shown["table"]) == rounded  # narrow enough here not to continue below itself
+    texts = [text for row in Cells(shown["html"]).rows for attributes, text in row if "data-low" in attributes]
+    assert texts == rounded
+
+
+def test_every_format_names_gaps_flags_and_what_is_missing(benchmark: Runs) -> None:
+    for name in ("table", "markdown", "html"):
+        text = leaderboard([benchmark.root], name)
+        assert "oracle: something was chosen on the test images" in text
+        assert "a chosen value lies at an end of its grid" in text
+        assert "NaN in the loss at step 812" in text
+        assert "0.351 GFLOPs per image" in text
+        assert "65 tokens" in text
+
+
+def test_the_terminal_table_as_it_looks(runs: Runs) -> None:
+    for seed in range(2):
+        runs.add("mae", seed, {"knn": 0.5, "linear": 0.7})
+    runs.add("simclr", 0, {"knn": 0.6})
+    runs.baselines(knn=0.4)
+    assert leaderboard([runs.root]) == (
+        """\
+cifar10, vit_nano_patch4_32 (img_size=32), 40 epochs x views
+2.7 M parameters, 0.351 GFLOPs per image, 65 tokens, images aa11bb22
+
+method  seeds        knn      linear   epochs    time
+                     k20     cls+avg  x views
+-----------------------------------------------------
+mae       n=2  50.0 ±2.2   70.0 ±2.0   20 x 2  12 min
+simclr    n=1  60.0 ±2.2*          -   20 x 2  12 min
+random    n=1  40.0 ±2.2           -        -       -
+pixels    n=1  38.0 ±2.1           -        -       -
+
+Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test
+images. * highest mean of its column.
+"""
+    )
+
+
+def test_a_wide_table_continues_below_itself(runs: Runs) -> None:
+    protocols = [f"protocol_{i:02d}" for i in range(14)]
+    for i, method in enumerate(("mae", "a_package.a_module.AMethodOfAnotherPackage", "方法" * 20)):
+        runs.add(method, 0, {name: 0.3 + 0.04 * j + 0.01 * i for j, name in enumerate(protocols)}, folder=f"run-{i}")
+    text = leaderboard([runs.root])
+    assert all(sum(2 if "一" <= c <= "鿿" else 1 for c in line) <= 100 for line in text.splitlines())
+    for j, name in enumerate(protocols):
+        assert text.count(name) == 1
+        assert f"{30 + 4 * j:.1f} ±" in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text(runs: Runs, name: str) -> None:
+    runs.add("mae", 0, {"linear": 0.6})
+    runs.add(name, 0, {"linear": 0.7}, folder="run")
+    runs.add("dino", 0, status="failed", error=name, folder="failed")
+    shown = {format: leaderboard([runs.root], format) for format in FORMATS}
+    assert all(text.encode() for text in shown.values())
+    page = Cells(shown["html"])
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert not any("\x1b" in text or "\u202e" in text or "\x00" in text for text in shown.values())
+    (line,) = [line for line in csv.DictReader(io.StringIO(shown["csv"])) if line["runs"] == "run"]
+    assert not line["name"].startswith(("=", "+", "-", "@"))
+    rows = [line for line in shown["markdown"].splitlines() if line.startswith("|") and "70.0" in line]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0].replace("\\\\", ""))) == 6
+
+
+def test_a_folder_whose_name_is_no_unicode(runs: Runs) -> None:
+    runs.add("mae", 0, {"linear": 0.6}, folder="run-\udcff")
+    runs.add("dino", 0, status="failed", folder="failed-\udcff")
+    for format in FORMATS:
+        leaderboard([runs.root], format).encode()
+
+
+def test_visible_keeps_letters_and_escapes_the_rest() -> None:
+    assert visible("naïve 方法 שיטה ±†") == "naïve 方法 שיטה ±†"
+    assert visible("a\nb\x1b\u202e\udcff") == "a\\nb\\x1b\\u202e\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "-"), (0.4, "0 s"), (119, "119 s"), (130, "2.2 min"), (725, "12 min"), (12_312, "3.4 h"), (1e6, "12 d")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_an_unknown_format_and_no_finished_run(runs: Runs) -> None:
+    runs.add("mae", 0, status="running")
+    with pytest.raises(UserError, match="no format 'htm'; did you mean 'html'"):
+        leaderboard([runs.root], "htm")
+    for name in ("table", "markdown", "html"):
+        assert "No finished and evaluated run." in leaderboard([runs.root], name)
+
+
+def test_the_same_runs_give_the_same_bytes(benchmark: Runs) -> None:
+    for name in FORMATS:
+        assert leaderboard([benchmark.root], name) == leaderboard([benchmark.root], name)
+
+
+def test_fifty_runs_take_less_than_half_a_second(runs: Runs) -> None:
+    for i in range(50):
+        runs.add(f"method{i % 10}", i // 10, {"knn": 0.4 + 0.001 * i, "linear": 0.5 + 0.001 * i})
+    code = (
+        "import sys, time; start = time.process_time()\n"
+        "from pathlib import Path; from ssl_bench.leaderboard.render import leaderboard\n"
+        "leaderboard([Path(sys.argv[1])], 'table'); print(time.process_time() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(runs.root)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5
