@@ -1,0 +1,177 @@
+"""k-NN: an image is of the class that its nearest training images vote for.
+
+The protocol of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018
+(https://arxiv.org/abs/1805.01978) as DINO has it (https://github.com/facebookresearch/dino): cosine similarity s, the k
+nearest, each vote weighted exp(s / T). Nothing is learned and nothing is chosen, k = 20 was fixed beforehand, so the
+bank is every training image, the selection part included.
+
+The order of neighbours depends on the features' scale and on the final norm (MAE's accuracy halves with it), so the
+same votes are also counted on the features before that norm, and on features standardised over the bank.
+
+Ours: similarities are float32, votes float64, and of two equally near images the one first in the bank is the nearer.
+
+Shapes: Q queries, N images in the bank, D features, K classes, k neighbours.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.features import FrozenBackbone, full_precision
+
+QUERIES = 1024  # in one matrix product
+BANK_VALUES = 2**25  # float32 values of the bank in one matrix product: 128 MiB
+RANKED = 2**19  # similarities that are ranked at once: they stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where similarities are taken: a kind of features, standardised first where mean and deviation (D,) are given."""
+
+    suffix: str
+    kind: str
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
+
+    def rows(self, backbone: FrozenBackbone, splits: Sequence[Split], count: int) -> Iterator[Tensor]:
+        """(<= count, D) unit vectors at a time."""
+        for split in splits:
+            for at in range(0, len(split), count):
+                features = backbone.features(split, self.kind, slice(at, at + count))
+                if self.mean is not None and self.deviation is not None:
+                    features = (features - self.mean) / self.deviation
+                yield F.normalize(features, dim=1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The bank: which images, their (N,) classes, and the spaces to search, the headline's first."""
+
+    splits: tuple[TrainSplit, SelectionSplit]
+    labels: Tensor
+    spaces: list[Space]
+
+
+@final
+class Knn(Evaluation[Reference]):
+    """Weighted k-NN on cosine similarity.
+
+    Args:
+        k: Numbers of neighbours to report.
+        headline_k: The one whose accuracy is the protocol's.
+        temperature: T of the weights exp(s / T).
+    """
+
+    def __init__(
+        self,
+        k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200),
+        headline_k: int = 20,
+        temperature: float = 0.07,
+    ) -> None:
+        if headline_k not in k:
+            raise ValueError(f"headline_k {headline_k} is not among k {tuple(k)}: add it")
+        if min(k) < 1 or not temperature > 0:
+            raise ValueError(f"every k and the temperature must be above 0, not {tuple(k)} and {temperature}")
+        self.k = k
+        self.headline_k = headline_k
+        self.temperature = temperature
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Reference]:
+        splits = train, selection
+        kind = backbone.headline_kind
+        mean, variance = backbone.moments(splits, kind)
+        variance[variance <= 1e-12 * variance.max()] = torch.inf  # a feature that is constant says nothing
+        spaces = [Space("", kind), Space("-standardised", kind, mean.float(), variance.sqrt().float())]
+        if f"{kind}_raw" in backbone.kinds:
+            spaces.append(Space("-raw", f"{kind}_raw"))
+        labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
+        return Fit(Reference(splits, labels, spaces), features=tuple({space.kind: None for space in spaces}))
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Reference], test: TestSplit) -> list[Prediction]:
+        bank, predictions = fit.state, []
+        classes = int(bank.labels.max()) + 1
+        for space in bank.spaces:
+            dim = backbone.features(test, space.kind, slice(0, 1)).shape[1]
+            reference = space.rows(backbone, bank.splits, max(1, BANK_VALUES // dim))
+            queries = lambda space=space: space.rows(backbone, [test], QUERIES)  # noqa: E731
+            similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
+            for k, voted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
+                predictions.append(Prediction(f"k{k}{space.suffix}", voted.cpu()))
+        return sorted(predictions, key=lambda p: p.variant != f"k{self.headline_k}")
+
+
+def neighbours(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank most similar to each query, or all if it has fewer; of equals, the lower row.
+
+    Args:
+        queries: Gives (q, D) unit vectors, chunk by chunk, each time it is called.
+        bank: (n, D) unit vectors, chunk by chunk.
+        k: How many.
+
+    Returns:
+        (Q, k) similarities, falling, and (Q, k) rows.
+    """
+    best: list[Tensor] = []  # (q, k) keys of each chunk of queries
+    offset = 0
+    for reference in bank:
+        for at, query in enumerate(queries()):
+            with full_precision():
+                similarity = query @ reference.T  # (q, n)
+            slices = similarity.split(max(1, RANKED // len(reference)))
+            found = torch.cat([_largest(some, offset, k) for some in slices])
+            if at == len(best):
+                best.append(found)
+            else:
+                both = torch.cat([best[at], found], dim=1)
+                best[at] = both.topk(min(k, both.shape[1]), dim=1).values
+        offset += len(reference)
+    keys = torch.cat(best)
+    ordered = (keys >> 32).int()
+    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def votes(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float) -> dict[int, Tensor]:
+    """k -> (Q,) class with the largest sum of exp(s / T) among the first k of (Q, most) sorted neighbours."""
+    similarity = similarity.double()
+    exponent = (similarity - similarity[:, :1]) / temperature  # 0 for the nearest: the order of classes stays
+    score = exponent.new_zeros(len(labels), classes)
+    weight, predictions, done = exponent.exp(), {}, 0
+    for k in sorted(ks):
+        new = slice(done, k)
+        score.scatter_add_(1, labels[:, new], weight[:, new])  # (Q, K)
+        predictions[k], done = score.argmax(1), k
+    return {k: predictions[k] for k in ks}
+
+
+def _keys(similarity: Tensor, column: Tensor) -> Tensor:
+    """int64 that sort by similarity, then by lower column: a float's bits made monotonic, then the column inverted."""
+    bits = (similarity + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.long() << 32) | (0xFFFFFFFF - column)
+
+
+def _largest(similarity: Tensor, offset: int, k: int) -> Tensor:
+    """(q, k) keys of the k most similar of (q, n), falling; all n of them if n is less than k.
+
+    The k-th largest of the maxima of small blocks is at most the k-th largest similarity: what is below it need not be
+    ranked, and hardly anything is left.
+    """
+    n = similarity.shape[1]
+    columns = torch.arange(offset, offset + n, device=similarity.device)
+    block = min(32, n // (2 * k))
+    if block < 2:
+        return _keys(similarity, columns).topk(min(k, n), dim=1).values
+    maxima = similarity[:, : n // block * block].unflatten(1, (-1, block)).amax(2)
+    bound = maxima.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)  # (q, 1)
+    row, column = (similarity >= bound).nonzero(as_tuple=True)
+    counts = row.bincount()
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    keys = columns.new_full((len(similarity), int(counts.max())), torch.iinfo(torch.int64).min)
+    keys[row, place] = _keys(similarity[row, column], columns[column])
+    return keys.topk(k, dim=1).values

@@ -1,0 +1,169 @@
+"""Run evaluations on a frozen backbone and write what they found: a record and every prediction.
+
+Shapes: N test images.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ssl_bench
+from ssl_bench.data.opened import Data
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation import Evaluation, Prediction
+from ssl_bench.features import Cost, FrozenBackbone, full_precision, peak_memory, rows_digest, split_name
+from ssl_bench.results import (
+    DataRecord,
+    EvaluationCost,
+    Predictions,
+    Result,
+    Score,
+    Selected,
+    SplitRecord,
+    read_result,
+    read_run,
+    result_stem,
+    write_result,
+)
+from ssl_bench.statistics import wilson
+
+# Two results that agree in these are of the same number.
+SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
+
+
+def evaluate(
+    subject: FrozenBackbone,
+    data: Data,
+    evaluations: dict[str, Evaluation[Any]],
+    run_dir: Path,
+    force: bool = False,
+) -> list[Result]:
+    """Results of the evaluations, one after another; those already recorded are read.
+
+    Args:
+        subject: The backbone; `identity["branch"]` says which of a method's networks it is.
+        data: Labelled images, with test images.
+        evaluations: Protocol's name -> evaluation.
+        run_dir: The run's folder, where its `run.json` is and where results and predictions go.
+        force: Evaluate again what is recorded.
+
+    Raises:
+        UserError: The data have no labels or no test images.
+        RuntimeError: An evaluation changed the backbone, or did not predict each test image.
+    """
+    data.require_labels()
+    assert data.train is not None and data.selection is not None and data.test is not None
+    results = []
+    for protocol, evaluation in evaluations.items():
+        blank = _blank(subject, data, protocol, evaluation)
+        result = None if force else _recorded(run_dir, blank)
+        if result is not None:
+            print(f"{protocol}: {_shown(result)}, recorded before", file=sys.stderr)
+        else:
+            result, predictions = _run(subject, evaluation, data.train, data.selection, data.test, blank)
+            path = write_result(run_dir, result, predictions)
+            print(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}", file=sys.stderr)
+        if result.selected.on_edge:
+            print(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it", file=sys.stderr)
+        results.append(result)
+    return results
+
+
+def _run(
+    subject: FrozenBackbone,
+    evaluation: Evaluation[Any],
+    train: TrainSplit,
+    selection: SelectionSplit,
+    test: TestSplit,
+    blank: Result,
+) -> tuple[Result, Predictions]:
+    """One evaluation, and the blank record filled in."""
+    state, spent, start = subject.state_hash(), subject.spent, time.perf_counter()
+    subject.used.clear()
+    if subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(subject.device)
+    with full_precision():
+        fit = evaluation.fit(subject, train, selection)
+        predictions = evaluation.predict(subject, fit, test)
+    own = time.perf_counter() - start - (subject.spent.seconds - spent.seconds)
+    if subject.state_hash() != state:
+        raise RuntimeError(f"{blank.protocol} changed the backbone's parameters or buffers: its result is void")
+    scores = _scores(blank.protocol, predictions, test)
+    cost = sum(subject.used.values(), Cost(seconds=own))  # with the features it used, whoever computed them
+    result = dataclasses.replace(
+        blank,
+        headline=predictions[0].variant,
+        value=scores[predictions[0].variant].value,
+        interval=scores[predictions[0].variant].interval,
+        variants=scores,
+        selected=Selected(fit.grid, fit.chosen, fit.on_edge, "selection" if fit.chosen else "none"),
+        curve=fit.curve,
+        features=list(fit.features),
+        cost=EvaluationCost(cost.images, float(cost.flops), cost.seconds, peak_memory(subject.device)),
+    )
+    return result, Predictions(test.ids, test.labels.tolist(), {p.variant: p.labels.tolist() for p in predictions})
+
+
+def _scores(protocol: str, predictions: list[Prediction], test: TestSplit) -> dict[str, Score]:
+    """Variant -> accuracy with its interval."""
+    scores: dict[str, Score] = {}
+    for prediction in predictions:
+        if prediction.labels.shape != (len(test),) or prediction.variant in scores:
+            raise RuntimeError(
+                f"{protocol} gave {tuple(prediction.labels.shape)} predictions for {len(test)} test images as variant "
+                f"{prediction.variant!r}; each variant once, each image once"
+            )
+        correct = int((prediction.labels.cpu().numpy() == test.labels).sum())
+        scores[prediction.variant] = Score(correct / len(test), wilson(correct, len(test)))
+    if not scores:
+        raise RuntimeError(f"{protocol} predicted nothing")
+    return scores
+
+
+def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evaluation[Any]) -> Result:
+    """What is known of a result before it is: all that says which number it is."""
+    assert data.train is not None and data.selection is not None and data.test is not None
+    splits = (data.train, data.selection, data.test)
+    what = json.dumps([subject.network.spec, subject.state_hash(), subject.mean, subject.std], sort_keys=True)
+    return Result(
+        protocol=protocol,
+        version=evaluation.version,
+        options=json.loads(json.dumps(evaluation.options())),  # tuples become lists, as they do in the file
+        headline="",
+        value=0.0,
+        interval=(0.0, 0.0),
+        n_test=len(data.test),
+        data=DataRecord(data.title, data.fingerprint),
+        splits={split_name(s): SplitRecord(f"{split_name(s)} {rows_digest(s)[:8]}", len(s)) for s in splits},
+        geometry=subject.geometry,
+        branch=str(subject.identity.get("branch", "")),
+        backbone=hashlib.sha256(what.encode()).hexdigest(),
+        software={"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
+    )
+
+
+def _recorded(run_dir: Path, blank: Result) -> Result | None:
+    """The result of the same number, if it is there with its predictions."""
+    stem = result_stem(read_run(run_dir), blank.protocol, blank.data)
+    path = run_dir / "results" / f"{stem}.json"
+    if not path.is_file() or not (run_dir / "predictions" / f"{stem}.parquet").is_file():
+        return None
+    try:
+        found = read_result(path)
+    except UserError as error:
+        print(f"{error}; evaluating again", file=sys.stderr)
+        return None
+    return found if all(getattr(found, name) == getattr(blank, name) for name in SAME) else None
+
+
+def _shown(result: Result) -> str:
+    low, high = result.interval
+    return f"{100 * result.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] ({result.headline})"

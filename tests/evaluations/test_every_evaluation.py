@@ -1,0 +1,163 @@
+"""What every evaluation must do, whatever it measures: found by its file, tested here without being named."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_bench import registry
+from ssl_bench.backbone import Backbone
+from ssl_bench.data.pool import ResidentPool
+from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.evaluation import Evaluation, Fit
+from ssl_bench.features import FrozenBackbone, Pixels
+from ssl_bench.options import BackboneOptions
+
+CLASSES = 3
+QUICK: dict[str, Any] = {"iterations": 30, "batch_size": 16}  # for the evaluations that have such options
+VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
+RESNET = BackboneOptions(name="resnet18", img_size=8, width=None)
+NAMES = sorted(file.stem for file in registry.folder("evaluations").glob("[!_]*.py"))
+
+
+def evaluation_class(name: str) -> type[Evaluation[Any]]:
+    cls = registry.load(registry.find("evaluations", name.replace("_", "-")))
+    assert issubclass(cls, Evaluation)
+    return cls
+
+
+@pytest.fixture(params=NAMES)
+def protocol(request: pytest.FixtureRequest) -> Evaluation[Any]:
+    cls = evaluation_class(request.param)
+    options = inspect.signature(cls).parameters
+    return cls(**{name: value for name, value in QUICK.items() if name in options})
+
+
+@pytest.fixture
+def splits() -> tuple[TrainSplit, SelectionSplit, TestSplit]:
+    """Noisy images whose colour tells their class: what is learned can be seen."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % CLASSES
+    bright = np.eye(CLASSES)[labels][:, :, None, None]  # one channel
+    images = np.clip(60 + 120 * bright + 25 * rng.normal(size=(90, 3, 8, 8)), 0, 255)
+    pools = [
+        ResidentPool(
+            images=torch.tensor(images[rows], dtype=torch.uint8),
+            labels=labels[rows],
+            ids=[f"{name}/{i}" for i in range(n)],
+        )
+        for name, rows, n in (("train", slice(0, 60), 60), ("test", slice(60, 90), 30))
+    ]
+    return (
+        TrainSplit(pools[0], np.arange(45)),
+        SelectionSplit(pools[0], np.arange(45, 60)),
+        TestSplit(pools[1], np.arange(30)),
+    )
+
+
+def frozen(network: str = "vit", batch_size: int = 256) -> FrozenBackbone:
+    torch.manual_seed(0)
+    built = {"vit": lambda: Backbone(VIT), "resnet": lambda: Backbone(RESNET), "pixels": lambda: Pixels(8)}[network]()
+    return FrozenBackbone(built, (0.5,) * 3, (0.25,) * 3, {}, batch_size=batch_size)
+
+
+def predicted(
+    protocol: Evaluation[Any], backbone: FrozenBackbone, fit: Fit[Any], test: TestSplit
+) -> dict[str, list[int]]:
+    return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test)}
+
+
+def test_every_page_is_found() -> None:
+    assert {"knn", "linear"} <= set(NAMES)
+
+
+def test_each_test_image_gets_a_class_from_each_variant(protocol: Evaluation[Any], splits: Any) -> None:
+    for network in ("vit", "resnet", "pixels"):
+        backbone = frozen(network)
+        fit = protocol.fit(backbone, *splits[:2])
+        predictions = protocol.predict(backbone, fit, splits[2])
+        variants = [prediction.variant for prediction in predictions]
+        assert len(set(variants)) == len(variants) > 0
+        for prediction in predictions:
+            assert prediction.labels.shape == (30,) and prediction.labels.dtype == torch.int64
+            assert prediction.labels.min() >= 0 and prediction.labels.max() < CLASSES
+        assert fit.features and set(fit.features) <= set(backbone.kinds)
+        assert fit.chosen.keys() >= fit.grid.keys()
+        accuracy = (predictions[0].labels.numpy() == splits[2].labels).mean()
+        assert accuracy > 0.7, f"{network}: even {accuracy:.0%} of these images is too little"
+
+
+def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) -> None:
+    backbone = frozen("resnet")  # its batch norms would notice a pass in train mode
+    before = backbone.state_hash()
+    fit = protocol.fit(backbone, *splits[:2])
+    protocol.predict(backbone, fit, splits[2])
+    assert backbone.state_hash() == before
+    assert not backbone.network.training and all(p.grad is None for p in backbone.network.parameters())
+
+
+def test_fitting_twice_gives_the_same(protocol: Evaluation[Any], splits: Any) -> None:
+    torch.manual_seed(1)
+    first, second = frozen(), frozen()
+    once = predicted(protocol, first, protocol.fit(first, *splits[:2]), splits[2])
+    torch.randn(7)  # whatever else drew random numbers
+    fit = protocol.fit(second, *splits[:2])
+    assert predicted(protocol, second, fit, splits[2]) == once
+    assert predicted(protocol, second, fit, splits[2]) == once
+
+
+def test_predictions_do_not_depend_on_the_batch(protocol: Evaluation[Any], splits: Any) -> None:
+    train, selection, test = splits
+    fits = {size: protocol.fit(frozen(batch_size=size), train, selection) for size in (1, 7, 256)}
+    found = {size: predicted(protocol, frozen(batch_size=size), fit, test) for size, fit in fits.items()}
+    assert found[1] == found[7] == found[256]
+    backbone = frozen()
+    shuffled = np.random.default_rng(0).permutation(30)
+    other = predicted(protocol, backbone, fits[256], TestSplit(test.pool, test.rows[shuffled]))
+    alone = [predicted(protocol, backbone, fits[256], TestSplit(test.pool, test.rows[at : at + 1])) for at in range(30)]
+    for variant, labels in found[256].items():
+        assert other[variant] == [labels[at] for at in shuffled]
+        assert [one[variant][0] for one in alone] == labels
+
+
+def test_options_are_kept_under_their_own_names(protocol: Evaluation[Any]) -> None:
+    defaults = {name: p.default for name, p in inspect.signature(type(protocol)).parameters.items()}
+    assert protocol.options().keys() == defaults.keys()
+    assert type(protocol)(**protocol.options()).options() == protocol.options()
+    assert {n: v for n, v in protocol.options().items() if n not in QUICK} == {
+        n: v for n, v in defaults.items() if n not in QUICK
+    }
+
+
+# --- no evaluation learns from, or chooses on, the test images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_has_no_parameter_for_test_images(name: str) -> None:
+    hints = get_type_hints(evaluation_class(name).fit)
+    hints.pop("return")
+    assert list(hints.values()) == [FrozenBackbone, TrainSplit, SelectionSplit]
+    signature = inspect.signature(evaluation_class(name).fit)
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values()), "nothing can be slipped in"
+
+
+def test_the_three_splits_are_no_kinds_of_one_another() -> None:
+    kinds = (TrainSplit, SelectionSplit, TestSplit)
+    assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b)
+
+
+def test_fit_touches_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[type[Split]] = []
+    original: Callable[..., Any] = FrozenBackbone.features
+
+    def spy(self: FrozenBackbone, split: Split, *given: Any) -> Any:
+        asked.append(type(split))
+        return original(self, split, *given)
+
+    monkeypatch.setattr(FrozenBackbone, "features", spy)
+    backbone = frozen()
+    protocol.fit(backbone, *splits[:2])
+    assert asked and TestSplit not in asked
