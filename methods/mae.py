@@ -58,6 +58,8 @@ class MAE(Method):
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         if decoder_dim % decoder_heads:
             raise UserError(f"--method.decoder_dim {decoder_dim} is no multiple of decoder_heads {decoder_heads}")
+        if int(backbone.grid**2 * (1 - mask_ratio)) < 1:
+            raise UserError(f"--method.mask_ratio {mask_ratio} leaves none of {backbone.grid**2} patches visible")
         self.mask_ratio, self.norm_pix, self.crop_scale = mask_ratio, norm_pix, crop_scale
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         backbone.fix_positions("mae")

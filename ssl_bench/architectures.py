@@ -21,7 +21,7 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
     "resnet_nano": (
         "resnet18",
         {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)},
-        "ResNet, 10 layers, a half to a quarter of ResNet-18's channels: 1.3 M parameters",
+        "ResNet, 10 layers, a half to a quarter of ResNet-18's channels: 1.2 M parameters",
     ),
 }
 

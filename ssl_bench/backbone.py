@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         if isinstance(self.model, VisionTransformer):
             embeds = isinstance(self.model.patch_embed, PatchEmbed)
             if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
-                raise UserError(f"backbone {options.name} does not embed patches as a plain ViT: try vit_small_patch16_224")
+                raise UserError(f"backbone {options.name} is no plain ViT: try vit_small_patch16_224")
             self.img_size: int = self.model.patch_embed.img_size[0]
             self.patch_size: int = self.model.patch_embed.patch_size[0]
             self.grid: int = self.img_size // self.patch_size

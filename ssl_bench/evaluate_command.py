@@ -214,7 +214,7 @@ def _prepare(
         info = read_run(subject.folder)
         identity = {"method": info.method, "branch": "encoder"}
         cache = subject.folder / "features"
-        return subject.folder, FrozenBackbone(backbone, mean, std, identity, cache, device)
+        return subject.folder, FrozenBackbone(backbone, mean, std, identity, cache, device, num_workers=options.num_workers)
     network: Backbone | Pixels
     record, chosen = None, {"name": "none"}
     if subject.backbone is not None:
@@ -242,4 +242,6 @@ def _prepare(
     write_run(folder, info)
     write_json(folder / "environment.json", describe())
     identity = {"method": subject.baseline, "branch": subject.baseline}
-    return folder, FrozenBackbone(network, data.mean, data.std, identity, folder / "features", device)
+    return folder, FrozenBackbone(
+        network, data.mean, data.std, identity, folder / "features", device, num_workers=options.num_workers
+    )

@@ -205,16 +205,19 @@ class FrozenBackbone:
 
     def _bank(self, split: Split) -> Bank:
         if id(split) not in self._banks:
-            fields = self._fields(split)
-            path = self.cache_dir and self.cache_dir / f"{split_name(split)}-{_sha256(fields)}.safetensors"
-            bank = path and _load(path, fields)
-            if not bank:
-                bank = self._extract(split)
-                if path:
-                    _save(path, fields, bank)
+            bank = self._cached(split, self.cache_dir) if self.cache_dir else self._extract(split)
             self._banks[id(split)] = split, bank
         bank = self._banks[id(split)][1]
         self.used[split_name(split)] = bank.cost
+        return bank
+
+    def _cached(self, split: Split, folder: Path) -> Bank:
+        fields = self._fields(split)
+        path = folder / f"{split_name(split)}-{_sha256(fields)}.safetensors"
+        bank = _load(path, fields)
+        if bank is None:
+            bank = self._extract(split)
+            _save(path, fields, bank)
         return bank
 
     def _fields(self, split: Split) -> dict[str, Any]:
@@ -302,13 +305,13 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "images") -> Iterator[tqdm]:
-    """A bar with rate and time left on standard error; one line at the end where that is no terminal."""
+    """A bar with rate and time left on standard error; where that is no terminal, a line if it took a while."""
     start = time.perf_counter()
     with tqdm(total=total, desc=what, unit=f" {unit}", file=sys.stderr, disable=None, leave=False) as bar:
         yield bar
         quiet = bar.disable
-    if quiet:
-        seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if quiet and seconds > 5:
         print(f"{what}: {total:,} in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} {unit}/s", file=sys.stderr)
 
 

@@ -69,16 +69,18 @@ class Method(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.loss(batch.views)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.index))
+        assert self._schedule is not None
+        self.log("loss", loss.detach(), batch_size=len(batch.index))
+        self.log("lr", self._schedule.lr(self.trainer.global_step))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         loader_batch = self.trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
         images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        total = self.total_steps  # loads the data, after which the batches of an epoch are known
+        self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer = build_optimizer(self, self.optim)
-        self._schedule = StepSchedule(self.optim, images_per_step, total, steps_per_epoch)
+        self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
         self._schedule.apply(optimizer, self.trainer.global_step)
         return optimizer
 

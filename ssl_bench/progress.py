@@ -5,6 +5,7 @@ import time
 from typing import Any, final
 
 import pytorch_lightning as pl
+from torch import Tensor
 from tqdm import tqdm
 
 from ssl_bench.configuration import say
@@ -24,6 +25,8 @@ class Progress(pl.Callback):
         self.images_seen = 0
         self.seconds = 0.0
         self.bar: Any = None
+        self._losses: Tensor | None = None
+        self._batches = 0
         self._since = 0.0
         self._last_line = 0.0
 
@@ -36,12 +39,20 @@ class Progress(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images_seen += len(batch.index) * trainer.world_size
+        loss = outputs["loss"].detach()
+        self._losses = loss if self._losses is None else self._losses + loss  # on the device: nothing waits
+        self._batches += 1
         if self.bar is not None:
             self.bar.update(trainer.global_step - self.bar.n)
             if batch_idx % 20 == 0:
                 self.bar.set_postfix_str(f"epoch {trainer.current_epoch} {self._numbers(trainer)}", refresh=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._losses is not None:
+            for logger in trainer.loggers:
+                mean = float(self._losses) / self._batches
+                logger.log_metrics({"loss_epoch": mean, "epoch": trainer.current_epoch}, step=trainer.global_step)
+            self._losses, self._batches = None, 0
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now

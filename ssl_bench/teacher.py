@@ -18,7 +18,7 @@ class Teacher(nn.Module):
     """Moving average of a student's parameters, matched by name.
 
     It starts as an exact copy. Buffers are not averaged (BYOL, DINO): batch norm keeps statistics of its own. It has no
-    gradient and, like its student, is in training mode while pretraining runs.
+    gradient, no stochastic depth and, like its student, is in training mode while pretraining runs.
 
     Args:
         student: The module that is followed.
@@ -33,7 +33,11 @@ class Teacher(nn.Module):
         super().__init__()
         self.momentum, self.final_momentum = momentum, final_momentum
         self.module = copy.deepcopy(student).requires_grad_(False)
+        for module in self.module.modules():
+            if hasattr(module, "drop_prob"):
+                module.drop_prob = 0.0  # a teacher sees its whole network, in training mode too (DINO, iBOT)
         followed = dict(student.named_parameters())
+        assert set(exclude) <= followed.keys(), f"no parameter {set(exclude) - followed.keys()}"
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
             (own, followed[name]) for name, own in self.module.named_parameters() if name not in exclude
         ]

@@ -1,4 +1,4 @@
-"""Inputs, weights and outputs of the official implementations, computed once on tiny networks and kept in tests/golden/.
+"""Inputs, weights and outputs of the official implementations on tiny networks, kept in tests/golden/.
 
 Each case is a JSON file (configuration, scalars, what computed it) and, where it has tensors, a safetensors file.
 """

@@ -1,0 +1,5 @@
+"""Carries out a method's description of its views (`ssl_bench.views`)."""
+
+from ssl_bench.augment.executors import ColourOnDevice, CropInWorker, DeviceViews
+
+__all__ = ["ColourOnDevice", "CropInWorker", "DeviceViews"]
