@@ -33,6 +33,7 @@ class SimCLR(Method):
         projection_dim: P, the width the loss compares in.
         projection_layers: Linear layers of the head; SimCLRv2 has 3.
         color_strength: Of the colour jitter; 1.0 for ImageNet, 0.5 for CIFAR-10.
+        grayscale: Probability of a view without colour.
         blur: Probability of a Gaussian blur of a tenth of the image; 0 for CIFAR-10.
         crop_scale: Smallest part of the image's area in a view.
         standardize: Subtract the data's mean and divide by its deviation; the official code does not.
@@ -46,13 +47,15 @@ class SimCLR(Method):
         projection_dim: int = 128,
         projection_layers: int = 2,
         color_strength: float = 1.0,
+        grayscale: float = 0.2,
         blur: float = 0.5,
         crop_scale: float = 0.08,
         standardize: bool = False,
         optim: Optim = Optim("lars_tf", base_lr=0.3, weight_decay=1e-6, warmup_epochs=10),
     ) -> None:
         super().__init__(backbone, optim)
-        self.temperature, self.color_strength, self.blur = temperature, color_strength, blur
+        self.temperature, self.color_strength = temperature, color_strength
+        self.grayscale, self.blur = grayscale, blur
         self.crop_scale, self.standardize = crop_scale, standardize
         if not backbone.is_vit:
             for module in backbone.modules():
@@ -65,7 +68,7 @@ class SimCLR(Method):
         s = self.color_strength
         jitter = (0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
         scale = (self.crop_scale, 1.0)
-        return [View(self.backbone.img_size, 2, scale, jitter=jitter, grayscale=0.2, blur=self.blur)]
+        return [View(self.backbone.img_size, 2, scale, jitter=jitter, grayscale=self.grayscale, blur=self.blur)]
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         features = self.backbone(torch.cat(views))  # (2B, D), in one pass: batch norm sees both views

@@ -13,10 +13,20 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
         {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3},
         "ViT, 32 px, 96 wide, 6 deep: 0.7 M parameters",
     ),
+    "vit_micro_patch4_32": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
+        "ViT, 32 px, 64 wide, 4 deep: 0.2 M parameters, the demo's",
+    ),
     "vit_pico_patch4_32": (
         "vit_tiny_patch16_224",
         {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3},
         "ViT, 32 px, 48 wide, 2 deep: for tests",
+    ),
+    "resnet_micro": (
+        "resnet18",
+        {"layers": (1, 1, 1, 1), "channels": (24, 48, 96, 192), "stem_type": "deep", "stem_width": 12},
+        "ResNet, 10 layers, narrow from the stem on: 0.7 M parameters, the demo's",
     ),
     "resnet_nano": (
         "resnet18",

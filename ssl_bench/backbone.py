@@ -58,8 +58,8 @@ class Backbone(nn.Module):
             self.dim = self.model.num_features
             self.small_stem = options.small_stem if options.small_stem is not None else self.img_size <= 64
             if self.small_stem:
-                channels = self.model.conv1.out_channels if isinstance(self.model.conv1, nn.Conv2d) else 64
-                self.model.conv1 = nn.Conv2d(3, channels, 3, stride=1, padding=1, bias=False)
+                width = self.model.bn1.num_features
+                self.model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
                 nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
                 self.model.maxpool = nn.Identity()
             self.model.to(memory_format=torch.channels_last)

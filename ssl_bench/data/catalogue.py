@@ -1,0 +1,52 @@
+"""The data sets by name. Torch-free: the command line lists and completes them."""
+
+from dataclasses import dataclass
+
+TORCHVISION = "ssl_bench.data.torchvision_sets:load"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set.
+
+    Args:
+        loader: `module:function` that opens it: DataOptions -> Source.
+        image_size: Pixels of its square images; None for photographs of any size.
+        classes: How many; None when the files decide.
+        description: One line for `ssl-bench list data`.
+    """
+
+    loader: str
+    image_size: int | None
+    classes: int | None
+    description: str
+
+
+CATALOGUE: dict[str, Entry] = {
+    "digits": Entry(
+        "ssl_bench.data.digits:load", 8, 10, "scikit-learn's 1,797 handwritten digits, 8 px, embedded; saturated"
+    ),
+    "digits-canvas": Entry(
+        "ssl_bench.data.digits_canvas:load",
+        32,
+        10,
+        "derived from digits: placed, scaled and tinted on cluttered 32 px canvases, 15,000 + 3,000, embedded",
+    ),
+    "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000"),
+    "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000"),
+    "stl10": Entry(TORCHVISION, 96, 10, "STL-10, 5,000 + 8,000, and 100,000 unlabelled images for pretraining"),
+    "svhn": Entry(TORCHVISION, 32, 10, "Street View house numbers, 73,257 + 26,032"),
+    "fashion_mnist": Entry(TORCHVISION, 28, 10, "Fashion-MNIST, gray, 60,000 + 10,000"),
+    "eurosat": Entry(
+        TORCHVISION, 64, 10, "EuroSAT, satellite, 27,000; its test images are a fixed fifth of each class, by us"
+    ),
+    "flowers102": Entry(TORCHVISION, None, 102, "Oxford Flowers 102, 2,040 (its train and val) + 6,149"),
+    "food101": Entry(TORCHVISION, None, 101, "Food-101, 75,750 + 25,250"),
+    "oxford_pets": Entry(TORCHVISION, None, 37, "Oxford-IIIT Pets, breeds, 3,680 + 3,669"),
+    "dtd": Entry(TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880"),
+    "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925"),
+    "folder": Entry(
+        "ssl_bench.data.folder:load", None, None, "yours: train/val/test class folders, or unlabelled images in one"
+    ),
+    "parquet": Entry("ssl_bench.data.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"),
+}

@@ -1,0 +1,88 @@
+"""The data module: batches of training images, and their views made on the device where training runs.
+
+Shapes: B images of a batch, 3 x H x W pixels.
+"""
+
+from dataclasses import replace
+from typing import Any, final
+
+import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
+
+# isort: split
+import pytorch_lightning as pl
+import torch
+
+from ssl_bench.augment import ColourOnDevice, CropInWorker, DeviceViews
+from ssl_bench.batch import Batch
+from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader
+from ssl_bench.data.opened import Data
+from ssl_bench.data.pool import ResidentPool
+from ssl_bench.options import DataOptions
+from ssl_bench.randomness import derive
+from ssl_bench.views import Views
+
+
+@final
+class DataModule(pl.LightningDataModule):
+    """Feeds pretraining; knows no method, only the description of its views.
+
+    Args:
+        data: The opened data set; pretraining uses all its training images.
+        options: Batch size and workers; `batch_size` is lowered at setup to what there are images for.
+        views: What a method wants to see of each image.
+        seed: The run's.
+    """
+
+    def __init__(self, data: Data, options: DataOptions, views: Views, seed: int) -> None:
+        super().__init__()
+        self.data, self.options, self.seed = data, options, seed
+        self._views = views
+        self._resident = DeviceViews(views, data.mean, data.std)
+        self._cropped = ColourOnDevice(views, data.mean, data.std)
+        self._loader: ResidentLoader | PhotographLoader | None = None
+
+    def setup(self, stage: str) -> None:
+        """Cut the training images into batches for this process."""
+        trainer = self.trainer
+        assert trainer is not None, "a trainer sets its data module up"
+        order = Order(
+            len(self.data.pretrain),
+            self.options.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            epoch=lambda: trainer.current_epoch,
+            first_batch=lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        )
+        self.options = replace(self.options, batch_size=order.batch_size)
+        pool = self.data.pretrain
+        if isinstance(pool, ResidentPool):
+            self._loader = ResidentLoader(pool, order)
+        else:
+            crop = CropInWorker(self._views)
+            self._loader = PhotographLoader(pool, order, crop, self.options.num_workers, self.options.strict)
+
+    def train_dataloader(self) -> ResidentLoader | PhotographLoader:
+        assert self._loader is not None, "setup comes first"
+        return self._loader
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes."""
+        if isinstance(self._loader, PhotographLoader):
+            self._loader.close()
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Images that were found broken only while training decoded them."""
+        return tuple(sorted(self._loader.broken)) if isinstance(self._loader, PhotographLoader) else ()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Views of a raw batch, drawn from (seed, epoch, batch, rank)."""
+        if not isinstance(batch, RawBatch):
+            return batch
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        generator = torch.Generator(batch.rows.device)
+        generator.manual_seed(derive(self.seed, batch.epoch, batch.batch, rank))
+        if isinstance(batch.images, torch.Tensor):
+            return Batch(self._resident(batch.images, generator), batch.rows)
+        return Batch(self._cropped(batch.images, generator), batch.rows)

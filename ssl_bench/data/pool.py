@@ -1,0 +1,156 @@
+"""A pool: the images of one official split, resident in memory or decoded when asked for.
+
+Shapes: N images, C = 3 channels, H x W pixels.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_bench.data.decode import decode
+
+HASHED = 2 << 30  # bytes of encoded images up to which their content is hashed, not only their names and sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(ABC):
+    """Images with names and, where there are any, labels.
+
+    Args:
+        labels: (N,) int64 class, or None for unlabelled images.
+        ids: N names that stay the same however the images are ordered or split.
+        skipped: Names of broken files that were left out.
+    """
+
+    labels: np.ndarray | None
+    ids: list[str]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def image(self, row: int) -> Image.Image:
+        """The RGB image of a row.
+
+        Raises:
+            BrokenImage: It cannot be decoded.
+        """
+
+    @abstractmethod
+    def take(self, rows: np.ndarray) -> Self:
+        """The pool of some of the rows, in their order."""
+
+    def digest(self) -> str:
+        """sha256 of the images' content and labels, in their order; computed once."""
+        return self._digest
+
+    @property
+    def digest_covers(self) -> str:
+        """What the digest is of."""
+        return "content and labels"
+
+    @cached_property
+    def _digest(self) -> str:
+        sha = hashlib.sha256()
+        for part in self._hashed():
+            sha.update(part)
+        sha.update(b"unlabelled" if self.labels is None else np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
+        return sha.hexdigest()
+
+    @abstractmethod
+    def _hashed(self) -> Iterable[bytes | memoryview]: ...
+
+    def _part(self, rows: np.ndarray) -> dict[str, object]:
+        labels = None if self.labels is None else self.labels[rows]
+        return {"labels": labels, "ids": [self.ids[row] for row in rows]}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ResidentPool(Pool):
+    """Images of one size, decoded in memory.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+    """
+
+    images: Tensor
+
+    def image(self, row: int) -> Image.Image:
+        return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().numpy())
+
+    def take(self, rows: np.ndarray) -> Self:
+        return replace(self, images=self.images[torch.as_tensor(rows)], **self._part(rows))  # type: ignore[arg-type]
+
+    def _hashed(self) -> Iterable[bytes | memoryview]:
+        yield str(tuple(self.images.shape)).encode()
+        yield self.images.contiguous().numpy().reshape(-1).data
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EncodedPool(Pool):
+    """Images decoded when asked for: photographs.
+
+    Args:
+        encoded: N paths of files, or contents of files.
+    """
+
+    encoded: Sequence[str | bytes]
+
+    def image(self, row: int) -> Image.Image:
+        return decode(self.encoded[row])
+
+    def take(self, rows: np.ndarray) -> Self:
+        return replace(self, encoded=[self.encoded[row] for row in rows], **self._part(rows))  # type: ignore[arg-type]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of each encoded image."""
+        return [len(item) if isinstance(item, bytes) else os.stat(item).st_size for item in self.encoded]
+
+    @property
+    def digest_covers(self) -> str:
+        return "content and labels" if sum(self.sizes) <= HASHED else "names, sizes and labels"
+
+    def _hashed(self) -> Iterable[bytes | memoryview]:
+        whole = sum(self.sizes) <= HASHED
+        for item, name, size in zip(self.encoded, self.ids, self.sizes, strict=True):
+            yield f"{'' if whole else name} {size}:".encode()
+            if whole and isinstance(item, bytes):
+                yield item
+            elif whole:
+                with open(item, "rb") as file:
+                    yield file.read()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a data set's files gave, before anything is split off for selection.
+
+    Args:
+        train: The official training images.
+        test: The official test images; None when there are none.
+        classes: Names of the classes, in the order of the labels; None without labels.
+        pretrain: Training images with and without labels, when there are more of them than in `train`.
+        test_is: Where the test images come from, for the record.
+        remedy: What would make this data set fit for evaluations, when it is not.
+    """
+
+    train: Pool
+    test: Pool | None
+    classes: tuple[str, ...] | None
+    pretrain: Pool | None = None
+    test_is: str = "official"
+    remedy: str = ""

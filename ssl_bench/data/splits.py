@@ -1,0 +1,78 @@
+"""Train, selection and test: three types, so that what chooses cannot be handed the test images.
+
+Shapes: N images, H x W pixels.
+"""
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from ssl_bench.data.pool import Pool
+
+
+@dataclass(frozen=True)
+class Split(ABC):
+    """Some rows of a pool of images.
+
+    Args:
+        pool: The images and their labels.
+        rows: (N,) int64 rows of the pool, each once.
+    """
+
+    pool: Pool
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class of each image."""
+        assert self.pool.labels is not None, "labelled data only"
+        labels: np.ndarray = self.pool.labels[self.rows]
+        return labels
+
+    @property
+    def ids(self) -> list[str]:
+        """A name for each image that does not depend on the order of the split."""
+        return [self.pool.ids[row] for row in self.rows]
+
+
+@final
+class TrainSplit(Split):
+    """What heads and probes learn from."""
+
+
+@final
+class SelectionSplit(Split):
+    """A class-stratified part of the official training images: all that anything may be chosen on."""
+
+
+@final
+class TestSplit(Split):
+    """The official test images: predicted once, by what was chosen before."""
+
+    __test__ = False  # pytest: not a test class
+
+
+FIFTH = "a fifth of each class of the training images, seed 0"
+
+
+def carve(pool: Pool) -> tuple[Pool, Pool]:
+    """Train and test of a data set without official test images: FIFTH, the same for every run."""
+    assert pool.labels is not None, "labelled data only"
+    test = stratified_selection(pool.labels, 0.2, seed=0)
+    return pool.take(np.flatnonzero(~test)), pool.take(np.flatnonzero(test))
+
+
+def stratified_selection(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """(N,) bool, True for the part set aside: ``fraction`` of each class, at least one image of a class of two."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    rng = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(len(rows) - 1, max(1, round(fraction * len(rows)))) if fraction > 0 else 0
+        chosen[rng.permutation(rows)[:count]] = True
+    return chosen

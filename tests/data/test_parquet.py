@@ -1,0 +1,172 @@
+"""Parquet in Hugging Face's image layout: columns, shards, splits, and what is refused."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import SHARED, encoded, picture
+
+from ssl_bench.data.opened import open_data
+from ssl_bench.data.pool import EncodedPool, ResidentPool
+from ssl_bench.errors import UserError
+from ssl_bench.options import DataOptions
+
+CIFAR10 = SHARED / "cifar10"
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def opened(root, **options):
+    return open_data(DataOptions(name="parquet", root=str(root), **options))
+
+
+def refusal(root, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(count: int, first: int = 0, width: int = 40, height: int = 30) -> list[bytes]:
+    return [encoded(picture(first + index, width, height)) for index in range(count)]
+
+
+def test_splits_and_shards(parquet_file):
+    parquet_file("train-00000-of-00002.parquet", contents(6), [0, 1, 2] * 2, "abc")
+    parquet_file("train-00001-of-00002.parquet", contents(6, 6), [0, 1, 2] * 2, "abc")
+    root = parquet_file("test-00000-of-00001.parquet", contents(3, 50), [2, 1, 0], "abc").parent
+    data = opened(root)
+    assert data.title == "shards" and data.classes == ("a", "b", "c")
+    assert isinstance(data.pretrain, ResidentPool) and data.pretrain.images.shape == (12, 3, 30, 40)
+    assert (np.asarray(data.pretrain.image(7)) == np.asarray(picture(7))).all()
+    assert data.pretrain.labels.tolist() == [0, 1, 2] * 4 and data.test.labels.tolist() == [2, 1, 0]
+    assert data.pretrain.ids[7] == "train/000007" and data.fingerprint["test_is"] == "the test files"
+
+
+def test_in_the_folder_data(parquet_file):
+    root = parquet_file("data/train-00000-of-00001.parquet", contents(4), [0, 1, 0, 1]).parent.parent
+    parquet_file("data/validation-00000-of-00001.parquet", contents(2, 9), [0, 1])
+    assert opened(root).fingerprint["test_is"] == "the validation files"
+
+
+def test_withheld_test_labels_make_validation_the_test(parquet_file):
+    parquet_file("train-0.parquet", contents(4), [0, 1, 0, 1])
+    parquet_file("validation-0.parquet", contents(2, 9), [0, 1])
+    root = parquet_file("test-0.parquet", contents(3, 20), [-1, -1, -1]).parent
+    assert opened(root).test.labels.tolist() == [0, 1]
+
+
+def test_photographs_stay_encoded(parquet_file):
+    root = parquet_file("train.parquet", contents(4, width=200, height=150), [0, 1, 0, 1]).parent
+    data = opened(root)
+    assert isinstance(data.pretrain, EncodedPool) and data.image_size == 224
+    assert (np.asarray(data.pretrain.image(3)) == np.asarray(picture(3, 200, 150))).all()
+    with pytest.raises(UserError, match="add labelled test-"):
+        data.require_labels()
+
+
+def test_a_single_file_gives_a_fifth_to_test(parquet_file):
+    file = parquet_file("pictures.parquet", contents(20), [0, 1] * 10)
+    data = opened(file)
+    assert data.title == "pictures" and len(data.pretrain) == 16 and np.bincount(data.test.labels).tolist() == [2, 2]
+
+
+def test_only_integer_column_is_the_label_and_codes_become_positions(parquet_file):
+    file = parquet_file("f.parquet", contents(10), [30, 7] * 5, image="photo", label="species")
+    data = opened(file)
+    assert data.classes == ("7", "30") and sorted(data.pretrain.ids + data.test.ids) == [
+        f"train/{i:06d}" for i in range(10)
+    ]
+    both = dict(zip(data.pretrain.ids + data.test.ids, [*data.pretrain.labels, *data.test.labels], strict=True))
+    assert both["train/000000"] == 1 and both["train/000001"] == 0
+
+
+def test_the_named_label_column_wins_over_others(parquet_file):
+    extra = {"coarse_label": pa.array([9] * 10), "size": pa.array([1] * 10)}
+    assert opened(parquet_file("f.parquet", contents(10), [0, 1] * 5, label="fine_label", extra=extra)).classes == (
+        "0",
+        "1",
+    )
+
+
+def test_paths_are_names_when_each_is_its_own(parquet_file):
+    names = [f"cats/{i}.png" for i in range(10)]
+    assert opened(parquet_file("train-0.parquet", contents(10), [0, 1] * 5, paths=names).parent).pretrain.ids == names
+    twice = ["cat.png"] * 10
+    data = opened(parquet_file("train-0.parquet", contents(10), [0, 1] * 5, paths=twice).parent)
+    assert data.pretrain.ids[3] == "train/000003"
+
+
+def test_no_labels(parquet_file):
+    data = opened(parquet_file("f.parquet", contents(3), None))
+    assert data.classes is None and len(data.pretrain) == 3
+    with pytest.raises(UserError, match="no integer column of labels"):
+        data.require_labels()
+
+
+def test_broken_images_are_skipped_or_stop(parquet_file):
+    files = contents(11)
+    files[4] = files[4][:200]
+    file = parquet_file("f.parquet", files, [0, 1] * 5 + [0])
+    with pytest.warns(UserWarning, match="train/000004"):
+        data = opened(file)
+    assert data.fingerprint["skipped"] == {"count": 1, "names": ["train/000004"]}
+    assert len(data.pretrain) + len(data.test) == 10
+    assert "broken image train/000004" in refusal(file, strict=True)
+
+
+def test_only_needed_columns_are_read(parquet_file, monkeypatch):
+    wanted = []
+    read = pq.read_table
+    monkeypatch.setattr(
+        pq, "read_table", lambda *a, columns, **k: wanted.append(columns) or read(*a, columns=columns, **k)
+    )
+    opened(parquet_file("f.parquet", contents(10), [0, 1] * 5, extra={"caption": pa.array(["long"] * 10)}))
+    assert wanted == [["image", "label"]]
+
+
+def test_what_is_wrong_is_said_in_one_line(parquet_file, tmp_path):
+    with pytest.raises(UserError, match="--data parquet needs --data.root"):
+        open_data(DataOptions(name="parquet"))
+    assert "--data.root" in refusal(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "no train-*.parquet" in refusal(tmp_path / "empty")
+    (tmp_path / "text.parquet").write_text("no parquet")
+    assert "no readable parquet file" in refusal(tmp_path / "text.parquet")
+    assert "one class only" in refusal(parquet_file("one.parquet", contents(4), [3] * 4))
+    pq.write_table(pa.table({"x": [1], "y": ["a"]}), tmp_path / "none.parquet")
+    assert "no image column" in refusal(tmp_path / "none.parquet") and "x, y" in refusal(tmp_path / "none.parquet")
+    assert "has no bytes" in refusal(parquet_file("paths.parquet", [None, *contents(1)], [0, 1]))
+
+
+def test_missing_shard(parquet_file):
+    root = parquet_file("train-00000-of-00003.parquet", contents(4), [0, 1] * 2).parent
+    assert "1 of 3 shards" in refusal(root)
+
+
+def test_test_label_that_was_not_trained_on(parquet_file):
+    parquet_file("train-0.parquet", contents(4), [0, 1] * 2)
+    root = parquet_file("test-0.parquet", contents(1), [2]).parent
+    assert "label 2 of test/000000 is no class of the training images" in refusal(root)
+
+
+def test_parquet_larger_than_memory_is_refused(parquet_file, monkeypatch):
+    file = parquet_file("f.parquet", contents(4), [0, 1] * 2)
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    assert "do not fit" in refusal(file)
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 parquet files are not here")
+def test_cifar10_opens_into_memory():
+    start = time.process_time()
+    data = opened(CIFAR10)
+    taken = time.process_time() - start
+    print(f"{taken:.1f} s")
+    assert taken < 16  # 6 s on an idle core
+    assert data.title == "cifar10" and data.classes == NAMES and data.image_size == 32
+    assert data.pretrain.images.shape == (50_000, 3, 32, 32) and data.test.pool.images.shape == (10_000, 3, 32, 32)
+    assert np.bincount(data.selection.labels).tolist() == [500] * 10 and len(data.train) == 45_000
+    assert data.pretrain.ids[0] == "train/airplane/0000.jpg"
+    published = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of the original pixels; these are JPEG
+    assert np.abs(np.array([data.mean, data.std]) - published).max() < 0.003

@@ -1,0 +1,173 @@
+"""What every method promises, ours and plug-ins' alike, on every backbone it takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small import GivenViews, build, trainer, views_of
+from torch import Tensor
+
+from ssl_bench import registry
+from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError
+from ssl_bench.method import Method
+from ssl_bench.optim import build_optimizer
+from ssl_bench.options import Optim
+from ssl_bench.schedules import cosine
+from ssl_bench.teacher import Teacher
+
+IMAGES = 8
+PAIRS = [(name, backbone) for name in registry.names("methods") for backbone in ("vit_pico_patch4_32", "resnet_nano")]
+Build = Callable[..., Method]
+
+
+@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+def make(request: pytest.FixtureRequest) -> Build:
+    """Builds a method on a backbone; skipped where the method refuses it, with the alternatives named."""
+    name, backbone = request.param
+    try:
+        build(name, backbone)
+    except UserError as refusal:
+        others = [other for other in registry.names("methods") if other != name]
+        assert any(other in str(refusal) for other in others), f"{refusal} names no method that would do"
+        assert "\n" not in str(refusal)
+        pytest.skip(str(refusal))
+
+    def built(seed: int = 0, **given: Any) -> Method:
+        return build(name, backbone, seed, **given)
+
+    return built
+
+
+def loss_of(method: Method, views: list[Tensor], seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)  # of masks and whatever else is drawn
+    return method.loss(views)
+
+
+def teachers_of(method: Method) -> list[Teacher]:
+    return [module for module in method.children() if isinstance(module, Teacher)]
+
+
+def test_every_method_takes_a_vit_or_a_resnet() -> None:
+    assert len(PAIRS) >= 4
+
+
+def test_views_are_valid(make: Build) -> None:
+    for size in (32, 64):
+        method = make(img_size=size)
+        views = method.views()
+        assert max(view.size for view in views) == size
+        for view in views:
+            assert view.count >= 1
+            assert not method.backbone.is_vit or view.size % method.backbone.patch_size == 0
+            assert 0 < view.scale[0] <= view.scale[1] <= 1
+            assert 0 < view.ratio[0] <= 1 <= view.ratio[1]
+            assert view.interpolation in ("bicubic", "bilinear")
+            assert all(0 <= p <= 1 for p in (view.flip, view.jitter_p, view.grayscale, view.blur, view.solarize))
+            assert view.taps % 2 == 1
+
+
+def test_evaluates_its_backbone(make: Build) -> None:
+    assert isinstance(make().evaluated, Backbone)
+
+
+def test_loss_is_a_finite_scalar_and_the_same_for_the_same_seed(make: Build) -> None:
+    losses = []
+    for _ in range(2):
+        method = make()
+        losses.append(loss_of(method, views_of(method, IMAGES)))
+    assert losses[0].shape == ()
+    assert losses[0].isfinite()
+    assert losses[0].dtype == torch.float32
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_gradient_reaches_everything_that_learns_and_nothing_frozen(make: Build) -> None:
+    method = make()
+    loss_of(method, views_of(method, IMAGES)).backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name  # DDP waits for unused parameters
+    network = method.backbone.model
+    first = (network.patch_embed.proj if method.backbone.is_vit else network.conv1).weight.grad
+    assert first.isfinite().all()
+    assert first.count_nonzero() > 0.9 * first.numel()
+
+
+def test_twenty_steps_on_one_batch_lower_the_loss_and_leave_frozen_things_alone(make: Build) -> None:
+    method = make()
+    views = views_of(method, 4)
+    own = {id(p) for teacher in teachers_of(method) for p in teacher.parameters()}
+    frozen = {n: p.clone() for n, p in method.named_parameters() if not p.requires_grad and id(p) not in own}
+    optimizer = build_optimizer(method, Optim("adamw", weight_decay=0.0))
+    before = loss_of(method, views).item()
+    for step in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        optimizer.zero_grad()
+        loss_of(method, views).backward()
+        optimizer.step()
+        for teacher in teachers_of(method):
+            teacher.update(step, 20)
+    assert loss_of(method, views).item() < before
+    parameters = dict(method.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+
+
+def test_state_makes_the_round_trip(make: Build) -> None:
+    method, other = make(seed=0), make(seed=1)
+    views = views_of(method, IMAGES)
+    loss_of(method, views)  # moves buffers
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(loss_of(method, views), loss_of(other, views))
+
+
+def test_works_in_bfloat16(make: Build) -> None:
+    method = make()
+    views = views_of(method, IMAGES)
+    exact = loss_of(make(), views)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(method, views)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05, abs=0.05)
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+
+
+def test_teacher_starts_as_its_student_and_learns_nothing_itself(make: Build) -> None:
+    method = make()
+    for teacher in teachers_of(method):
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        assert teacher.pairs, "follows nothing"
+        assert all(torch.equal(own, student) for own, student in teacher.pairs)
+    in_optimizer = {id(p) for g in build_optimizer(method, method.optim).param_groups for p in g["params"]}
+    assert in_optimizer == {id(p) for p in method.parameters() if p.requires_grad}
+
+
+def test_accumulated_batches_make_one_step_and_one_update_of_the_teacher(
+    make: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make()
+    updates: list[tuple[int, int]] = []
+    update = Teacher.update
+
+    def recorded(teacher: Teacher, step: int, total: int) -> None:
+        before = [own.clone() for own, _ in teacher.pairs]
+        update(teacher, step, total)
+        updates.append((step, total))
+        momentum = cosine(step, total, teacher.momentum, teacher.final_momentum)
+        for old, (own, student) in zip(before, teacher.pairs, strict=True):
+            torch.testing.assert_close(own, old + (1 - momentum) * (student - old))
+
+    monkeypatch.setattr(Teacher, "update", recorded)
+    steps: list[int] = []
+    monkeypatch.setattr(method, "on_before_optimizer_step", lambda optimizer: steps.append(method.trainer.global_step))
+    before = {name: p.clone() for name, p in method.named_parameters() if p.requires_grad}
+    batches = [views_of(method, 4, seed=seed) for seed in range(4)]
+    quiet = trainer(accumulate_grad_batches=2)
+    quiet.fit(method, datamodule=GivenViews(batches))
+    assert steps == [0, 1]
+    assert quiet.global_step == 2
+    assert updates == [(step, 2) for step in (0, 1) for _ in teachers_of(method)]
+    moved = [name for name, value in before.items() if not torch.equal(value, method.get_parameter(name))]
+    assert moved or method.optim.warmup_epochs, "no parameter moved, with no warm-up to blame"
