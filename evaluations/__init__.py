@@ -1,6 +1,8 @@
 """One page each; the file's name is the name on the command line."""
 
 if __name__ == "evaluations":
-    raise ImportError("import ssl_bench.evaluations, not evaluations: the second name would make a second copy of every class")
+    raise ImportError(
+        "import ssl_bench.evaluations, not evaluations: the second name would make a second copy of every class"
+    )
 
 import ssl_bench.torchvision_guard  # noqa: E402, F401  before any page imports timm or torchvision

@@ -124,34 +124,23 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> tupl
             title = f"{method['method.name']}  {parsed.config['data']['name']}  {name}  seed {seed}"
             fits.append(Job(title, ("fit", *argv, *extra), folder))
             subjects.append(str(folder))
-        evaluations.append(_evaluation(tree, images, backbones, seeds, subjects, runs))
+        evaluations.append(_evaluation(tree, images, subjects, runs))
     return fits, evaluations
 
 
-def _evaluation(
-    tree: Mapping[str, Any],
-    images: Mapping[str, Any],
-    backbones: Sequence[Mapping[str, Any]],
-    seeds: Sequence[int],
-    subjects: list[str],
-    runs: Path,
-) -> Job:
+def _evaluation(tree: Mapping[str, Any], images: Mapping[str, Any], subjects: list[str], runs: Path) -> Job:
+    """One process for all runs on the same images, the random networks they started from, and the pixels."""
     options = dict(tree.get("evaluate") or {})
     protocols = options.pop("protocols", list(registry.names("evaluations")))
     for protocol in protocols:
         registry.find("evaluations", protocol)
-    flags = [f"--{k}={v}" for k, v in {**images, **flatten(options, "evaluate")}.items()]
-    baselines = []
+    baselines: list[str] = []
     for baseline in _list(tree, "baselines", ["random", "pixels"]):
-        if baseline == "random":
-            named = [b for b in backbones if b.get("backbone.name")]
-            baselines += [(f"random:{b['backbone.name']}", seed) for b in named for seed in seeds]
-        elif baseline == "pixels":
-            baselines.append(("pixels", 0))
-        else:
+        if baseline not in ("random", "pixels"):
             raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
-    names = [f"{name}@{seed}" for name, seed in baselines]
-    argv = ("evaluate", *subjects, *names, f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags)
+        baselines += [f"random:{run}" for run in subjects] if baseline == "random" else ["pixels"]
+    flags = [f"--{key}={value}" for key, value in {**images, **flatten(options, "evaluate")}.items()]
+    argv = ("evaluate", *subjects, *baselines, f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags)
     return Job(f"evaluate {', '.join(protocols)} on {images['data.name']}", argv, None)
 
 
@@ -169,7 +158,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
     failed = _run_all(waiting, benchmark)
     done = {job.folder for job in benchmark.fits if job.done}
     for job in benchmark.evaluations:
-        missing = {str(j.folder) for j in benchmark.fits if j.folder not in done}
+        missing = {f"{kind}{j.folder}" for j in benchmark.fits if j.folder not in done for kind in ("", "random:")}
         job = Job(job.title, tuple(a for a in job.argv if a not in missing), None)
         failed += _run_all([job], benchmark)
     from ssl_bench.files import write_text
@@ -222,7 +211,7 @@ def _run_all(jobs: Sequence[Job], benchmark: Benchmark) -> list[tuple[Job, str]]
 
 
 def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """`[mae, {name: simclr, optim: {base_lr: 1}}]` -> flat options of each entry."""
+    """`[mae, {name: simclr, optim: {base_lr: 1}}]` -> flat options of each entry; a backbone's or data's are its own."""
     group = {"methods": "method", "data": "data", "backbones": "backbone"}[key]
     entries: list[dict[str, Any]] = []
     for entry in _list(tree, key, [None] if key == "backbones" else None):
@@ -230,7 +219,9 @@ def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             options = dict(entry)
             if "name" not in options:
                 raise UserError(f"{key}: an entry with options needs a name, {dict(entry)} has none")
-            entries.append({f"{group}.name": options.pop("name"), **flatten(options, key)})
+            name = options.pop("name")
+            options = options if key == "methods" else {group: options}
+            entries.append({f"{group}.name": name, **flatten(options, key)})
         else:
             entries.append({} if entry is None else {f"{group}.name": entry})
     return entries

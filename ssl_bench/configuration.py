@@ -253,7 +253,8 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
         layers.values.pop(key, None)
     parser = fit_parser(method)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
-    namespace = parser.parse_args([*layers.tokens(), *flags])
+    # The parser knows --print_config for its help alone: jsonargparse would take the flag for one of its own.
+    namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
     if method is None:
         parser.error(f"which method? --method {' | '.join(registry.names('methods'))}")
     return FitConfig(
@@ -262,7 +263,7 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
         recipe=recipe[0] if recipe else None,
         wandb=namespace.wandb,
         wandb_project=namespace.wandb_project,
-        print_config=namespace.print_config,
+        print_config="--print_config" in flags,
     )
 
 

@@ -1,4 +1,4 @@
-"""`ssl-bench evaluate`: run folders and baselines, through protocols, on their own data or others. Torch-free to parse."""
+"""`ssl-bench evaluate`: run folders and baselines through protocols, on their data or others. Parsed without torch."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +88,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         usage="ssl-bench evaluate RUN... [--protocols knn,linear] [--data NAME] [--PROTOCOL.OPTION VALUE ...]",
     )
     parser.add_argument(
-        "subjects", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE (random:BACKBONE@SEED) or pixels"
+        "subjects", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
     )
     parser.add_argument("--protocols", default=DEFAULT_PROTOCOLS, help="with commas (ssl-bench list evaluations)")
     groups = {}
@@ -128,6 +128,9 @@ def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
             raise UserError(f"{name}: the seed after @ is a number")
         if kind == "random" and not network:
             raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
+        if kind == "random" and (Path(network) / "run.json").exists():  # the network that a run started from
+            info = read_run(Path(network))
+            return Subject(name, None, kind, info.options["backbone"], int(number) if at else info.seed)
         options = {**backbone, "name": network} if network else None
         return Subject(name, None, kind, options, int(number) if at else seed)
     folder = Path(name)
@@ -214,7 +217,9 @@ def _prepare(
         info = read_run(subject.folder)
         identity = {"method": info.method, "branch": "encoder"}
         cache = subject.folder / "features"
-        return subject.folder, FrozenBackbone(backbone, mean, std, identity, cache, device, num_workers=options.num_workers)
+        return subject.folder, FrozenBackbone(
+            backbone, mean, std, identity, cache, device, num_workers=options.num_workers
+        )
     network: Backbone | Pixels
     record, chosen = None, {"name": "none"}
     if subject.backbone is not None:

@@ -121,7 +121,7 @@ class OnlineProbe(pl.Callback):
             self.start = now
         elif now.rank < max(1.5, 0.1 * self.start.rank) or now.deviation < 0.02 * self.start.deviation:
             say(
-                f"warning: the features have collapsed, epoch {trainer.current_epoch + 1}: effective rank {now.rank:.1f} "
+                f"warning: the features have collapsed, epoch {trainer.current_epoch + 1}: rank {now.rank:.1f} "
                 f"({self.start.rank:.1f} at the start), deviation {now.deviation:.2g}; the loss may not show it"
             )
         self.latest = {**self.latest, "seconds": time.perf_counter() - begin}

@@ -190,7 +190,7 @@ def _trainer(
 
 
 def effective_precision(asked: str, accelerator: str) -> str:
-    """bf16-mixed where `auto` meets hardware that multiplies bf16 (GPUs; CPUs with AMX or AVX-512 BF16), else 32-true."""
+    """bf16-mixed where `auto` meets hardware that multiplies bf16 (GPUs, CPUs with AMX or AVX-512), else 32-true."""
     if asked != "auto":
         return asked
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

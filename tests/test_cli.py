@@ -2,13 +2,13 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from tiny import TINY
 
 from ssl_bench.cli import main
 
@@ -41,16 +41,18 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
         "assert 'torch' not in sys.modules, 'torch was loaded'\nsys.exit(code)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    best = 9.0
-    for _ in range(3):  # the fastest of three: other work on the machine is not ours
-        start = time.perf_counter()
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = subprocess.run([sys.executable, "-c", code, *argv], env=environment, cwd=tmp_path, capture_output=True)
-        best = min(best, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run.returncode == 0, run.stderr.decode()
         assert run.stdout
-        if best < 0.5:
+        # of the processor, not of the clock: a busy machine must not fail this
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < 0.5:
             break
-    assert best < 1.0, f"{best:.2f} s"  # 0.5 on an idle machine; a loaded one must not fail this
+    assert min(seconds) < 0.5, seconds
     assert not list(tmp_path.iterdir())
 
 
@@ -75,7 +77,7 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
         (["completion", "bsh"], "did you mean 'bash'?"),
         (["fit", "--method", "mae", "--backbone", "resnet_nano", "--data", "digits"], "mae needs a ViT"),
         (["fit", "--method", "mae", "--data", "folder", "--data.root", "nowhere"], "nowhere"),
-        (["fit", "--method", "mae", "--method.mask_ratio", "1.5", "--data", "digits"], "between 0 and 1"),
+        (["fit", "--method", "mae", "--method.mask_ratio", "1.5", "--data", "digits-canvas"], "between 0 and 1"),
         (["fit", "--method", "ssl_bench.views.View", "--data", "digits"], "needs a type and a default"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

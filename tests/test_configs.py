@@ -15,7 +15,7 @@ def test_none_is_missing() -> None:
     assert len(FILES) >= 6  # as published, CIFAR-10, demo, for each method
     assert BENCHMARKS
     assert set(FILES + BENCHMARKS) == set(registry.folder("configs").rglob("*.yaml"))
-    assert {name for name in registry.names("methods")} <= {file.stem for file in FILES}
+    assert set(registry.names("methods")) <= {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

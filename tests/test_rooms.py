@@ -51,7 +51,9 @@ def test_every_room_is_in_the_table_and_every_row_is_a_room() -> None:
     assert {room for room, _ in files()} == set(table())
 
 
-@pytest.mark.parametrize(("room", "path"), files(), ids=lambda v: str(v.relative_to(ROOT)) if isinstance(v, Path) else v)
+@pytest.mark.parametrize(
+    ("room", "path"), files(), ids=lambda v: str(v.relative_to(ROOT)) if isinstance(v, Path) else v
+)
 def test_imports_only_what_the_table_allows(room: str, path: Path) -> None:
     allowed = table()[room][1]
     if allowed is not None:

@@ -53,13 +53,17 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str)
 
 
 def test_a_users_class_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '"""Mine."""\nclass Mine:\n    """Mine.\n\n    Args:\n        t: Heat.\n    """\n    def __init__(self, backbone, t: float = 0.1): ...\n'
+    text = 'class Mine:\n    """Mine.\n\n    Args:\n        t: Heat.\n    """\n    def __init__(self, t: float = 0.1): ...\n'
     found = write(tmp_path, monkeypatch, "plain", text)
-    assert [(f.name, f.type, f.default_factory()) for f in dataclasses.fields(signatures.read(found))] == [("t", float, 0.1)]
+    assert [(f.name, f.type, f.default_factory()) for f in dataclasses.fields(signatures.read(found))] == [
+        ("t", float, 0.1)
+    ]
 
 
 def test_what_text_cannot_say_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "import math\nclass Base:\n    def __init__(self, backbone, t: float = math.pi): ...\nclass Mine(Base): ...\n"
+    text = (
+        "import math\nclass Base:\n    def __init__(self, backbone, t: float = math.pi): ...\nclass Mine(Base): ...\n"
+    )
     found = write(tmp_path, monkeypatch, "computed", text)
     assert [f.default_factory() for f in dataclasses.fields(signatures.read(found))] == [pytest.approx(3.14159265)]
 

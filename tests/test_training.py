@@ -62,9 +62,10 @@ def test_the_checkpoint_needs_no_pickle(tiny_run: Path) -> None:
     assert checkpoint["ssl_bench"]["config"]["method"]["name"] == "mae"
     backbone, mean, _ = load_backbone(tiny_run)
     assert len(mean) == 3
-    assert same({f"backbone.model.{k}": v for k, v in backbone.model.state_dict().items()}, {
-        k: v for k, v in checkpoint["state_dict"].items() if k.startswith("backbone.")
-    })
+    assert same(
+        {f"backbone.model.{k}": v for k, v in backbone.model.state_dict().items()},
+        {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("backbone.")},
+    )
 
 
 def test_the_same_command_again_is_done(tiny_run: Path, tiny_config: Config) -> None:

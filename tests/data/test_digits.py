@@ -62,9 +62,10 @@ def test_canvases_are_made_from_the_right_digits(canvas):
 
 def test_canvases_are_the_same_every_time_and_quickly_made(canvas):
     start = time.process_time()
-    again = digits_canvas.load(DataOptions())
-    assert time.process_time() - start < 8  # 3 s on an idle core
-    assert again.train.digest() == canvas.train.digest() and again.test.digest() == canvas.test.digest()
+    again, digits_of = digits_canvas.canvases(np.arange(1287, 1797), 3000, seed=2)
+    assert time.process_time() - start < 1.5  # 0.5 s on an idle core; all 18,000 take 3
+    assert (again == canvas.test.images.numpy()).all() and (canvas.test.labels == load_digits().target[digits_of]).all()
+    assert canvas.test.digest() == "TEST_DIGEST"
     assert canvas.train.digest() == "TRAIN_DIGEST"
 
 
@@ -95,7 +96,7 @@ def test_digits_stand_out_from_their_background():
 @pytest.mark.parametrize(("centre", "normalised"), [(False, True), (True, True), (False, False)])
 def test_raw_pixels_stay_below_60_percent(canvas, centre, normalised):
     bank, bank_labels, queries, labels = arrays(canvas)
-    bank, queries, labels = bank.flatten(1), queries.flatten(1)[::3], labels[::3]
+    bank, queries, labels = bank.flatten(1), queries.flatten(1)[::5], labels[::5]
     if centre:
         mean = bank.mean(0)
         bank, queries = bank - mean, queries - mean
