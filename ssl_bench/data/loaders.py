@@ -6,6 +6,7 @@ for the batch at which it stopped.
 Shapes: B images of a batch, 3 x H x W pixels, s pixels of a view.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,8 @@ class PhotographLoader(_Resumable):
         strict: bool = False,
     ) -> None:
         self.pool, self.order, self.strict = pool, order, strict
-        self.crop, self.num_workers = crop, num_workers
+        # A recipe asks for what a large machine has; more processes than cores only wait for one another.
+        self.crop, self.num_workers = crop, min(num_workers, os.cpu_count() or 1)
         self.broken: set[str] = set()
         self._workers: DataLoader[_Cropped] | None = None
 
@@ -256,7 +258,7 @@ def evaluation_batches(
         for part in parts:
             yield see_batch(split.pool.images[part], img_size), part
         return
-    workers = min(num_workers, len(parts))
+    workers = min(num_workers, len(parts), os.cpu_count() or 1)
     loader = DataLoader(
         _Seen(split, img_size), batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
