@@ -211,7 +211,7 @@ def _run_all(jobs: Sequence[Job], benchmark: Benchmark) -> list[tuple[Job, str]]
 
 
 def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """`[mae, {name: simclr, optim: {base_lr: 1}}]` -> flat options of each entry; a backbone's or data's are its own."""
+    """`[mae, {name: simclr, optim: {base_lr: 1}}]` -> flat options of each entry."""
     group = {"methods": "method", "data": "data", "backbones": "backbone"}[key]
     entries: list[dict[str, Any]] = []
     for entry in _list(tree, key, [None] if key == "backbones" else None):

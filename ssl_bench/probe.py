@@ -7,7 +7,6 @@ Shapes: N images of the bank, M queries, D features, K classes.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -101,7 +100,6 @@ class OnlineProbe(pl.Callback):
         self.start = Spread(*state_dict["start"]) if state_dict["start"] else None
 
     def _probe(self, trainer: pl.Trainer, module: Any) -> None:
-        begin = time.perf_counter()
         frozen = FrozenBackbone(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
         bank = frozen.features(self.bank, frozen.headline_kind)  # (N, D)
         now = spread(bank)
@@ -124,7 +122,6 @@ class OnlineProbe(pl.Callback):
                 f"warning: the features have collapsed, epoch {trainer.current_epoch + 1}: rank {now.rank:.1f} "
                 f"({self.start.rank:.1f} at the start), deviation {now.deviation:.2g}; the loss may not show it"
             )
-        self.latest = {**self.latest, "seconds": time.perf_counter() - begin}
 
 
 def _evenly(rows: np.ndarray, count: int) -> np.ndarray:

@@ -49,8 +49,8 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._losses is not None:
+            mean = float(self._losses) / self._batches
             for logger in trainer.loggers:
-                mean = float(self._losses) / self._batches
                 logger.log_metrics({"loss_epoch": mean, "epoch": trainer.current_epoch}, step=trainer.global_step)
             self._losses, self._batches = None, 0
         now = time.perf_counter()

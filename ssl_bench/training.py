@@ -29,8 +29,9 @@ from ssl_bench.collectives import SyncNorms
 from ssl_bench.configuration import dump
 from ssl_bench.data.module import DataModule
 from ssl_bench.data.opened import Data, open_data
-from ssl_bench.environment import describe, peak_memory
+from ssl_bench.environment import describe
 from ssl_bench.errors import UserError
+from ssl_bench.features import peak_memory
 from ssl_bench.files import write_json, write_text
 from ssl_bench.method import Method
 from ssl_bench.metrics import MetricsFile, wandb_logger
@@ -255,7 +256,8 @@ def training_flops(method: Method) -> float:
 def _finished(trainer: pl.Trainer, info: RunInfo, flops_per_image: float) -> RunInfo:
     progress = next(c for c in trainer.callbacks if isinstance(c, Progress))  # type: ignore[attr-defined]
     device = str(describe()["device"])
-    cost = RunCost(progress.seconds, flops_per_image * progress.images_seen, peak_memory(), device)
+    memory = peak_memory(trainer.strategy.root_device)
+    cost = RunCost(progress.seconds, flops_per_image * progress.images_seen, memory, device)
     batches = max(1, int(trainer.num_training_batches) * int(trainer.max_epochs or 1))
     epochs = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     return replace(

@@ -89,7 +89,7 @@ def start(config: dict[str, Any], runs: Path, tmp_path: Path) -> subprocess.Pope
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     command = [sys.executable, "-m", "ssl_bench", "fit", "-c", str(file), "--runs", str(runs)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
