@@ -51,9 +51,9 @@ class MAE(Method):
     ) -> None:
         super().__init__(backbone, optim)
         if not backbone.is_vit:
-            raise UserError("mae needs a ViT, whose patches can be left out; for a ResNet: simclr")
-        if backbone.model.cls_token is None or backbone.model.pos_embed is None:
-            raise UserError(f"mae needs a class token and positions: {backbone.options.name} lacks them")
+            raise UserError("mae needs a ViT, whose patches can be left out; otherwise: simclr, byol, dino")
+        if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
+            raise UserError(f"mae needs a class token and absolute positions: {backbone.options.name} lacks them")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         if decoder_dim % decoder_heads:

@@ -57,7 +57,7 @@ class SimCLR(Method):
         self.temperature, self.color_strength = temperature, color_strength
         self.grayscale, self.blur = grayscale, blur
         self.crop_scale, self.standardize = crop_scale, standardize
-        if not backbone.is_vit:
+        if backbone.is_resnet:
             for module in backbone.modules():
                 if isinstance(module, nn.Conv2d):  # Keras' default: truncated normal of variance 1 / fan-in
                     std = math.sqrt(1 / module.weight[0].numel()) / 0.87962566

@@ -23,6 +23,28 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
         {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3},
         "ViT, 32 px, 48 wide, 2 deep: for tests",
     ),
+    "beit_nano_patch4_32": (
+        "beit_base_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3, "init_values": 0.1}
+        | {"use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+        "ViT, 32 px, 96 wide, 6 deep, relative positions (SimMIM's): 0.7 M parameters",
+    ),
+    "beit_pico_patch4_32": (
+        "beit_base_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 0.1}
+        | {"use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+        "ViT, 32 px, 48 wide, 2 deep, relative positions: for tests",
+    ),
+    "swin_nano_patch2_32": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "patch_size": 2, "embed_dim": 48, "depths": (2, 4), "num_heads": (3, 6), "window_size": 4},
+        "Swin, 32 px, 48 to 96 wide, 2 + 4 deep: 0.5 M parameters",
+    ),
+    "swin_pico_patch2_32": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "patch_size": 2, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 3), "window_size": 4},
+        "Swin, 32 px, 24 to 48 wide, 2 + 2 deep: for tests",
+    ),
     "resnet_micro": (
         "resnet18",
         {"layers": (1, 1, 1, 1), "channels": (24, 48, 96, 192), "stem_type": "deep", "stem_width": 12},
@@ -43,7 +65,12 @@ def timm_names() -> dict[str, list[str]]:
     if spec is None or spec.origin is None:
         return {}
     folder = Path(spec.origin).parent / "models"
-    families = {"ViT": "vision_transformer.py", "ResNet": "resnet.py"}
+    families = {
+        "ViT": "vision_transformer.py",
+        "BEiT": "beit.py",
+        "Swin": "swin_transformer.py",
+        "ResNet": "resnet.py",
+    }
     return {
         family: re.findall(r"@register_model\s+def (\w+)", (folder / file).read_text(encoding="utf-8"))
         for family, file in families.items()

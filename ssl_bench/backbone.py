@@ -1,6 +1,7 @@
-"""The network that is pretrained and evaluated: a timm ViT or ResNet behind one interface.
+"""The network that is pretrained and evaluated: a timm ViT, BEiT, Swin or ResNet behind one interface.
 
-Shapes: B images of H x W pixels, N patches of p x p, P prefix tokens (class, registers), D features, K kept patches.
+Shapes: B images of H x W pixels, N patches of p x p, P prefix tokens (class, registers), D features, K kept patches;
+a Swin embeds patches with E channels and merges them to M tokens of D.
 """
 
 import math
@@ -15,13 +16,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models.beit import Beit
 from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.architectures import TINY, timm_names
 from ssl_bench.errors import UserError, near
 from ssl_bench.options import BackboneOptions
+
+FAMILIES = "ViTs, BEiTs, Swins and ResNets"
 
 
 @final
@@ -32,7 +37,7 @@ class Backbone(nn.Module):
         options: Which network; `img_size` is needed unless the name implies it.
 
     Raises:
-        UserError: The name is unknown, not a ViT or ResNet, or an option does not apply to it.
+        UserError: The name is unknown, of another family, or an option does not apply to it.
     """
 
     def __init__(self, options: BackboneOptions) -> None:
@@ -41,18 +46,28 @@ class Backbone(nn.Module):
         self.architecture, self.args = _timm_arguments(options)
         try:
             self.model = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:
             raise UserError(f"backbone {options.name} with {self.args}: {error}") from None
-        except TypeError:  # an option of ours that no ViT or ResNet refuses
-            raise UserError(f"backbone {options.name}: only timm's ViTs and ResNets fit here") from None
-        if isinstance(self.model, VisionTransformer):
+        except TypeError as error:
+            if options.timm_args:
+                raise UserError(f"backbone {options.name}, --backbone.timm_args {options.timm_args}: {error}") from None
+            # an option of ours that none of the families refuses
+            raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
+        if isinstance(self.model, Beit):
+            self.img_size: int = self.model.patch_embed.img_size[0]
+            self.patch_size: int = self.model.patch_embed.patch_size[0]
+            self.dim: int = self.model.embed_dim
+        elif isinstance(self.model, SwinTransformer):
+            self.img_size = self.model.patch_embed.img_size[0]
+            self.patch_size = self.model.patch_embed.patch_size[0]
+            self.dim = self.model.num_features
+        elif isinstance(self.model, VisionTransformer):
             embeds = isinstance(self.model.patch_embed, PatchEmbed)
             if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
                 raise UserError(f"backbone {options.name} is no plain ViT: try vit_small_patch16_224")
-            self.img_size: int = self.model.patch_embed.img_size[0]
-            self.patch_size: int = self.model.patch_embed.patch_size[0]
-            self.grid: int = self.img_size // self.patch_size
-            self.dim: int = self.model.embed_dim
+            self.img_size = self.model.patch_embed.img_size[0]
+            self.patch_size = self.model.patch_embed.patch_size[0]
+            self.dim = self.model.embed_dim
         elif isinstance(self.model, ResNet):
             self.img_size = options.img_size or 224
             self.dim = self.model.num_features
@@ -65,12 +80,51 @@ class Backbone(nn.Module):
             self.model.to(memory_format=torch.channels_last)
         else:
             kind = type(self.model).__name__
-            raise UserError(f"backbone {options.name} is a {kind}: only timm's ViTs and ResNets fit here")
+            raise UserError(f"backbone {options.name} is a {kind}: only timm's {FAMILIES} fit here")
 
     @property
     def is_vit(self) -> bool:
-        """Whether the network has patches and tokens."""
-        return isinstance(self.model, VisionTransformer)
+        """Whether the network has one token per patch from first to last: a ViT or BEiT."""
+        return isinstance(self.model, VisionTransformer | Beit)
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the network is a ResNet, which has no patches."""
+        return isinstance(self.model, ResNet)
+
+    @property
+    def is_swin(self) -> bool:
+        """Whether the network embeds patches, which can be masked, and merges them later."""
+        return isinstance(self.model, SwinTransformer)
+
+    @property
+    def has_relative_positions(self) -> bool:
+        """Whether attention depends on where patches lie to each other, so that none can be left out."""
+        return self.is_swin or getattr(self.model, "rel_pos_bias", None) is not None or self._relative_blocks
+
+    @property
+    def _relative_blocks(self) -> bool:
+        return isinstance(self.model, Beit) and self.model.blocks[0].attn.relative_position_bias_table is not None
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the native image; N is its square."""
+        return self.img_size // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of what one token of the output stands for."""
+        return self.patch_size * 2 ** (len(self.model.layers) - 1) if self.is_swin else self.patch_size
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of an embedded patch, and so of a mask token: D of a ViT, E of a Swin."""
+        return int(self.model.embed_dim)
+
+    @property
+    def prefix(self) -> int:
+        """P, tokens before those of the patches."""
+        return 0 if self.is_swin else int(self.model.num_prefix_tokens)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -80,27 +134,32 @@ class Backbone(nn.Module):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Names of the features that `features` can give; evaluations.md's terms."""
+        if self.is_swin:
+            return ("avg",)
         if not self.is_vit:
             return ("gap",)
-        return ("cls", "avg", "cls+avg", "cls_raw", "avg_raw") if self.model.has_class_token else ("avg", "avg_raw")
+        has_class = self.model.cls_token is not None
+        return ("cls", "avg", "cls+avg", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
 
     @property
     def headline_kind(self) -> str:
         """The feature that stands for the network where one must be picked beforehand."""
-        return "gap" if not self.is_vit else "cls" if self.model.has_class_token else "avg"
+        return self.kinds[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D): class token after the final norm (or mean patch); pooled map of a ResNet."""
+        """(B, 3, H, W) -> (B, D): class token after the final norm (or mean patch, Swin's too); pooled map of a ResNet."""
         return self.features(images, (self.headline_kind,))[self.headline_kind]
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         """All asked kinds of (B, D) features in one pass over (B, 3, H, W) images."""
+        if self.is_swin:
+            return dict.fromkeys(kinds, self.tokens(images).mean(1))
         if not self.is_vit:
             images = images.contiguous(memory_format=torch.channels_last)
             return {kind: {"gap": self.model}[kind](images) for kind in kinds}
         raw = self._trunk(self._embed(images, None, None, None))  # (B, P + N, D)
         tokens = self.model.norm(raw)
-        prefix = self.model.num_prefix_tokens
+        prefix = self.prefix
         compute = {
             "cls": lambda: tokens[:, 0],
             "avg": lambda: tokens[:, prefix:].mean(1),
@@ -122,9 +181,16 @@ class Backbone(nn.Module):
             mask_token: (D,), or any shape of D elements.
 
         Returns:
-            (B, P + N, D), or (B, P + K, D) with `keep`.
+            (B, P + N, D), or (B, P + K, D) with `keep`; (B, M, D) of a Swin, row by row.
         """
-        assert self.is_vit, "tokens are a ViT's"
+        assert self.is_vit or self.is_swin, "a ResNet has no tokens"
+        if self.is_swin:
+            assert keep is None, "a Swin's windows need all patches"
+            cells = self.model.patch_embed(images)  # (B, h, w, E), after its norm
+            if mask is not None:
+                cells = _masked(cells.flatten(1, 2), mask, mask_token).unflatten(1, cells.shape[1:3])
+            return self.model.norm(self.model.layers(cells)).flatten(1, 2)
+        assert keep is None or not self.has_relative_positions, "relative positions need all patches"
         return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
 
     def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
@@ -140,9 +206,9 @@ class Backbone(nn.Module):
             patches = F.linear(pixels, projection.weight.flatten(1), projection.bias)  # (B, K, D)
         patches = vit.patch_embed.norm(patches)
         if mask is not None:
-            assert mask_token is not None
-            patches = torch.where(mask[..., None], mask_token.reshape(1, 1, -1).to(patches.dtype), patches)
-        prefix = [t.expand(len(images), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+            patches = _masked(patches, mask, mask_token)
+        own_tokens = (vit.cls_token, getattr(vit, "reg_token", None))
+        prefix = [t.expand(len(images), -1, -1) for t in own_tokens if t is not None]
         positions = self._positions(grid)  # (1, P + N, D), (1, N, D) if the prefix has none, or None
         if positions is not None:
             own = positions[:, : positions.shape[1] - grid[0] * grid[1]]  # the prefix's
@@ -150,9 +216,15 @@ class Backbone(nn.Module):
             patches = patches + (positions if keep is None else positions[0][keep])
             if own.shape[1]:
                 prefix = [torch.cat(prefix, 1) + own]
-        return vit.norm_pre(vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1)))
+        tokens = vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1))
+        return tokens if isinstance(vit, Beit) else vit.norm_pre(tokens)
 
     def _trunk(self, tokens: Tensor) -> Tensor:
+        if isinstance(self.model, Beit):
+            shared = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
+            for block in self.model.blocks:
+                tokens = block(tokens, shared_rel_pos_bias=shared)
+            return tokens
         for block in self.model.blocks:
             tokens = block(tokens)
         return tokens
@@ -175,6 +247,12 @@ class Backbone(nn.Module):
         prefix = self.model.pos_embed.shape[1] - len(table)
         self.model.pos_embed.data = torch.cat([table.new_zeros(prefix, self.dim), table])[None]
         self.model.pos_embed.requires_grad_(False)
+
+
+def _masked(patches: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:
+    """(B, N, E) with the token where (B, N) `mask` is True."""
+    assert mask_token is not None
+    return torch.where(mask[..., None], mask_token.reshape(1, 1, -1).to(patches.dtype), patches)
 
 
 def patchify(images: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
@@ -214,29 +292,41 @@ def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     if "." in name:
         name, _, tag = name.partition(".")
         raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
-    given = {k: v for k, v in asdict(options).items() if v is not None and k not in ("name", "drop_path")}
+    own = ("name", "drop_path", "timm_args")
+    given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
     for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
         if given.get(option, 1) < 1:
             raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
-    vit_only = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
-    if "resnet" in name or "resnext" in name:
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    if family == "resnet":
         for option in ("patch_size", "depth", "num_heads"):
             if option in given:
                 raise UserError(f"--backbone.{option} is for ViTs: {options.name} is a ResNet")
         if options.width is not None:
             channels = args.get("channels", (64, 128, 256, 512))
             args["channels"] = tuple(options.width * c for c in channels)
-        return name, args
+        return name, args | (options.timm_args or {})
     if "small_stem" in given:
         raise UserError(f"--backbone.small_stem is for ResNets: {options.name} is not one")
-    args |= {theirs: given[ours] for ours, theirs in vit_only.items() if ours in given}
-    args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
+    if family == "swin_transformer":
+        for option in ("depth", "num_heads"):
+            if option in given:
+                raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{{depths: ...}}'")
+        args.setdefault("drop_path_rate", 0.0)  # timm's Swins have 0.1
+    theirs = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
+    args |= {name: given[ours] for ours, name in theirs.items() if ours in given}
+    if family == "beit":
+        args["global_pool"] = "token"  # the norm then stays on the tokens, as in pretraining
+    elif family == "vision_transformer":
+        args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
     if options.img_size is not None:
         args["img_size"] = options.img_size
+    args |= options.timm_args or {}
     if (size := args.get("img_size")) and (patch := args.get("patch_size") or _patch_in(name)) and size % patch:
         fitting = math.ceil(size / patch) * patch
         raise UserError(f"--backbone.img_size {size} is no multiple of the patch size {patch}: try {fitting}")
-    if (width := args.get("embed_dim")) and (heads := args.get("num_heads")) and width % heads:
+    width, heads = args.get("embed_dim"), args.get("num_heads")
+    if width and isinstance(heads, int) and width % heads:
         raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
     return name, args
 

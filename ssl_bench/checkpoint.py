@@ -52,6 +52,31 @@ class SaveLast(Checkpoint):
         checkpoint["ssl_bench"] = {"config": self.config}
 
 
+def start_from(method: Method, run: Path) -> None:
+    """Begin with the weights of an earlier run (`--init RUN`), which stays as it is.
+
+    Raises:
+        UserError: The folder has no such weights, or they do not fit.
+    """
+    file = run / "checkpoints" / "last.ckpt"
+    try:
+        earlier = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    except FileNotFoundError:
+        raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?") from None
+    except Exception as error:
+        raise UserError(f"--init {run}: {file.name} is damaged ({type(error).__name__})") from None
+    weights = method.starting_weights(earlier)
+    own = method.state_dict()
+    for name in [*(name for name in own if name not in weights), *(name for name in weights if name not in own)]:
+        where = "the method here" if name in own else f"the run {run}"
+        raise UserError(f"--init {run}: only {where} has {name}: is it the same method, with the same options?")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)} there, {tuple(own[name].shape)} here"
+            raise UserError(f"--init {run}: {name} is {shapes}: give the options in {run}/config.yaml")
+    method.load_state_dict(dict(weights))
+
+
 def save_backbone(folder: Path, method: Method, data: Data) -> None:
     """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
     backbone = method.evaluated

@@ -5,6 +5,7 @@ Shapes: B images per device, C x H x W pixels.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
@@ -34,6 +35,7 @@ class Method(pl.LightningModule, ABC):
     """
 
     standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
+    undecayed: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
     def __init__(self, backbone: Backbone, optim: Optim) -> None:
         super().__init__()
@@ -57,6 +59,13 @@ class Method(pl.LightningModule, ABC):
         """The backbone that evaluations receive when not asked for another; the student's."""
         return self.backbone
 
+    def starting_weights(self, earlier: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights to start from, under this method's names, out of the state of an earlier run (`--init RUN`).
+
+        All of it, if the earlier run is the same method's; a later stage of training picks what it needs.
+        """
+        return earlier
+
     @property
     def progress(self) -> float:
         """Part of training that is done, in [0, 1]."""
@@ -79,7 +88,7 @@ class Method(pl.LightningModule, ABC):
         images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = build_optimizer(self, self.optim)
+        optimizer = build_optimizer(self, self.optim, self.undecayed)
         self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
         self._schedule.apply(optimizer, self.trainer.global_step)
         return optimizer

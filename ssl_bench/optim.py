@@ -4,32 +4,40 @@
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.options import Optim
-from ssl_bench.schedules import cosine, warmup_cosine
+from ssl_bench.schedules import (
+    cosine,
+    warmup_cosine,
+    warmup_cosine_dino,
+    warmup_cosine_simmim,
+    warmup_steps_simmim,
+)
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, undecayed: Collection[str] = ()) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those with weight decay, and biases and norms, which have none.
 
-    Those are the tensors of fewer than two dimensions, and whatever is named so (DINO, MAE, iBOT, CAE). LARS
-    scales the first group's steps alone.
+    Those are the tensors of fewer than two dimensions, and whatever is named so (DINO, MAE, iBOT, CAE), and the names
+    in ``undecayed``. LARS scales the first group's steps alone.
     """
+    assert set(undecayed) <= {name for name, _ in model.named_parameters()}, f"no such parameters: {undecayed}"
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or name.endswith(".bias") else decayed).append(parameter)
+            bare = parameter.ndim < 2 or name.endswith(".bias") or name in undecayed
+            (plain if bare else decayed).append(parameter)
     return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: Optim, undecayed: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimiser of a recipe over a model's trainable parameters; rates are set per step by `StepSchedule`."""
-    groups = [group for group in parameter_groups(model) if group["params"]]
+    groups = [group for group in parameter_groups(model, undecayed) if group["params"]]
     shared: dict[str, Any] = {"lr": 0.0, "weight_decay": optim.weight_decay}
     if optim.name == "adamw":
         fused = all(p.is_floating_point() for g in groups for p in g["params"])
@@ -116,11 +124,19 @@ class StepSchedule:
         self.optim, self.total = optim, total_steps
         self.warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
         factor = {"linear": images_per_step / 256, "sqrt": math.sqrt(images_per_step), "none": 1.0}[optim.scaling]
-        self.peak, self.floor = optim.base_lr * factor, optim.min_lr * factor
+        self.peak, self.floor, self.start = (lr * factor for lr in (optim.base_lr, optim.min_lr, optim.warmup_lr))
+        self.milestones = [round(epoch * steps_per_epoch) for epoch in optim.milestones]
 
     def lr(self, step: int) -> float:
         """Learning rate of an update."""
-        return warmup_cosine(step, self.total, self.warmup, self.peak, self.floor)
+        if self.optim.schedule == "steps_simmim":
+            return warmup_steps_simmim(step, self.warmup, self.peak, self.milestones, self.start)
+        curves = {
+            "cosine": warmup_cosine,
+            "cosine_dino": warmup_cosine_dino,
+            "cosine_simmim": warmup_cosine_simmim,
+        }
+        return curves[self.optim.schedule](step, self.total, self.warmup, self.peak, self.floor, self.start)
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of an update."""

@@ -1,7 +1,7 @@
 """The typed options that every command shares. Torch-free: the command line reads them before anything heavy loads."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -9,14 +9,15 @@ class BackboneOptions:
     """The network that is pretrained.
 
     Args:
-        name: Any timm ViT or ResNet, or a tiny one of ours (`ssl-bench list backbones`).
+        name: Any timm ViT, BEiT, Swin or ResNet, or a tiny one of ours (`ssl-bench list backbones`).
         img_size: Pixels of a (square) input; the data's own size when not given.
         patch_size: Pixels of a patch; for ViTs.
-        width: Embedding dimension of a ViT, or the factor on every channel count of a ResNet.
+        width: Embedding dimension of a ViT or Swin, or the factor on every channel count of a ResNet.
         depth: Blocks of a ViT.
         num_heads: Attention heads of a ViT.
         drop_path: Stochastic depth at the last block, growing linearly from 0.
         small_stem: 3x3 stride-1 first convolution and no max-pool, for ResNets; when not given, at 64 px or less.
+        timm_args: Whatever else timm's constructor takes: `{mlp_ratio: 2}`, `{depths: [2, 2, 18, 2], window_size: 6}`.
     """
 
     name: str = "vit_nano_patch4_32"
@@ -27,6 +28,7 @@ class BackboneOptions:
     num_heads: int | None = None
     drop_path: float = 0.0
     small_stem: bool | None = None
+    timm_args: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Optim:
-    """How weights move. Learning rates follow a linear warm-up from 0 and a cosine to `min_lr`, per step.
+    """How weights move. Learning rates follow a linear warm-up, then the schedule, per step.
 
     Args:
         name: adamw, sgd, lars (learning rate outside the momentum buffer: BYOL, MAE) or lars_tf (inside: SimCLR).
@@ -68,8 +70,13 @@ class Optim:
         weight_decay_end: When given, weight decay follows a cosine from weight_decay to this.
         momentum: Of sgd and lars.
         betas: Of adamw.
+        schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
+            same, one step ahead in the warm-up (DINO, iBOT, CAE). cosine_simmim: a cosine over the whole run that
+            the warm-up hides the beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Where the warm-up starts, before scaling.
         min_lr: Where the cosine ends, before scaling.
+        milestones: Epochs at which steps_simmim divides the rate by ten.
         clip: Largest gradient norm; None leaves gradients alone.
         clip_per: The norm is of all gradients together (model) or of each tensor (tensor, DINO).
     """
@@ -81,8 +88,11 @@ class Optim:
     weight_decay_end: float | None = None
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "cosine_dino", "cosine_simmim", "steps_simmim"] = "cosine"
     warmup_epochs: float = 10.0
+    warmup_lr: float = 0.0
     min_lr: float = 0.0
+    milestones: tuple[float, ...] = ()
     clip: float | None = None
     clip_per: Literal["model", "tensor"] = "model"
 

@@ -21,8 +21,13 @@ NOT_IDENTITY = (
 def identity(config: dict[str, Any]) -> str:
     """Eight hex digits of the configuration's sha256."""
     what = json.loads(json.dumps(config))
+    if what.get("init"):
+        what["init"] = Path(what["init"]).name  # has a hash of its own, wherever the folder is
     for group, option in NOT_IDENTITY:
         what.get(group, {}).pop(option, None)
+    for options in (what, *(group for group in what.values() if isinstance(group, dict))):
+        for option in [name for name, value in options.items() if value is None]:
+            del options[option]  # so that an option added later, and left alone, makes no new run of an old one
     canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 

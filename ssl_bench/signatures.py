@@ -16,7 +16,7 @@ from ssl_bench import options, registry
 from ssl_bench.errors import UserError
 
 # What the framework hands to a constructor; not options.
-GIVEN = ("self", "backbone")
+GIVEN = ("self", "backbone", "classes")
 
 
 class _Unreadable(Exception):

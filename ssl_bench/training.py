@@ -5,6 +5,7 @@ metrics.csv after each epoch, backbone and cost at the end. Starting again conti
 """
 
 import copy
+import inspect
 import json
 import signal
 import sys
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ssl_bench
 from ssl_bench import registry
 from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import SaveLast, save_backbone
+from ssl_bench.checkpoint import SaveLast, save_backbone, start_from
 from ssl_bench.collectives import SyncNorms
 from ssl_bench.configuration import dump
 from ssl_bench.data.module import DataModule
@@ -129,7 +130,13 @@ def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.method.Method")
     optim = config["optim"]
-    method = cls(backbone=backbone, optim=Optim(**{**optim, "betas": tuple(optim["betas"])}), **given)
+    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
+    if "classes" in inspect.signature(cls).parameters:  # of a stage that learns from labels
+        data.require_labels()
+        given["classes"] = len(data.classes or ())
+    method = cls(backbone=backbone, optim=Optim(**{**optim, **as_tuples}), **given)
+    if config["init"] is not None:
+        start_from(method, Path(config["init"]))
     if not method.standardize:
         data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return data, method, DataModule(data, data_options, method.views(), config["seed"])
@@ -237,7 +244,7 @@ def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.eval()(image)
     backbone.train(training)
-    tokens = backbone.grid**2 + backbone.model.num_prefix_tokens if backbone.is_vit else 0
+    tokens = backbone.grid**2 + backbone.prefix if backbone.is_vit or backbone.is_swin else 0
     args = {**backbone.args, "img_size": backbone.img_size}
     params = sum(p.numel() for p in backbone.parameters())
     return BackboneRecord(name, json.loads(json.dumps(args)), params, counter.get_total_flops() / 1e9, tokens)

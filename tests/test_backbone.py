@@ -305,7 +305,7 @@ def test_features_of_a_resnet_are_timms(img_size: int) -> None:
     assert maps.shape == (3, 256, img_size // (8 if img_size == 32 else 32), img_size // (8 if img_size == 32 else 32))
     assert_close(backbone(images), maps.mean((2, 3)))
     assert (backbone.kinds, backbone.headline_kind, backbone.dim, backbone.is_vit) == (("gap",), "gap", 256, False)
-    with pytest.raises(AssertionError, match="a ViT's"):
+    with pytest.raises(AssertionError, match="ResNet has no tokens"):
         backbone.tokens(images)
 
 
