@@ -1,0 +1,72 @@
+"""Which patches are hidden, drawn for all images of a batch at once; True where hidden.
+
+The draws are tensor operations on the host, from torch's own generator: a device need not be waited for to learn that
+all masks are done or how many patches they hide, and the same seed gives the same masks on any device.
+
+Shapes: B images, N = g x g patches, A images whose mask is not done, T tries at a block.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+TRIES = 10  # BEiT, iBOT, CAE: so many blocks in a row that do not fit end a mask that may fall short
+
+
+def block_masks(
+    count: int, grid: int, target: float | Tensor, min_area: float, aspect: float = 0.3, exact: bool = False
+) -> Tensor:
+    """(B, N) masks made of rectangles, as in BEiT; iBOT's may fall short of their target, CAE's are exact.
+
+    Block after block: its area is uniform between ``min_area`` and what is left to hide, its height over width
+    log-uniform; it is placed anywhere, if smaller than the image both ways, and kept if it hides anything new and no
+    more than is left.
+
+    Args:
+        count: B.
+        grid: g, patches along a side.
+        target: Patches to hide, one number or (B,) of them; fractions are fine unless ``exact``.
+        min_area: Patches of the smallest block, where so many are left to hide.
+        aspect: Lower bound of height over width; the upper one is its inverse.
+        exact: Go on until exactly ``target`` patches are hidden, rather than stop after ten blocks that do not fit.
+    """
+    left = torch.as_tensor(target, dtype=torch.float64).cpu().expand(count).clone()
+    if exact:
+        assert grid > 1 and bool((left == left.floor()).all() & (left <= grid**2).all()), f"{target} of {grid}x{grid}"
+    masks = torch.zeros(count, grid, grid, dtype=torch.float64)  # which autocast leaves alone
+    places = torch.arange(grid)
+    active = (left > 0).nonzero()[:, 0]  # (A,)
+    while len(active):
+        mask, room = masks[active], left[active, None]  # (A, g, g), (A, 1)
+        area, shape, y, x = torch.rand(4, len(active), TRIES, dtype=torch.float64).unbind()  # (A, T) each
+        area = min_area + (room - min_area) * area
+        shape = (math.log(1 / aspect) * (2 * shape - 1)).exp()
+        height, width = (area * shape).sqrt().round(), (area / shape).sqrt().round()
+        top, start = (y * (grid - height + 1)).floor(), (x * (grid - width + 1)).floor()
+        rows = (places >= top[..., None]) & (places < (top + height)[..., None])  # (A, T, g)
+        columns = (places >= start[..., None]) & (places < (start + width)[..., None])
+        hidden = (rows.double() @ mask * columns).sum(2)  # (A, T), of the block already
+        new = height * width - hidden
+        fits = (height < grid) & (width < grid) & (new > 0) & (new <= room)
+        chosen = fits.int().argmax(1, keepdim=True)  # (A, 1)
+        found = fits.any(1)
+        row, column = (side.take_along_dim(chosen[..., None], 1)[:, 0] for side in (rows, columns))  # (A, g) each
+        block = row[:, :, None] & column[:, None, :] & found[:, None, None]
+        masks[active] = mask.masked_fill(block, 1.0)
+        left[active] -= new.take_along_dim(chosen, 1)[:, 0] * found
+        active = active[(left[active] > 0) & (found | exact)]
+    return masks.flatten(1).bool()
+
+
+def random_masks(count: int, grid: int, target: float | Tensor) -> Tensor:
+    """(B, N) masks of exactly ``target`` patches, rounded down, anywhere; one number or (B,) of them."""
+    place = torch.rand(count, grid**2).argsort(1).argsort(1)  # (B, N), a permutation each
+    return place < torch.as_tensor(target, dtype=torch.float64).cpu().expand(count).floor()[:, None]
+
+
+def mask_ratios(count: int, ratios: tuple[float, ...], spreads: tuple[float, ...]) -> Tensor:
+    """(B,) parts to hide: one of ``ratios`` each, all as likely, then uniform within plus and minus its spread."""
+    which = torch.randint(len(ratios), (count,))
+    centre, spread = (torch.tensor(values, dtype=torch.float64)[which] for values in (ratios, spreads))
+    return centre + spread * (2 * torch.rand(count, dtype=torch.float64) - 1)
