@@ -18,6 +18,9 @@ class BackboneOptions:
         drop_path: Stochastic depth at the last block, growing linearly from 0.
         small_stem: 3x3 stride-1 first convolution and no max-pool, for ResNets; when not given, at 64 px or less.
         timm_args: Whatever else timm's constructor takes: `{mlp_ratio: 2}`, `{depths: [2, 2, 18, 2], window_size: 6}`.
+        selective_kernel: Convolutions of two streams that the image mixes, and ResNet-D's stem and shortcuts, for
+            bottleneck ResNets (SimCLRv2).
+        absolute_positions: Give a Swin learned absolute positions besides its relative ones; timm's have none.
     """
 
     name: str = "vit_nano_patch4_32"
@@ -29,6 +32,8 @@ class BackboneOptions:
     drop_path: float = 0.0
     small_stem: bool | None = None
     timm_args: dict[str, Any] | None = None
+    selective_kernel: bool | None = None
+    absolute_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class DataOptions:
         selection_fraction: Class-stratified part of the training images on which anything is chosen.
         split_seed: Fixes that part; not the run's seed, so that all runs choose on the same images.
         strict: Stop at a broken file rather than skip and count it.
+        label_fraction: Part of the training labels that a method which learns from labels sees: equally many of each
+            class, fixed by split_seed, none of them of the selection part; all when not given.
     """
 
     name: str = "digits-canvas"
@@ -56,6 +63,7 @@ class DataOptions:
     selection_fraction: float = 0.1
     split_seed: int = 0
     strict: bool = False
+    label_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class TrainerOptions:
         num_nodes: Machines; start the command on each with torchrun or srun.
         strategy: auto, ddp, fsdp, ...
         precision: auto (bf16-mixed on GPUs and CPUs that have it, 32-true elsewhere), 32-true, bf16-mixed, ...
+        compile: Compile the network's blocks (torch.compile): some minutes at the start, faster steps on GPUs.
         accumulate_grad_batches: Batches whose gradients make one step.
         sync_batchnorm: Batch norm over the images of all devices, as the papers have it.
         limit_train_batches: Batches, or fraction of them, per epoch; None for all.
@@ -123,6 +132,7 @@ class TrainerOptions:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     accumulate_grad_batches: int = 1
     sync_batchnorm: bool = True
     limit_train_batches: int | float | None = None

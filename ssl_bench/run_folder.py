@@ -14,6 +14,7 @@ NOT_IDENTITY = (
     ("data", "num_workers"),
     ("data", "download"),
     ("trainer", "accelerator"),
+    ("trainer", "compile"),
     ("trainer", "log_every_n_steps"),
 )
 
@@ -23,6 +24,10 @@ def identity(config: dict[str, Any]) -> str:
     what = json.loads(json.dumps(config))
     if what.get("init"):
         what["init"] = Path(what["init"]).name  # has a hash of its own, wherever the folder is
+    for option in ("tokenizer", "teacher"):  # likewise
+        run = what.get("method", {}).get(option)
+        if isinstance(run, str):
+            what["method"][option] = Path(run).name
     for group, option in NOT_IDENTITY:
         what.get(group, {}).pop(option, None)
     for options in (what, *(group for group in what.values() if isinstance(group, dict))):
@@ -40,8 +45,9 @@ def data_title(data: dict[str, Any]) -> str:
 
 
 def run_folder(runs: Path, config: dict[str, Any]) -> Path:
-    """`runs/mae-cifar10-vit_tiny_patch16_224-s0-1a2b3c4d`."""
+    """`runs/mae-cifar10-vit_tiny_patch16_224-s0-1a2b3c4d`; `runs/dvae-cifar10-s0-1a2b3c4d`."""
     method = config["method"]["name"].rpartition(".")[2]
-    parts = (method, data_title(config["data"]), config["backbone"]["name"], f"s{config['seed']}")
+    backbone = [config["backbone"]["name"]] if "backbone" in config else []  # a tokenizer's run has none
+    parts = (method, data_title(config["data"]), *backbone, f"s{config['seed']}")
     safe = (re.sub(r"[^\w.+-]+", "_", part)[:60] for part in parts)
     return runs / "-".join((*safe, identity(config)))

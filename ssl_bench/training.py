@@ -5,10 +5,10 @@ metrics.csv after each epoch, backbone and cost at the end. Starting again conti
 """
 
 import copy
+import hashlib
 import inspect
 import json
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import ssl_bench
 from ssl_bench import registry
 from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import SaveLast, save_backbone, start_from
+from ssl_bench.checkpoint import SaveLast, save_backbone, save_tokenizer, start_from
+from ssl_bench.classifier import save_classifier
 from ssl_bench.collectives import SyncNorms
 from ssl_bench.configuration import dump
 from ssl_bench.data.module import DataModule
@@ -42,6 +43,7 @@ from ssl_bench.progress import Progress
 from ssl_bench.randomness import derive
 from ssl_bench.results import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
 from ssl_bench.run_folder import identity, run_folder
+from ssl_bench.speed import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
 from ssl_bench.watch import DivergenceError, StopAtNaN
 
 
@@ -85,6 +87,8 @@ def fit(
     trainer = _trainer(trainer_options, config, folder, data, wandb, wandb_project)
     if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
         write_out_attention(method)
+    if trainer_options.compile:
+        compile_blocks(method)
     last = folder / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(method, datamodule=module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -98,7 +102,12 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     if trainer.is_global_zero and not trainer_options.fast_dev_run:
-        save_backbone(folder, method, data)
+        if method.product == "tokenizer":
+            save_tokenizer(folder, method)
+        else:
+            save_backbone(folder, method, data)
+            if (classifier := method.evaluated_classifier) is not None:
+                save_classifier(folder, classifier, classifier.names or data.classes or ())
         write_run(folder, _finished(trainer, info, flops_per_image))
     return Fitted(folder, already_done=False)
 
@@ -122,8 +131,6 @@ def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
     """Data, method and data module of a configuration."""
     data_options = DataOptions(**config["data"])
     data = open_data(data_options)
-    size = config["backbone"]["img_size"] or data.image_size
-    backbone = Backbone(BackboneOptions(**{**config["backbone"], "img_size": size}))
     given = dict(config["method"])
     found = registry.find("methods", given.pop("name"))
     cls = registry.load(found)
@@ -131,15 +138,37 @@ def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
         raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.method.Method")
     optim = config["optim"]
     as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
-    if "classes" in inspect.signature(cls).parameters:  # of a stage that learns from labels
+    wanted = inspect.signature(cls).parameters
+    if "backbone" in wanted:
+        size = config["backbone"]["img_size"] or data.image_size
+        given["backbone"] = Backbone(BackboneOptions(**{**config["backbone"], "img_size": size}))
+    if "image_size" in wanted:
+        given["image_size"] = data.image_size
+    if "statistics" in wanted:  # what undoes the views' normalisation
+        given["statistics"] = data.mean, data.std
+    if "classes" in wanted:  # of a stage that learns from labels
         data.require_labels()
         given["classes"] = len(data.classes or ())
-    method = cls(backbone=backbone, optim=Optim(**{**optim, **as_tuples}), **given)
+    method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
     if config["init"] is not None:
         start_from(method, Path(config["init"]))
     if not method.standardize:
         data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return data, method, DataModule(data, data_options, method.views(), config["seed"])
+    if method.needs_labels:
+        data = _labelled(data, method)
+    elif data_options.label_fraction is not None:
+        learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
+        raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
+    return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+
+
+def _labelled(data: Data, method: Method) -> Data:
+    """What a method that learns from labels trains on."""
+    data.require_labels()
+    names = method.evaluated_classifier.names if method.evaluated_classifier is not None else None
+    if names is not None and names != data.classes:
+        raise UserError(f"{data.title} has other classes than the network that is to name them: choose its data set")
+    return data.labelled(method.unlabelled_too)
 
 
 def _prepare_process() -> None:
@@ -154,14 +183,7 @@ def _prepare_process() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; no effect on a CPU
-    if sys.platform == "linux":
-        import ctypes
-
-        # Activations of one step are the next step's memory: keep it rather than return and fault it in again.
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+    keep_freed_memory()
 
 
 def _trainer(
@@ -197,44 +219,35 @@ def _trainer(
     )
 
 
-def effective_precision(asked: str, accelerator: str) -> str:
-    """bf16-mixed where `auto` meets hardware that multiplies bf16 (GPUs, CPUs with AMX or AVX-512), else 32-true."""
-    if asked != "auto":
-        return asked
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
-        capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return "bf16-mixed" if capable.get("amx_bf16") or capable.get("avx512_bf16") else "32-true"
-    return "32-true"
-
-
-def write_out_attention(method: Method) -> None:
-    """Plain matrix products in place of fused attention.
-
-    On a CPU in bf16 the fused kernel is the slow one for short sequences: measured with 65 tokens, 64 to 96 wide, steps
-    take half the time without it (a Xeon with AMX, one thread).
-    """
-    for module in method.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-
-
 def _describe_run(config: dict[str, Any], data: Data, method: Method, command: Sequence[str]) -> RunInfo:
     views = method.views()
+    pretrains = method.product == "backbone"
     return RunInfo(
         status="running",
-        kind="pretrained",
+        kind="pretrained" if pretrains else "tokenizer",
         method=config["method"]["name"],
         data=DataRecord(data.title, data.fingerprint),
-        options={k: v for k, v in config.items() if k != "seed"},
-        backbone=describe_backbone(config["backbone"]["name"], method.backbone),
+        options=_options_of(config),
+        backbone=describe_backbone(config["backbone"]["name"], method.backbone) if pretrains else None,
         seed=config["seed"],
         views_per_image=sum(v.count * v.size**2 for v in views) / max(v.size**2 for v in views),
         created=_now(),
         command=list(command),
         version=ssl_bench.__version__,
     )
+
+
+def _options_of(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without its seed; nor with those of the runs it starts from, so that seeds stay one row."""
+    options = {**config, "method": dict(config["method"])}
+    del options["seed"]
+    for group, name in ((options, "init"), (options["method"], "teacher"), (options["method"], "tokenizer")):
+        run = group.get(name)
+        if isinstance(run, str) and (Path(run) / "run.json").is_file():
+            earlier = read_run(Path(run))
+            stage = hashlib.sha256(json.dumps(earlier.options, sort_keys=True).encode()).hexdigest()[:8]
+            group[name] = f"{earlier.method}-{stage}"
+    return options
 
 
 def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:
@@ -245,7 +258,9 @@ def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:
         backbone.eval()(image)
     backbone.train(training)
     tokens = backbone.grid**2 + backbone.prefix if backbone.is_vit or backbone.is_swin else 0
-    args = {**backbone.args, "img_size": backbone.img_size}
+    ours = ("small_stem", "selective_kernel")  # that timm does not know
+    changed = {option: value for option in ours if (value := getattr(backbone.options, option)) is not None}
+    args = {**backbone.args, **changed, "img_size": backbone.img_size}
     params = sum(p.numel() for p in backbone.parameters())
     return BackboneRecord(name, json.loads(json.dumps(args)), params, counter.get_total_flops() / 1e9, tokens)
 
@@ -255,8 +270,9 @@ def training_flops(method: Method) -> float:
     copied = copy.deepcopy(method).train()
     generator = torch.Generator().manual_seed(0)
     views = [torch.rand(2, 3, v.size, v.size, generator=generator) for v in method.views() for _ in range(v.count)]
+    labels = {"labels": torch.zeros(2, dtype=torch.int64)} if method.needs_labels else {}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        copied.loss(views).backward()
+        copied.loss(views, **labels).backward()
     return counter.get_total_flops() / 2
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from ssl_bench.checkpoint import load_backbone
 from ssl_bench.configuration import dump
+from ssl_bench.errors import UserError
 from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
 from ssl_bench.training import build, fit, training_flops
@@ -205,11 +206,31 @@ def test_unlabelled_images_can_be_pretrained_on(tiny_config: Config, tmp_path: P
     assert all(row.get("feature_rank") is not None and "knn" not in row for row in rows(folder)[:1])
 
 
-def test_effective_precision_is_asked_for_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssl_bench.training import effective_precision
+def test_a_run_starts_from_an_earlier_one(tiny_run: Path, tiny_config: Config) -> None:
+    started = build(tiny_config(f"--init={tiny_run}"))[1].state_dict()
+    last = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert same(started, last)
+    assert not same(started, build(tiny_config())[1].state_dict())
 
-    assert effective_precision("16-mixed", "cpu") == "16-mixed"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for capable, expected in (({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: capable, raising=False)
-        assert effective_precision("auto", "cpu") == expected
+
+def test_a_run_that_starts_from_another_is_another(tiny_run: Path, tiny_config: Config, tmp_path: Path) -> None:
+    fresh, continued = tiny_config(), tiny_config(f"--init={tiny_run}")
+    assert run_folder(tmp_path, fresh) != run_folder(tmp_path, continued)
+    moved = tiny_config(f"--init={tmp_path / 'elsewhere' / tiny_run.name}")
+    assert run_folder(tmp_path, moved) == run_folder(tmp_path, continued)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method.decoder_dim=32"], r"mask_token is \(.*\) there, \(.*\) here: give the options in .*config.yaml"),
+        (["--method.decoder_depth=2"], r"only the method here has decoder_blocks\.1"),
+    ],
+)
+def test_an_earlier_run_that_does_not_fit_is_refused(
+    flags: list[str], message: str, tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build(tiny_config(f"--init={tiny_run}", *flags))
+    with pytest.raises(UserError, match="is it the folder of a run"):
+        build(tiny_config(f"--init={tmp_path}"))
