@@ -53,7 +53,8 @@ class MAE(Method):
         if not backbone.is_vit:
             raise UserError("mae needs a ViT, whose patches can be left out; otherwise: simclr, byol, dino")
         if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
-            raise UserError(f"mae needs a class token and absolute positions: {backbone.options.name} lacks them")
+            name = backbone.options.name
+            raise UserError(f"mae needs a class token and absolute positions; for {name}: simmim, simclr")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         if decoder_dim % decoder_heads:
@@ -62,6 +63,7 @@ class MAE(Method):
             raise UserError(f"--method.mask_ratio {mask_ratio} leaves none of {backbone.grid**2} patches visible")
         self.mask_ratio, self.norm_pix, self.crop_scale = mask_ratio, norm_pix, crop_scale
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
+        mlp_ratio = backbone.args.get("mlp_ratio", 4.0)  # one for encoder and decoder
         backbone.fix_positions("mae")
         positions = sincos_positions(decoder_dim, backbone.grid, "mae")  # (N, E)
         positions = torch.cat([positions.new_zeros(1, decoder_dim), positions])[None]  # (1, 1 + N, E)
@@ -69,7 +71,10 @@ class MAE(Method):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_blocks = nn.Sequential(
-            *(Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=layer_norm) for _ in range(decoder_depth))
+            *(
+                Block(decoder_dim, decoder_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm)
+                for _ in range(decoder_depth)
+            )
         )
         self.decoder_norm = layer_norm(decoder_dim)
         self.decoder_pred = nn.Linear(decoder_dim, backbone.patch_size**2 * 3)

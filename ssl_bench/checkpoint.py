@@ -1,7 +1,8 @@
-"""What a run leaves for others: the last checkpoint, and the backbone in timm's own terms."""
+"""What a run leaves for others: the last checkpoint, and the backbone in timm's own terms, or the tokenizer."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from ssl_bench.files import replacing, write_json
 from ssl_bench.method import Method
 from ssl_bench.metrics import MetricsFile
 from ssl_bench.options import BackboneOptions
+from ssl_bench.tokenizers import DiscreteVAE
 
 
 @final
@@ -74,19 +76,40 @@ def start_from(method: Method, run: Path) -> None:
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)} there, {tuple(own[name].shape)} here"
             raise UserError(f"--init {run}: {name} is {shapes}: give the options in {run}/config.yaml")
+    described = run / "backbone.json"  # there when the run is finished
+    if described.is_file():
+        there = any(json.loads(described.read_text(encoding="utf-8"))["pretrained_cfg"]["mean"])
+        if there != method.standardize:
+            text = f"its network saw images {'less' if there else 'without subtracting'} their mean, this one would not"
+            raise UserError(f"--init {run}: {text}: --method.standardize {str(there).lower()}")
     method.load_state_dict(dict(weights))
 
 
 def save_backbone(folder: Path, method: Method, data: Data) -> None:
-    """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
+    """The evaluated backbone of a method, with the data's mean and deviation."""
     backbone = method.evaluated
     assert isinstance(backbone, Backbone)
+    write_backbone(folder, backbone, data.mean, data.std)
+
+
+def write_backbone(folder: Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
+    """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
     with replacing(folder / "backbone.safetensors") as temporary:
         save_file(weights, temporary)
     size = backbone.img_size
-    cfg = {"input_size": [3, size, size], "mean": list(data.mean), "std": list(data.std), "interpolation": "bicubic"}
+    cfg = {"input_size": [3, size, size], "mean": list(mean), "std": list(std), "interpolation": "bicubic"}
     write_json(folder / "backbone.json", {**backbone.spec, "num_classes": 0, "pretrained_cfg": cfg})
+
+
+def save_tokenizer(folder: Path, method: Method) -> None:
+    """tokenizer.safetensors, and tokenizer.json with the arguments of the `DiscreteVAE` that holds those weights."""
+    tokenizer = method.tokenizer
+    assert isinstance(tokenizer, DiscreteVAE)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in tokenizer.state_dict().items()}
+    with replacing(folder / "tokenizer.safetensors") as temporary:
+        save_file(weights, temporary)
+    write_json(folder / "tokenizer.json", tokenizer.spec)
 
 
 def load_backbone(folder: Path) -> tuple[Backbone, tuple[float, ...], tuple[float, ...]]:

@@ -181,18 +181,21 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     usage = f"{prog} --method NAME [--data NAME] [--backbone NAME] [-c FILE] [--GROUP.OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description, usage=usage)
     parser.add_argument("--method.name", help="what to pretrain with; --method NAME for short (ssl-bench list methods)")
-    optim = Optim()
+    optim, pretrains = Optim(), True
     if method is not None:
-        cls = signatures.read(registry.find("methods", method))
+        found = registry.find("methods", method)
+        pretrains = signatures.takes(found, "backbone")
+        cls = signatures.read(found)
         optim = next((f.default_factory() for f in fields(cls) if f.name == "optim"), optim)
         parser.add_class_arguments(cls, "method", skip={"optim"})
-    parser.add_class_arguments(BackboneOptions, "backbone")
+    if pretrains:
+        parser.add_class_arguments(BackboneOptions, "backbone")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(Optim, "optim")
     parser.set_defaults({f"optim.{k}": v for k, v in asdict(optim).items()})
     parser.add_class_arguments(TrainerOptions, "trainer")
     parser.add_class_arguments(ProbeOptions, "probe")
-    parser.add_argument("--init", metavar="RUN", help="start from the weights of this run, not from random ones")
+    parser.add_argument("--init", type=str | None, metavar="RUN", help="start from the weights of this run, not from random ones")
     parser.add_argument("--seed", type=int, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
     parser.add_argument("--recipe", help="numbers to start from; by default the method's for the data, or as published")
