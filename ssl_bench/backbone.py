@@ -25,8 +25,12 @@ from torch import Tensor, nn
 from ssl_bench.architectures import TINY, timm_names
 from ssl_bench.errors import UserError, near
 from ssl_bench.options import BackboneOptions
+from ssl_bench.selective_kernel import plain_stem, select_kernels, stem_arguments
 
 FAMILIES = "ViTs, BEiTs, Swins and ResNets"
+# timm's arguments that what follows relies on: three channels, no weights, no head, a final norm on the tokens.
+FIXED = {"in_chans", "pretrained", "checkpoint_path", "features_only", "num_classes"}
+FIXED |= {"fc_norm", "use_fc_norm", "final_norm"}
 
 
 @final
@@ -44,23 +48,43 @@ class Backbone(nn.Module):
         super().__init__()
         self.options = options
         self.architecture, self.args = _timm_arguments(options)
+        self.timm_can_build = True  # whether `timm.create_model(architecture, **args)` alone gives this network
+        stem: type[nn.Module] | None = None  # of the ResNet that is widened
         try:
+            if _family(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
+                with torch.device("meta"):
+                    narrow = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
+                stem = type(narrow.conv1)
+                self.args |= stem_arguments(narrow, options.width or 1, bool(options.selective_kernel))
             self.model = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"backbone {options.name} with {self.args}: {error}") from None
-        except TypeError as error:
-            if options.timm_args:
-                raise UserError(f"backbone {options.name}, --backbone.timm_args {options.timm_args}: {error}") from None
-            # an option of ours that none of the families refuses
-            raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if options.timm_args:  # whatever is in there may be of the wrong type, length or family
+                given = f"--backbone.timm_args {options.timm_args}"
+                raise UserError(f"backbone {options.name}, {given}: {reason}") from None
+            if isinstance(error, AssertionError | ValueError):
+                raise UserError(f"backbone {options.name} with {self.args}: {reason}") from None
+            if isinstance(error, TypeError):  # an option of ours that none of the families refuses
+                raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
+            raise
         if isinstance(self.model, Beit):
             self.img_size: int = self.model.patch_embed.img_size[0]
             self.patch_size: int = self.model.patch_embed.patch_size[0]
             self.dim: int = self.model.embed_dim
+            if self.dim % (heads := self.model.blocks[0].attn.num_heads):  # timm finds out in the forward
+                raise UserError(f"--backbone.width {self.dim} is no multiple of {options.name}'s {heads} heads")
         elif isinstance(self.model, SwinTransformer):
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.num_features
+            for attention in (stage.blocks[0].attn for stage in self.model.layers):
+                if attention.proj.in_features != attention.dim and "head_dim" not in self.args:  # timm rounds down
+                    heads = f"{attention.dim} channels are no multiple of {attention.num_heads} heads"
+                    raise UserError(f"backbone {options.name}: a stage's {heads}: choose another --backbone.width")
+            if options.absolute_positions:
+                positions = torch.zeros(1, self.grid**2, self.embed_dim)
+                self.timm_can_build = False
+                self.model.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
         elif isinstance(self.model, VisionTransformer):
             embeds = isinstance(self.model.patch_embed, PatchEmbed)
             if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
@@ -72,7 +96,14 @@ class Backbone(nn.Module):
             self.img_size = options.img_size or 224
             self.dim = self.model.num_features
             self.small_stem = options.small_stem if options.small_stem is not None else self.img_size <= 64
+            if options.selective_kernel:
+                select_kernels(self.model, options.name)
+                self.timm_can_build = False
+            elif stem is nn.Conv2d and isinstance(self.model.conv1, nn.Sequential):
+                plain_stem(self.model)
+                self.timm_can_build = False
             if self.small_stem:
+                self.timm_can_build = False
                 width = self.model.bn1.num_features
                 self.model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
                 nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -147,13 +178,14 @@ class Backbone(nn.Module):
         return self.kinds[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D): class token after the final norm (or mean patch, Swin's too); pooled map of a ResNet."""
+        """(B, 3, H, W) -> (B, D): class token after the final norm, mean token where there is none, or pooled map."""
         return self.features(images, (self.headline_kind,))[self.headline_kind]
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         """All asked kinds of (B, D) features in one pass over (B, 3, H, W) images."""
         if self.is_swin:
-            return dict.fromkeys(kinds, self.tokens(images).mean(1))
+            tokens = self.tokens(images)  # (B, M, D)
+            return {kind: {"avg": tokens.mean(1)}[kind] for kind in kinds}
         if not self.is_vit:
             images = images.contiguous(memory_format=torch.channels_last)
             return {kind: {"gap": self.model}[kind](images) for kind in kinds}
@@ -186,10 +218,13 @@ class Backbone(nn.Module):
         assert self.is_vit or self.is_swin, "a ResNet has no tokens"
         if self.is_swin:
             assert keep is None, "a Swin's windows need all patches"
-            cells = self.model.patch_embed(images)  # (B, h, w, E), after its norm
+            embedded = self.model.patch_embed(images)  # (B, h, w, E), after its norm
+            patches = embedded.flatten(1, 2)  # (B, N, E)
             if mask is not None:
-                cells = _masked(cells.flatten(1, 2), mask, mask_token).unflatten(1, cells.shape[1:3])
-            return self.model.norm(self.model.layers(cells)).flatten(1, 2)
+                patches = _masked(patches, mask, mask_token)
+            if self.options.absolute_positions:
+                patches = patches + self.model.absolute_pos_embed
+            return self.model.norm(self.model.layers(patches.view_as(embedded))).flatten(1, 2)
         assert keep is None or not self.has_relative_positions, "relative positions need all patches"
         return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
 
@@ -292,12 +327,17 @@ def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     if "." in name:
         name, _, tag = name.partition(".")
         raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
-    own = ("name", "drop_path", "timm_args")
+    own = ("name", "drop_path", "timm_args", "absolute_positions")
     given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
     for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
         if given.get(option, 1) < 1:
             raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
-    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    family = _family(name)
+    fixed = FIXED | {"global_pool"} if family in ("beit", "swin_transformer") else FIXED
+    if taken := fixed & set(options.timm_args or {}):
+        raise UserError(f"--backbone.timm_args: {min(taken)} must stay as it is here: leave it out")
+    if options.absolute_positions and family != "swin_transformer":
+        raise UserError(f"--backbone.absolute_positions is for Swins: {options.name} is not one")
     if family == "resnet":
         for option in ("patch_size", "depth", "num_heads"):
             if option in given:
@@ -306,12 +346,13 @@ def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
             channels = args.get("channels", (64, 128, 256, 512))
             args["channels"] = tuple(options.width * c for c in channels)
         return name, args | (options.timm_args or {})
-    if "small_stem" in given:
-        raise UserError(f"--backbone.small_stem is for ResNets: {options.name} is not one")
+    for option in ("small_stem", "selective_kernel"):
+        if option in given:
+            raise UserError(f"--backbone.{option} is for ResNets: {options.name} is not one")
     if family == "swin_transformer":
-        for option in ("depth", "num_heads"):
+        for option, example in (("depth", "{depths: [2, 2]}"), ("num_heads", "{num_heads: [3, 6]}")):
             if option in given:
-                raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{{depths: ...}}'")
+                raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{example}'")
         args.setdefault("drop_path_rate", 0.0)  # timm's Swins have 0.1
     theirs = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
     args |= {name: given[ours] for ours, name in theirs.items() if ours in given}
@@ -326,9 +367,14 @@ def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
         fitting = math.ceil(size / patch) * patch
         raise UserError(f"--backbone.img_size {size} is no multiple of the patch size {patch}: try {fitting}")
     width, heads = args.get("embed_dim"), args.get("num_heads")
-    if width and isinstance(heads, int) and width % heads:
+    if isinstance(width, int) and isinstance(heads, int) and width % max(1, heads):
         raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
     return name, args
+
+
+def _family(architecture: str) -> str:
+    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ..."""
+    return str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
 
 
 def _patch_in(name: str) -> int | None:

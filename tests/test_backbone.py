@@ -30,6 +30,20 @@ VITS: dict[str, dict[str, Any]] = {
     "test_vit2": {"img_size": 32, "patch_size": 8, "depth": 2},
     "vit_small_patch14_reg4_dinov2": {"img_size": 28, "patch_size": 7, "width": 48, "depth": 2, "num_heads": 3},
 }
+BEIT, SWIN = "beit_pico_patch4_32", "swin_pico_patch2_32"
+PER_BLOCK = {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True}
+ABSOLUTE = {"use_shared_rel_pos_bias": False, "use_abs_pos_emb": True, "init_values": None}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "shared table": (BEIT, {}),
+    "a table per block": (BEIT, {"timm_args": PER_BLOCK, "depth": 3}),
+    "all positions": (BEIT, {"img_size": 24, "timm_args": {"use_rel_pos_bias": True, "use_abs_pos_emb": True}}),
+    "absolute positions": (BEIT, {"timm_args": ABSOLUTE}),
+    "SwiGLU, no biases": (BEIT, {"timm_args": {"swiglu_mlp": True, "scale_mlp": True, "qkv_bias": False}}),
+    "Swin": (SWIN, {}),
+    "Swin, three stages": (SWIN, {"width": 12, "timm_args": {"depths": [1, 2, 1], "num_heads": [1, 2, 4]}}),
+    "Swin, windows of the whole grid": (SWIN, {"img_size": 24, "timm_args": {"window_size": 99, "mlp_ratio": 1.5}}),
+    "Swin, windows that need padding": (SWIN, {"img_size": 40, "patch_size": 4, "timm_args": {"window_size": 3}}),
+}
 
 
 def network(name: str = PICO, seed: int = 0, **given: Any) -> Backbone:
@@ -40,6 +54,12 @@ def network(name: str = PICO, seed: int = 0, **given: Any) -> Backbone:
         for parameter in backbone.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     return backbone.eval()
+
+
+def other(case: str) -> Backbone:
+    """A BEiT or a Swin."""
+    name, given = OTHERS[case]
+    return network(name, **given)
 
 
 def images_for(backbone: Backbone, count: int = 3) -> Tensor:
@@ -144,6 +164,130 @@ def test_keeping_everything_is_the_whole_image() -> None:
     assert_close(backbone.tokens(images, keep=everything), backbone.tokens(images))
     nothing = torch.zeros(3, 64, dtype=torch.bool)
     assert_close(backbone.tokens(images, mask=nothing, mask_token=torch.randn(48)), backbone.tokens(images))
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_tokens_of_beits_and_swins_are_timms(case: str) -> None:
+    backbone = other(case)
+    images = images_for(backbone)
+    expected = backbone.model.forward_features(images)
+    tokens = backbone.tokens(images)
+    assert_close(tokens, expected if backbone.is_vit else expected.flatten(1, 2))
+    side = backbone.img_size // backbone.stride
+    assert tokens.shape == (3, backbone.prefix + side**2, backbone.dim)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_masked_tokens_of_beits_and_swins_are_those_of_a_network_with_other_patches(case: str) -> None:
+    """Slow reference: timm's forward, in which patches are replaced one by one as they leave `patch_embed`."""
+    backbone = other(case)
+    images, mask = images_for(backbone), torch.rand(3, backbone.grid**2) < 0.4
+    mask_token = torch.randn(1, 1, backbone.embed_dim)
+
+    def replaced(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        for i, n in mask.nonzero().tolist():
+            place = (i, n) if backbone.is_vit else (i, *divmod(n, backbone.grid))
+            output[place] = mask_token[0, 0]
+        return output
+
+    tokens = backbone.tokens(images, mask=mask, mask_token=mask_token)
+    backbone.model.patch_embed.register_forward_hook(replaced)
+    expected = backbone.model.forward_features(images)
+    assert_close(tokens, expected if backbone.is_vit else expected.flatten(1, 2))
+
+
+@pytest.mark.parametrize("case", ["shared table", "absolute positions", "Swin"])
+def test_masked_pixels_of_beits_and_swins_have_no_influence(case: str) -> None:
+    backbone = other(case)
+    images, mask = images_for(backbone).requires_grad_(), torch.rand(3, backbone.grid**2) < 0.5
+    tokens = backbone.tokens(images, mask=mask, mask_token=torch.randn(backbone.embed_dim))
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    assert images.grad is not None
+    felt = patchify(images.grad, backbone.patch_size, "channel first").abs().sum(-1)
+    assert (felt[mask] == 0).all() and (felt[~mask] > 0).all()
+
+
+def test_kept_tokens_of_a_beit_with_absolute_positions() -> None:
+    """Slow reference: embed everything, add positions, gather, blocks one image at a time."""
+    backbone = other("absolute positions")
+    beit, images, keep = backbone.model, images_for(backbone), torch.rand(3, 64).argsort(1)[:, :5]
+    patches = beit.patch_embed(images)
+    rows = []
+    for i in range(3):
+        chosen = [patches[i, n] + beit.pos_embed[0, 1 + n] for n in keep[i].tolist()]
+        tokens = torch.stack([beit.cls_token[0, 0] + beit.pos_embed[0, 0], *chosen])[None]
+        for block in beit.blocks:
+            tokens = block(tokens)
+        rows.append(beit.norm(tokens)[0])
+    assert_close(backbone.tokens(images, keep=keep), torch.stack(rows))
+
+
+@pytest.mark.parametrize("case", ["shared table", "a table per block", "Swin"])
+def test_patches_with_relative_positions_cannot_be_left_out(case: str) -> None:
+    backbone = other(case)
+    with pytest.raises(AssertionError, match="need all patches"):
+        backbone.tokens(images_for(backbone), keep=torch.zeros(3, 1, dtype=torch.long))
+
+
+def test_a_shared_table_is_one_table_in_every_block() -> None:
+    shared, own = other("shared table"), network(BEIT, timm_args=PER_BLOCK)
+    table = shared.model.rel_pos_bias.relative_position_bias_table
+    weights = {n: v for n, v in shared.model.state_dict().items() if "rel_pos_bias" not in n}
+    weights |= {f"blocks.{i}.attn.relative_position_bias_table": table for i in range(2)}
+    own.model.load_state_dict(weights)
+    images = images_for(shared)
+    assert_close(own.tokens(images), shared.tokens(images))
+    assert [n for n, _ in shared.named_parameters() if "table" in n] == [
+        "model.rel_pos_bias.relative_position_bias_table"
+    ]
+    with torch.no_grad():
+        own.model.blocks[1].attn.relative_position_bias_table += torch.randn_like(table)
+    assert not torch.allclose(own.tokens(images), shared.tokens(images))
+
+
+def test_attention_of_a_beit_by_hand() -> None:
+    """Biases of queries and values, none of keys; the table's row for each offset, its last three for the class."""
+    backbone = network(BEIT, img_size=8, width=6, num_heads=2, depth=1)
+    attention = backbone.model.blocks[0].attn
+    table = backbone.model.rel_pos_bias.relative_position_bias_table  # (12, heads)
+    with torch.no_grad():
+        table.normal_()
+    x = torch.randn(1, 5, 6)
+    q, k, v = (x[0] @ attention.qkv.weight.T).chunk(3, dim=1)
+    q, v = q + attention.q_bias, v + attention.v_bias
+    out = torch.zeros(5, 6)
+    for head in range(2):
+        own = slice(3 * head, 3 * head + 3)
+        for i in range(5):
+            scores = []
+            for j in range(5):
+                if i == 0 or j == 0:
+                    row = 11 if i == j else 9 if i == 0 else 10
+                else:
+                    dy, dx = (i - 1) // 2 - (j - 1) // 2, (i - 1) % 2 - (j - 1) % 2
+                    row = (dy + 1) * 3 + dx + 1
+                scores.append(q[i, own] @ k[j, own] / 3**0.5 + table[row, head])
+            out[i, own] = torch.stack(scores).softmax(0) @ v[:, own]
+    assert_close(attention(x, shared_rel_pos_bias=backbone.model.rel_pos_bias()), attention.proj(out)[None])
+
+
+def test_absolute_positions_of_a_swin_come_after_masks() -> None:
+    backbone = network(SWIN, absolute_positions=True)
+    plain = network(SWIN)
+    positions = backbone.model.absolute_pos_embed
+    assert positions.shape == (1, 256, 24)
+    plain.model.load_state_dict({k: v for k, v in backbone.model.state_dict().items() if k != "absolute_pos_embed"})
+    images, mask, token = images_for(backbone), torch.rand(3, 256) < 0.5, torch.randn(24)
+    tokens = backbone.tokens(images, mask=mask, mask_token=token)
+
+    def replaced(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        masked = torch.where(mask.view(3, 16, 16, 1), token, output)
+        return masked + positions.view(1, 16, 16, 24)
+
+    plain.model.patch_embed.register_forward_hook(replaced)
+    assert_close(tokens, plain.model.forward_features(images).flatten(1, 2))
+    assert 0.01 < Backbone(BackboneOptions(SWIN, absolute_positions=True)).model.absolute_pos_embed.std() < 0.03
 
 
 def test_patches_in_both_orders() -> None:
@@ -270,6 +414,29 @@ def test_kinds_of_features(name: str) -> None:
     assert backbone(images).shape == (3, backbone.dim)
 
 
+@pytest.mark.parametrize("case", OTHERS)
+def test_kinds_of_features_of_beits_and_swins(case: str) -> None:
+    backbone = other(case)
+    images = images_for(backbone)
+    found = backbone.features(images, backbone.kinds)
+    assert tuple(found) == backbone.kinds
+    assert_close(backbone(images), backbone.model(images))
+    normed = backbone.model.forward_features(images)
+    if backbone.is_swin:
+        assert backbone.kinds == ("avg",)
+        assert_close(found["avg"], normed.mean((1, 2)))
+        with pytest.raises(KeyError):
+            backbone.features(images, ("cls",))
+        return
+    raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")[0]
+    assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_raw", "avg_raw")
+    assert_close(found["cls"], normed[:, 0])
+    assert_close(found["avg"], normed[:, 1:].mean(1))
+    assert_close(found["cls+avg"], torch.cat([normed[:, 0], normed[:, 1:].mean(1)], dim=1))
+    assert_close(found["avg_raw"], raw.mean(1))
+    assert_close(backbone.model.norm(found["cls_raw"]), normed[:, 0])
+
+
 def test_tokens_are_normed_even_where_timm_norms_the_pooled_feature() -> None:
     assert isinstance(timm.create_model("test_vit2", num_classes=0, img_size=32).norm, nn.Identity)
     torch.manual_seed(0)
@@ -323,6 +490,49 @@ def test_overrides_of_a_vit() -> None:
     assert (plain.img_size, plain.patch_size, plain.dim, len(plain.model.blocks)) == (224, 16, 192, 12)
 
 
+def test_overrides_of_a_beit() -> None:
+    options = BackboneOptions("beit_base_patch16_224", 48, 8, width=60, depth=3, num_heads=5, drop_path=0.2)
+    backbone = Backbone(options)
+    assert (backbone.img_size, backbone.patch_size, backbone.grid, backbone.dim) == (48, 8, 6, 60)
+    assert (backbone.embed_dim, backbone.stride, backbone.prefix) == (60, 8, 1)
+    assert (backbone.is_vit, backbone.is_swin, backbone.is_resnet) == (True, False, False)
+    assert [block.attn.num_heads for block in backbone.model.blocks] == [5, 5, 5]
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.model.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    for case, relative in (("shared table", True), ("a table per block", True), ("absolute positions", False)):
+        assert other(case).has_relative_positions == relative
+    assert not network(PICO).has_relative_positions
+
+
+def test_overrides_of_a_swin() -> None:
+    backbone = Backbone(BackboneOptions("swin_tiny_patch4_window7_224", 32, 2, width=24, drop_path=0.3))
+    assert (backbone.img_size, backbone.patch_size, backbone.grid, backbone.dim) == (32, 2, 16, 192)
+    assert (backbone.embed_dim, backbone.stride, backbone.prefix) == (24, 16, 0)
+    assert (backbone.is_vit, backbone.is_swin, backbone.is_resnet) == (False, True, False)
+    assert backbone.has_relative_positions
+    drops = [m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"]
+    assert max(drops) == pytest.approx(0.3)
+    windows = [stage.blocks[0].window_size for stage in backbone.model.layers]
+    assert windows == [(7, 7), (7, 7), (4, 4), (2, 2)], "never larger than the grid"
+    plain = Backbone(BackboneOptions(SWIN))
+    assert not [m for m in plain.modules() if type(m).__name__ == "DropPath"], "timm's have 0.1"
+    asked = Backbone(BackboneOptions(SWIN, timm_args={"drop_path_rate": 0.2}))
+    assert [m for m in asked.modules() if type(m).__name__ == "DropPath"]
+
+
+def test_published_networks_of_simmim() -> None:
+    with torch.device("meta"):  # shapes alone
+        timm_args = {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "use_abs_pos_emb": False}
+        vit = Backbone(BackboneOptions("beit_base_patch16_224", timm_args=timm_args | {"init_values": 0.1}))
+        swin = Backbone(BackboneOptions("swin_base_patch4_window7_224", 192, timm_args={"window_size": 6}))
+    assert vit.model.rel_pos_bias.relative_position_bias_table.shape == (732, 12)
+    assert vit.model.pos_embed is None
+    assert (swin.grid, swin.stride, swin.embed_dim, swin.dim) == (48, 32, 128, 1024)
+    assert [len(stage.blocks) for stage in swin.model.layers] == [2, 2, 18, 2]
+    assert [stage.blocks[0].attn.num_heads for stage in swin.model.layers] == [4, 8, 16, 32]
+    assert {block.window_size for stage in swin.model.layers for block in stage.blocks} == {(6, 6)}
+
+
 def test_overrides_of_a_resnet() -> None:
     wide = Backbone(BackboneOptions("resnet_nano", width=2, img_size=32, drop_path=0.3))
     assert wide.dim == 512
@@ -362,10 +572,32 @@ def test_tiny_networks_are_what_they_say(name: str) -> None:
         ({"name": PICO, "depth": 0}, "backbone.depth 0 must be at least 1"),
         ({"name": PICO, "img_size": -32}, "backbone.img_size -32 must be at least 1"),
         ({"name": "resnet18", "width": 0}, "backbone.width 0 must be at least 1"),
-        ({"name": "swin_tiny_patch4_window7_224"}, "only timm's ViTs and ResNets fit here"),
-        ({"name": "swin_tiny_patch4_window7_224", "img_size": 224}, "only timm's ViTs and ResNets fit here"),
-        ({"name": "convnext_atto", "img_size": 32}, "convnext_atto: only timm's ViTs and ResNets fit here"),
-        ({"name": "resnetv2_50"}, "resnetv2_50 is a ResNetV2: only timm's ViTs and ResNets fit here"),
+        ({"name": "convnext_atto", "img_size": 32}, "convnext_atto: only timm's ViTs, BEiTs, Swins and ResNets fit"),
+        ({"name": "resnetv2_50"}, "resnetv2_50 is a ResNetV2: only timm's ViTs, BEiTs, Swins and ResNets fit here"),
+        ({"name": "swinv2_tiny_window8_256"}, "is a SwinTransformerV2: only timm's"),
+        ({"name": SWIN, "depth": 2}, "backbone.depth: a Swin has one per stage: --backbone.timm_args '{depths: "),
+        ({"name": SWIN, "num_heads": 2}, "backbone.num_heads: a Swin has one per stage: .* '{num_heads: "),
+        (
+            {"name": SWIN, "width": 25},
+            "a stage's 25 channels are no multiple of 2 heads: choose another --backbone.width",
+        ),
+        ({"name": SWIN, "width": 0}, "backbone.width 0 must be at least 1"),
+        ({"name": SWIN, "img_size": 31}, "img_size 31 is no multiple of the patch size 2: try 32"),
+        ({"name": SWIN, "small_stem": True}, "small_stem is for ResNets"),
+        ({"name": BEIT, "depth": 0}, "backbone.depth 0 must be at least 1"),
+        ({"name": BEIT, "width": 50}, "backbone.width 50 is no multiple of --backbone.num_heads 3"),
+        ({"name": "beit_base_patch16_224", "img_size": 32, "width": 50}, "width 50 is no multiple of .* 12 heads"),
+        ({"name": BEIT, "absolute_positions": True}, "absolute_positions is for Swins: beit_pico_patch4_32 is not one"),
+        ({"name": BEIT, "timm_args": {"bogus": 1}}, f"backbone {BEIT}, --backbone.timm_args .*'bogus'"),
+        ({"name": PICO, "timm_args": {"bogus": 1}}, f"backbone {PICO}, --backbone.timm_args .*'bogus'"),
+        ({"name": "resnet18", "timm_args": {"bogus": 1}}, "backbone resnet18, --backbone.timm_args .*'bogus'"),
+        ({"name": SWIN, "timm_args": {"depths": [1, 1, 1]}}, "backbone.timm_args .*out of range"),
+        ({"name": SWIN, "timm_args": {"window_size": "a"}}, "backbone.timm_args {'window_size': 'a'}"),
+        ({"name": BEIT, "timm_args": {"init_values": "x"}}, "backbone.timm_args {'init_values': 'x'}"),
+        ({"name": PICO, "timm_args": {"in_chans": 1}}, "timm_args: in_chans must stay as it is here: leave it out"),
+        ({"name": PICO, "timm_args": {"pretrained": True}}, "timm_args: pretrained must stay as it is here"),
+        ({"name": BEIT, "timm_args": {"global_pool": "avg"}}, "timm_args: global_pool must stay as it is here"),
+        ({"name": PICO, "timm_args": {"img_size": 30}}, "img_size 30 is no multiple of the patch size 4: try 32"),
         ({"name": "vit_tiny_r_s16_p8_224", "img_size": 224}, "vit_tiny_r_s16_p8_224 is no plain ViT"),
         ({"name": "deit_tiny_distilled_patch16_224", "img_size": 32}, "distilled_patch16_224 is no plain ViT"),
     ],
@@ -384,6 +616,10 @@ SAVED = {
     PICO: {"drop_path": 0.1},
     "vit_tiny_patch16_224": {"img_size": 24, "patch_size": 6, "width": 24, "depth": 1, "num_heads": 2},
     "resnet_nano": {"img_size": 32},
+    BEIT: {"timm_args": PER_BLOCK | {"mlp_ratio": 2}, "drop_path": 0.1},
+    "beit_nano_patch4_32": {"depth": 1, "img_size": 24},
+    SWIN: {"timm_args": {"depths": [1, 1, 2], "num_heads": [2, 3, 6], "window_size": 8}, "img_size": 16},
+    "swin_nano_patch2_32": {"absolute_positions": True, "drop_path": 0.1},
 }
 
 
@@ -425,6 +661,19 @@ def test_timm_loads_a_saved_vit(name: str, tmp_path: Path) -> None:
     model = timm.create_model(spec["architecture"], num_classes=0, checkpoint_path=weights_file, **spec["args"])
     images = images_for(backbone)
     assert_close(model.eval()(images), backbone(images))
+
+
+@pytest.mark.parametrize("name", [BEIT, SWIN])
+def test_timm_loads_a_saved_beit_or_swin(name: str, tmp_path: Path) -> None:
+    backbone = network(name, **SAVED[name])
+    save(tmp_path, backbone)
+    spec = json.loads((tmp_path / "backbone.json").read_text())
+    weights_file = str(tmp_path / "backbone.safetensors")
+    model = timm.create_model(spec["architecture"], num_classes=0, checkpoint_path=weights_file, **spec["args"])
+    images = images_for(backbone)
+    assert_close(model.eval()(images), backbone(images))
+    assert backbone.timm_can_build
+    assert not network(SWIN, absolute_positions=True).timm_can_build
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:

@@ -207,6 +207,15 @@ def test_groups() -> None:
     assert in_optimizer == {id(p) for p in parts.parameters()} - {id(parts.frozen)}
 
 
+def test_names_without_weight_decay() -> None:
+    parts = Parts()
+    decayed, plain = (group["params"] for group in parameter_groups(parts, {"token"}))
+    assert [id(p) for p in decayed] == [id(parts.linear.weight)]
+    assert id(parts.token) in {id(p) for p in plain}
+    with pytest.raises(AssertionError, match="no such parameters"):
+        parameter_groups(parts, {"tokens"})
+
+
 def test_an_optimizer_has_no_empty_group() -> None:
     assert len(build_optimizer(nn.Linear(2, 2, bias=False), Optim()).param_groups) == 1
 
@@ -245,6 +254,54 @@ def test_rates_of_byol() -> None:
     schedule, _ = scheduled(Optim("lars", lr["base"], warmup_epochs=lr["warmup"]), lr["batch"], lr["total"], 1)
     ours = [schedule.lr(step) for step in range(len(lr["values"]))]
     assert ours == pytest.approx(lr["values"], rel=1e-6, abs=1e-8)
+
+
+def test_rates_weight_decay_of_dino_and_ibot() -> None:
+    """Their rates are per 256 images already."""
+    for name in ("dino_step", "ibot_step"):
+        record = load(name)[0]
+        c, values = record["config"], record["schedules"]
+        optim = Optim(
+            "adamw",
+            c["lr"],
+            "none",
+            c["wd"],
+            c["wd_end"],
+            schedule="cosine_dino",
+            warmup_epochs=c["warm"],
+            min_lr=c["min_lr"],
+        )
+        schedule, optimizer = scheduled(optim, 64, c["epochs"] * c["niter"], c["niter"])
+        for step, (lr, decay) in enumerate(zip(values["lr"], values["wd"], strict=True)):
+            schedule.apply(optimizer, step)
+            groups = optimizer.param_groups
+            assert [g["lr"] for g in groups] == pytest.approx([lr, lr, 0.5 * lr], rel=1e-9)
+            assert [g["weight_decay"] for g in groups] == pytest.approx([decay, 0.0, decay], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cosine", "multistep"])
+def test_rates_of_simmim(name: str) -> None:
+    """Per 512 images there, 2048 a step: base, start and end are scaled alike. A step has the previous one's value."""
+    case = load("simmim_schedules")[0]["schedules"][name]
+    base, start, end = (case[key] / 8 for key in ("base_lr", "warmup_lr", "min_lr"))
+    kind: Any = {"cosine": "cosine_simmim", "multistep": "steps_simmim"}[name]
+    given = {"warmup_epochs": case["warmup_epochs"], "warmup_lr": start, "milestones": tuple(case["milestones"])}
+    optim = Optim("adamw", base, schedule=kind, min_lr=end, **given)
+    total = case["epochs"] * case["iters_per_epoch"]
+    schedule, optimizer = scheduled(optim, 2048, total, case["iters_per_epoch"])
+    for step in range(total):
+        schedule.apply(optimizer, step)
+        lr = case["lr_at_update"][max(step - 1, 0)]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr, 0.5 * lr], rel=1e-9)
+
+
+def test_rates_of_cae() -> None:
+    """1.5e-3 whatever the batch, 20 of 100 steps of warm-up; an array as numpy's linspace and cosine make it."""
+    optim = Optim("adamw", 1.5e-3, "none", schedule="cosine_dino", warmup_epochs=2, min_lr=1e-5)
+    schedule, _ = scheduled(optim, 2048, 100, 10)
+    rise = torch.linspace(0, 1.5e-3, 20, dtype=torch.float64)
+    fall = 1e-5 + 0.5 * (1.5e-3 - 1e-5) * (1 + torch.cos(math.pi * torch.arange(80, dtype=torch.float64) / 80))
+    assert_close(torch.tensor([schedule.lr(step) for step in range(100)]), torch.cat([rise, fall]))
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("linear", 2.0), ("sqrt", math.sqrt(512)), ("none", 1.0)])
