@@ -31,7 +31,6 @@ class SimCLR(Method):
         backbone: Any network giving one (B, D) feature; the paper's is ResNet-50.
         temperature: Of the softmax over similarities; lower attends to harder negatives. 0.5 for CIFAR-10.
         projection_dim: P, the width the loss compares in.
-        projection_layers: Linear layers of the head; SimCLRv2 has 3.
         color_strength: Of the colour jitter; 1.0 for ImageNet, 0.5 for CIFAR-10.
         grayscale: Probability of a view without colour.
         blur: Probability of a Gaussian blur of a tenth of the image; 0 for CIFAR-10.
@@ -45,7 +44,6 @@ class SimCLR(Method):
         backbone: Backbone,
         temperature: float = 0.1,
         projection_dim: int = 128,
-        projection_layers: int = 2,
         color_strength: float = 1.0,
         grayscale: float = 0.2,
         blur: float = 0.5,
@@ -57,12 +55,8 @@ class SimCLR(Method):
         self.temperature, self.color_strength = temperature, color_strength
         self.grayscale, self.blur = grayscale, blur
         self.crop_scale, self.standardize = crop_scale, standardize
-        if backbone.is_resnet:
-            for module in backbone.modules():
-                if isinstance(module, nn.Conv2d):  # Keras' default: truncated normal of variance 1 / fan-in
-                    std = math.sqrt(1 / module.weight[0].numel()) / 0.87962566
-                    nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-        self.head = projection_head(backbone.dim, projection_dim, projection_layers)
+        initialize_convolutions(backbone)
+        self.head = projection_head(backbone.dim, projection_dim, layers=2)
 
     def views(self) -> Views:
         s = self.color_strength
@@ -74,19 +68,20 @@ class SimCLR(Method):
         features = self.backbone(torch.cat(views))  # (2B, D), in one pass: batch norm sees both views
         z0, z1 = F.normalize(self.head(features).float(), dim=1).chunk(2)  # (B, P) each
         with torch.autocast(z0.device.type, enabled=False):
-            return self.contrast(z0, z1)
+            return contrast(z0, z1, self.temperature)
 
-    def contrast(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Mean over images of both directions' cross-entropy; (B, P) unit vectors of the two views."""
-        all0, all1 = gather(z0), gather(z1)  # (G, P) each
-        own = torch.arange(len(z0), device=z0.device) + len(z0) * rank()  # this device's rows among the G
-        itself = F.one_hot(own, len(all0)).bool()  # (B, G)
-        loss = z0.new_zeros(())
-        for z, same, other in ((z0, all0, all1), (z1, all1, all0)):
-            negatives = (z @ same.T / self.temperature).masked_fill(itself, -torch.inf)  # (B, G)
-            logits = torch.cat([z @ other.T / self.temperature, negatives], dim=1)  # (B, 2G)
-            loss = loss + F.cross_entropy(logits, own)
-        return loss
+
+def contrast(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+    """Mean over images of both directions' cross-entropy; (B, P) unit vectors of the two views."""
+    all0, all1 = gather(z0), gather(z1)  # (G, P) each
+    own = torch.arange(len(z0), device=z0.device) + len(z0) * rank()  # this device's rows among the G
+    itself = F.one_hot(own, len(all0)).bool()  # (B, G)
+    loss = z0.new_zeros(())
+    for z, same, other in ((z0, all0, all1), (z1, all1, all0)):
+        negatives = (z @ same.T / temperature).masked_fill(itself, -torch.inf)  # (B, G)
+        logits = torch.cat([z @ other.T / temperature, negatives], dim=1)  # (B, 2G)
+        loss = loss + F.cross_entropy(logits, own)
+    return loss
 
 
 def projection_head(dim: int, out: int, layers: int) -> nn.Sequential:
@@ -101,3 +96,12 @@ def projection_head(dim: int, out: int, layers: int) -> nn.Sequential:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
     return nn.Sequential(*head)
+
+
+def initialize_convolutions(backbone: Backbone) -> None:
+    """A ResNet's as Keras initialises them: truncated normal of variance 1 / fan-in."""
+    if backbone.is_resnet:
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                std = math.sqrt(1 / module.weight[0].numel()) / 0.87962566
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)

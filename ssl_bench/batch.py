@@ -10,3 +10,4 @@ class Batch(NamedTuple):
 
     views: list[Tensor]  # each (B, C, H, W), normalised; a view with count n stands n times
     index: Tensor  # (B,) row of the training set
+    labels: Tensor | None = None  # (B,) classes, -1 where not to be seen; only for methods that learn from labels

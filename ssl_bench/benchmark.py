@@ -2,14 +2,18 @@
 
 Each run is a process of its own, `ssl-bench fit ...`: one that fails does not stop the others, one that is done is
 skipped, and after a kill the same command goes on.
+
+A method's entry may have followers, `then: [...]`: runs on the same images, network and seed that start from its run
+(`--init`), or hand its folder to an option of theirs (`method: {teacher: $previous}`), and may have followers too.
 """
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from ssl_bench.run_folder import run_folder
 
 DEFAULT = "demo"
 KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines")
+PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,33 @@ class Job:
         title: For people.
         argv: Its arguments after `ssl-bench`.
         folder: The run folder it fills; None for an evaluation.
+        after: The run folder that it needs finished, if any.
+        network: What tells the network that it starts with from others'.
     """
 
     title: str
     argv: tuple[str, ...]
     folder: Path | None
+    after: Path | None = None
+    network: str = ""
 
     @property
     def done(self) -> bool:
         """Whether its run is finished."""
-        started = self.folder is not None and (self.folder / "run.json").exists()
-        return started and self.folder is not None and read_run(self.folder).status == "finished"
+        return self.folder is not None and _finished(self.folder)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry of `methods`.
+
+    Args:
+        options: Flat, as flags are.
+        then: What starts from its run.
+    """
+
+    options: dict[str, Any]
+    then: "tuple[Stage, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -108,28 +129,57 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> tupl
     for key in tree:
         if key not in KEYS:
             raise UserError(f"a benchmark file has no key {key!r}{near(key, KEYS)} ({', '.join(KEYS)})")
-    methods, data = _entries(tree, "methods"), _entries(tree, "data")
+    methods, data = _stages(_list(tree, "methods", None)), _entries(tree, "data")
     backbones, seeds = _entries(tree, "backbones"), _list(tree, "seeds", [0])
     shared = flatten(tree.get("fit") or {}, "fit")
     fits: list[Job] = []
     evaluations: list[Job] = []
     for images in data:
-        subjects: list[str] = []
-        for method, backbone, seed in itertools.product(methods, backbones, seeds):
-            options = {**shared, **images, **backbone, **method, "seed": seed, "runs": str(runs)}
-            argv = tuple(f"--{key}={value}" for key, value in options.items() if value is not None)
-            parsed = parse_fit(argv)
-            folder = run_folder(runs, parsed.config)
-            name = parsed.config["backbone"]["name"]
-            title = f"{method['method.name']}  {parsed.config['data']['name']}  {name}  seed {seed}"
-            fits.append(Job(title, ("fit", *argv, *extra), folder))
-            subjects.append(str(folder))
-        evaluations.append(_evaluation(tree, images, subjects, runs))
+        jobs: dict[Path | None, Job] = {}
+        for stage, backbone, seed in itertools.product(methods, backbones, seeds):
+            given = {**shared, **images, **backbone, "seed": seed, "runs": str(runs)}
+            for job in _jobs(stage, given, runs, extra, None):
+                jobs.setdefault(job.folder, job)  # two chains may begin with the same run
+        fits += jobs.values()
+        evaluations.append(_evaluation(tree, images, list(jobs.values()), runs))
     return fits, evaluations
 
 
-def _evaluation(tree: Mapping[str, Any], images: Mapping[str, Any], subjects: list[str], runs: Path) -> Job:
+def _jobs(
+    stage: Stage, given: Mapping[str, Any], runs: Path, extra: Sequence[str], before: Job | None
+) -> Iterator[Job]:
+    """A stage's job and its followers'."""
+    if "backbone.name" in stage.options:
+        given = {name: value for name, value in given.items() if not name.startswith("backbone.")}
+    options = {**given, **stage.options}
+    network = {name: value for name, value in options.items() if name.startswith("backbone.")}
+    method = options["method.name"]
+    previous = None if before is None else str(before.folder)
+    if previous is not None and PREVIOUS not in options.values():
+        options["init"] = previous
+    options = {name: previous if value == PREVIOUS else value for name, value in options.items()}
+    argv = tuple(f"--{key}={value}" for key, value in options.items() if value is not None)
+    config = parse_fit(argv).config
+    if "backbone" not in config:
+        what = f"methods: {method} makes a tokenizer, which is not evaluated"
+        raise UserError(f"{what}: run `ssl-bench fit` for it first, and name its folder as a tokenizer")
+    title = f"{method}  {config['data']['name']}  {config['backbone']['name']}  seed {config['seed']}"
+    if before is not None:
+        own = [f"{name}={value}" for name, value in stage.options.items() if name.startswith("data.")]
+        title = "  ".join([title, *own, f"after {before.folder.name if before.folder else ''}"])
+    start = json.dumps([config["backbone"], config["seed"]], sort_keys=True)
+    after = None if before is None else before.folder
+    job = Job(title, ("fit", *argv, *extra), run_folder(runs, config), after, start)
+    yield job
+    for follower in stage.then:
+        yield from _jobs(follower, {**given, **network}, runs, extra, job)
+
+
+def _evaluation(tree: Mapping[str, Any], images: Mapping[str, Any], jobs: Sequence[Job], runs: Path) -> Job:
     """One process for all runs on the same images, the random networks they started from, and the pixels."""
+    subjects = [str(job.folder) for job in jobs]
+    first = {job.network for job in jobs if job.after is None}  # a follower on such a network adds none
+    networks = [str(job.folder) for job in jobs if job.after is None or job.network not in first]
     options = dict(tree.get("evaluate") or {})
     protocols = options.pop("protocols", list(registry.names("evaluations")))
     for protocol in protocols:
@@ -138,7 +188,7 @@ def _evaluation(tree: Mapping[str, Any], images: Mapping[str, Any], subjects: li
     for baseline in _list(tree, "baselines", ["random", "pixels"]):
         if baseline not in ("random", "pixels"):
             raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
-        baselines += [f"random:{run}" for run in subjects] if baseline == "random" else ["pixels"]
+        baselines += [f"random:{run}" for run in networks] if baseline == "random" else ["pixels"]
     flags = [f"--{key}={value}" for key, value in {**images, **flatten(options, "evaluate")}.items()]
     argv = ("evaluate", *subjects, *baselines, f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags)
     return Job(f"evaluate {', '.join(protocols)} on {images['data.name']}", argv, None)
@@ -155,7 +205,11 @@ def run_benchmark(benchmark: Benchmark) -> int:
             print(f"{'done' if job.done else 'todo'}  {job.title}  {job.folder}")
         return 0
     start = time.monotonic()
-    failed = _run_all(waiting, benchmark)
+    failed: list[tuple[Job, str]] = []
+    while ready := [job for job in waiting if job.after is None or _finished(job.after)]:
+        failed += _run_all(ready, benchmark)
+        waiting = [job for job in waiting if job not in ready]
+    failed += [(job, f"  not begun: {job.after} is not finished") for job in waiting]
     done = {job.folder for job in benchmark.fits if job.done}
     for job in benchmark.evaluations:
         missing = {f"{kind}{j.folder}" for j in benchmark.fits if j.folder not in done for kind in ("", "random:")}
@@ -171,6 +225,10 @@ def run_benchmark(benchmark: Benchmark) -> int:
     for job, tail in failed:
         say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")
     return 1 if failed else 0
+
+
+def _finished(run: Path) -> bool:
+    return (run / "run.json").exists() and read_run(run).status == "finished"
 
 
 def _run_all(jobs: Sequence[Job], benchmark: Benchmark) -> list[tuple[Job, str]]:
@@ -208,6 +266,19 @@ def _run_all(jobs: Sequence[Job], benchmark: Benchmark) -> list[tuple[Job, str]]
             for process in processes:
                 process.terminate()
             raise
+
+
+def _stages(entries: Sequence[Any]) -> list[Stage]:
+    """Entries of `methods`, or of a `then`, with their followers."""
+    stages = []
+    for entry in entries:
+        followers: list[Stage] = []
+        if isinstance(entry, Mapping) and "then" in entry:
+            followers = _stages(_list(entry, "then", None))
+            entry = {name: value for name, value in entry.items() if name != "then"}
+        (options,) = _entries({"methods": [entry]}, "methods")
+        stages.append(Stage(options, tuple(followers)))
+    return stages
 
 
 def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": "measure what pretrained backbones, or baselines, have learned",
     "benchmark": "methods x data x backbones x seeds: fit, evaluate, leaderboard; skips what is done",
     "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
+    "import": "a checkpoint of an official repository becomes a run folder",
+    "export": "a run's backbone as a folder that timm loads, with a model card",
     "list": "methods, evaluations, data, backbones, recipes",
     "completion": "a script that completes commands and options in your shell",
 }
@@ -54,6 +56,8 @@ def _dispatch(argv: list[str]) -> int:
         "evaluate": _evaluate,
         "benchmark": _benchmark,
         "leaderboard": _leaderboard,
+        "import": _import,
+        "export": _export,
         "list": _list,
         "completion": _completion,
     }
@@ -126,6 +130,64 @@ def _leaderboard(argv: list[str]) -> int:
             raise UserError(f"--output {given.output} is a folder: name a file in it")
         write_text(given.output, text)
         print(given.output)
+    return 0
+
+
+def _import(argv: list[str]) -> int:
+    from ssl_bench.official.layout import FORMATS
+
+    parser = argparse.ArgumentParser(
+        "ssl-bench import",
+        usage="ssl-bench import FILE --format FORMAT -o RUN [--METHOD.OPTION VALUE ...]",
+        description="Make a run folder of an official checkpoint, whole or encoder only. Files are read as data:"
+        " nothing in them is run. The last line of standard output is the folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors, or a folder that timm can load")
+    parser.add_argument("--format", required=True, help=" | ".join(FORMATS))
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", type=Path, help="the run folder to make")
+    parser.add_argument("--backbone", metavar="NAME", help="for --format timm: timm's name of the network")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the file does not say")
+    parser.add_argument("--img-size", type=int, metavar="N", help="pixels of the input, where the file does not say")
+    parser.add_argument("--encoder-only", action="store_true", help="leave what only pretraining needs")
+    parser.add_argument("--data", default="unknown", metavar="TITLE", help="what it was pretrained on, for the record")
+    parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    given, rest = parser.parse_known_args(argv)
+    method: dict[str, str] = {}
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--method.") or not (equals or rest):
+            parser.error(f"unrecognized arguments: {option}")
+        method[option.removeprefix("--method.")] = value if equals else rest.pop(0)
+    for option in ("heads", "img_size"):
+        if getattr(given, option) is not None and getattr(given, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(given, option)} must be at least 1")
+    _import_torch()
+    from ssl_bench.import_checkpoint import Import, import_checkpoint
+
+    own = {name: value for name, value in vars(given).items() if name not in ("output", "verbose")}
+    imported = import_checkpoint(Import(out=given.output, method=method, command=tuple(argv), **own))
+    print(f"{given.file}: {imported.kind}; {imported.network}")
+    for line in imported.report.lines(given.verbose):
+        print(line)
+    if imported.whole:
+        print(f"to continue it: ssl-bench fit -c {given.output}/config.yaml --init {given.output}")
+    print(given.output)
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ssl-bench export", description=COMMANDS["export"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a finished or imported run's folder")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", type=Path, help="the folder to make")
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    given = parser.parse_args(argv)
+    _import_torch()
+    from ssl_bench.export import export
+
+    export(given.run, given.output)
+    print(given.output)
     return 0
 
 

@@ -11,6 +11,7 @@ from ssl_bench.configuration import fit_parser
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.leaderboard.render import FORMATS
 from ssl_bench.listing import KINDS
+from ssl_bench.official.layout import FORMATS as LAYOUTS
 
 SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 
@@ -32,6 +33,16 @@ def script(shell: str) -> str:
     parsers["evaluate"].add_argument("--protocols", choices=list(registry.names("evaluations")))
     for name, found in registry.names("evaluations").items():
         _fields(parsers["evaluate"], name.replace("-", "_"), signatures.read(found))
+    parsers["import"].add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
+    parsers["import"].add_argument("--format", choices=LAYOUTS)
+    parsers["import"].add_argument("--backbone", choices=backbones)
+    for option in ("--heads", "--img-size", "--data"):
+        parsers["import"].add_argument(option)
+    for option in ("--encoder-only", "--verbose"):
+        parsers["import"].add_argument(option, action="store_true")
+    parsers["export"].add_argument("run").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    for command in ("import", "export"):
+        parsers[command].add_argument("-o", "--output").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     for command in ("evaluate", "leaderboard"):
         parsers[command].add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     parsers["leaderboard"].add_argument("--format", choices=FORMATS)

@@ -195,7 +195,8 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     parser.set_defaults({f"optim.{k}": v for k, v in asdict(optim).items()})
     parser.add_class_arguments(TrainerOptions, "trainer")
     parser.add_class_arguments(ProbeOptions, "probe")
-    parser.add_argument("--init", type=str | None, metavar="RUN", help="start from the weights of this run, not from random ones")
+    help_init = "start from the weights of this run, not from random ones"
+    parser.add_argument("--init", type=str | None, metavar="RUN", help=help_init)
     parser.add_argument("--seed", type=int, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
     parser.add_argument("--recipe", help="numbers to start from; by default the method's for the data, or as published")

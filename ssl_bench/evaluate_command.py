@@ -112,7 +112,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     backbone = {k: v for k, v in tree["backbone"].items() if f"backbone.{k}" in set_by_user and k != "name"}
     return Evaluate(
         subjects=[_subject(name, backbone, namespace.seed) for name in namespace.subjects],
-        protocols={name: tree[group] for name, group in groups.items()},
+        protocols={name: tree.get(group, {}) for name, group in groups.items()},  # none of a page without options
         data=data,
         runs=Path(namespace.runs),
         device=namespace.device,
@@ -130,6 +130,8 @@ def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
             raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
         if kind == "random" and (Path(network) / "run.json").exists():  # the network that a run started from
             info = read_run(Path(network))
+            if info.kind == "tokenizer":
+                raise UserError(f"{name}: {network} is a tokenizer's run, which has no backbone")
             return Subject(name, None, kind, info.options["backbone"], int(number) if at else info.seed)
         options = {**backbone, "name": network} if network else None
         return Subject(name, None, kind, options, int(number) if at else seed)
@@ -139,6 +141,8 @@ def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
     if not (folder / "run.json").exists():
         raise UserError(f"{name} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
     status = read_run(folder).status
+    if read_run(folder).kind == "tokenizer":
+        raise UserError(f"{name} is a tokenizer, which has no features: train with it, --method.tokenizer {name}")
     if not (folder / "backbone.safetensors").exists() and not (folder / "backbone.json").exists():
         if read_run(folder).kind == "baseline":
             return _recorded_baseline(folder)
@@ -165,12 +169,21 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
     for number, subject in enumerate(given.subjects, 1):
         say(f"[{number}/{len(given.subjects)}] {subject.name}")
         own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
+        if subject.folder and not own and "name" not in given.data:
+            raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")
         options = _data_options(own, given.data)
         key = repr(options)
         if key not in opened:
             opened[key] = _open(options)
         folder, frozen = _prepare(subject, opened[key], options, given.runs, device)
         evaluations = {name: _instance(name, o) for name, o in given.protocols.items()}
+        refused = {name: why for name, page in evaluations.items() if (why := page.refusal(frozen)) is not None}
+        if len(given.subjects) == 1 and len(refused) == len(evaluations):
+            name, why = next(iter(refused.items()))
+            raise UserError(f"--protocols {name}: {subject.name}: {why}")
+        for name, why in refused.items():
+            say(f"{name}: left out: {why}")
+            del evaluations[name]
         evaluate(frozen, opened[key], evaluations, folder, force=given.force)
         yield str(folder)
 
@@ -179,7 +192,9 @@ def _data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
     """The run's own data, unless others were named: then nothing of its own but what does not depend on the set."""
     if "name" in given and (given["name"] != own.get("name") or "root" in given):
         own = {k: v for k, v in own.items() if k in ("num_workers", "split_seed", "selection_fraction", "strict")}
-    return DataOptions(**{**own, **given})
+    if "label_fraction" in given:
+        raise UserError("--data.label_fraction is of what a method learns from: evaluations use all labels")
+    return DataOptions(**{**own, "label_fraction": None, **given})
 
 
 def _open(options: DataOptions) -> "Data":
@@ -206,6 +221,7 @@ def _prepare(
 
     from ssl_bench.backbone import Backbone
     from ssl_bench.checkpoint import load_backbone
+    from ssl_bench.classifier import load_classifier
     from ssl_bench.environment import describe
     from ssl_bench.features import FrozenBackbone, Pixels
     from ssl_bench.files import write_json
@@ -217,8 +233,11 @@ def _prepare(
         info = read_run(subject.folder)
         identity = {"method": info.method, "branch": "encoder"}
         cache = subject.folder / "features"
+        classifier = load_classifier(subject.folder)
+        if classifier is not None and classifier.names != data.classes:
+            classifier = None  # it would answer another question
         return subject.folder, FrozenBackbone(
-            backbone, mean, std, identity, cache, device, num_workers=options.num_workers
+            backbone, mean, std, identity, cache, device, num_workers=options.num_workers, classifier=classifier
         )
     network: Backbone | Pixels
     record, chosen = None, {"name": "none"}

@@ -62,6 +62,10 @@ class Evaluation(ABC, Generic[Fitted]):
 
     version: ClassVar[int] = 1
 
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        """Why it cannot be run on a backbone; None if it can."""
+        return None
+
     @abstractmethod
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Fitted]:
         """Learn from the training images; choose, if there is anything to choose, on the selection split."""

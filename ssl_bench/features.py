@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import ssl_bench
 from ssl_bench.backbone import Backbone
+from ssl_bench.classifier import Classifier
 from ssl_bench.data.geometry import short_side
 from ssl_bench.data.loaders import evaluation_batches
 from ssl_bench.data.splits import Split
@@ -111,6 +112,7 @@ class FrozenBackbone:
         device: Where the network runs and features are returned.
         batch_size: Images per forward pass; if not given, as many as keep a GPU busy or stay in a processor's cache.
         num_workers: Processes that decode photographs.
+        classifier: That was trained with the network and tells the classes at hand apart; most have none.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class FrozenBackbone:
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
         num_workers: int = 2,
+        classifier: Classifier | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).to(device).requires_grad_(False).eval()
+        self.classifier = copy.deepcopy(classifier).to(device).requires_grad_(False).eval() if classifier else None
         self.mean, self.std = tuple(mean), tuple(std)
         self.identity = identity
         self.cache_dir = cache_dir
@@ -178,7 +182,8 @@ class FrozenBackbone:
     def state_hash(self) -> str:
         """sha256 of all parameters and buffers."""
         digest = hashlib.sha256()
-        for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers()):
+        parts = [part for part in (self.network, self.classifier) if part is not None]
+        for name, tensor in (item for p in parts for item in (*p.named_parameters(), *p.named_buffers())):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -6,7 +6,7 @@ Shapes: B images per device, C x H x W pixels.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.batch import Batch
+from ssl_bench.classifier import Classifier
 from ssl_bench.optim import StepSchedule, build_optimizer, clip_gradients
 from ssl_bench.options import Optim
 from ssl_bench.teacher import Teacher
@@ -30,16 +31,22 @@ class Method(pl.LightningModule, ABC):
     and computes its ``loss``. A `Teacher` among its parts is updated after each optimiser step.
 
     Args:
-        backbone: The network being pretrained.
+        backbone: The network being pretrained; None where the product is a tokenizer.
         optim: The recipe of its optimiser; a subclass gives the paper's as default.
     """
 
     standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
+    product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
+    needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
+    unlabelled_too: bool = False  # if so, whether on the other images as well, whose label is -1
     undecayed: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
-    def __init__(self, backbone: Backbone, optim: Optim) -> None:
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone | None, optim: Optim) -> None:
         super().__init__()
-        self.backbone = backbone
+        if backbone is not None:
+            self.backbone = backbone
         self.optim = optim
         self._schedule: StepSchedule | None = None
 
@@ -59,6 +66,11 @@ class Method(pl.LightningModule, ABC):
         """The backbone that evaluations receive when not asked for another; the student's."""
         return self.backbone
 
+    @property
+    def evaluated_classifier(self) -> Classifier | None:
+        """What tells classes apart on the evaluated backbone's features, kept beside it; None without labels."""
+        return None
+
     def starting_weights(self, earlier: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights to start from, under this method's names, out of the state of an earlier run (`--init RUN`).
 
@@ -77,7 +89,7 @@ class Method(pl.LightningModule, ABC):
         return int(self.trainer.estimated_stepping_batches)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = self.loss(batch.views)
+        loss = self.loss(batch.views, **({"labels": batch.labels} if self.needs_labels else {}))
         assert self._schedule is not None
         self.log("loss", loss.detach(), batch_size=len(batch.index))
         self.log("lr", self._schedule.lr(self.trainer.global_step))

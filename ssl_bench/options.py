@@ -33,7 +33,7 @@ class BackboneOptions:
     small_stem: bool | None = None
     timm_args: dict[str, Any] | None = None
     selective_kernel: bool | None = None
-    absolute_positions: bool = False
+    absolute_positions: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ class OnlineProbe(pl.Callback):
         self.start = Spread(*state_dict["start"]) if state_dict["start"] else None
 
     def _probe(self, trainer: pl.Trainer, module: Any) -> None:
+        if module.product != "backbone":
+            return
         frozen = FrozenBackbone(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
         bank = frozen.features(self.bank, frozen.headline_kind)  # (N, D)
         now = spread(bank)

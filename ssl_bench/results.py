@@ -19,7 +19,7 @@ from ssl_bench.files import replacing, write_json
 
 Interval: TypeAlias = tuple[float, float]
 Status: TypeAlias = Literal["running", "finished", "failed", "interrupted"]
-Kind: TypeAlias = Literal["pretrained", "baseline", "imported"]
+Kind: TypeAlias = Literal["pretrained", "baseline", "imported", "tokenizer"]
 Record = TypeVar("Record")
 
 
@@ -83,11 +83,11 @@ class RunInfo:
 
     Args:
         status: A run whose process was killed says running.
-        kind: Baselines (`random`, `pixels`) were not pretrained and have no budget.
+        kind: Baselines (`random`, `pixels`) were not pretrained and have no budget; a tokenizer has no features.
         method: As the user named it, `random` or `pixels`.
         data: The images it was pretrained on; those it was evaluated on, for a baseline.
         options: Its configuration, nested or dotted: what tells two runs of a method apart in a table.
-        backbone: None for raw pixels.
+        backbone: None for raw pixels and tokenizers.
         seed: Of the whole run.
         epochs: Passes over the images so far, a fraction if steps ended it; None when unknown.
         steps: Optimiser steps so far.

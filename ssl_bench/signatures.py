@@ -16,7 +16,16 @@ from ssl_bench import options, registry
 from ssl_bench.errors import UserError
 
 # What the framework hands to a constructor; not options.
-GIVEN = ("self", "backbone", "classes")
+GIVEN = ("self", "backbone", "classes", "image_size", "statistics")
+
+
+def takes(found: registry.Found, parameter: str) -> bool:
+    """Whether a constructor has this parameter; one that trains a tokenizer takes no backbone."""
+    source = registry.source_of(found.module)
+    init = _init(ast.parse(source.read_text(encoding="utf-8")), found.class_name) if source is not None else None
+    if init is not None:
+        return parameter in {arg.arg for arg in (*init.args.args, *init.args.kwonlyargs)}
+    return parameter in inspect.signature(registry.load(found)).parameters
 
 
 class _Unreadable(Exception):
@@ -57,7 +66,7 @@ def _from_class(cls: type) -> tuple[list[tuple[str, Any, Any]], str]:
 
 def _from_text(tree: ast.Module, class_name: str) -> tuple[list[tuple[str, Any, Any]], str]:
     cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
-    init = next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None) if cls else None
+    init = _init(tree, class_name)
     if cls is None or init is None or init.args.vararg or init.args.kwarg or init.args.posonlyargs:
         raise _Unreadable
     names = dict(_names(tree))
@@ -71,6 +80,12 @@ def _from_text(tree: ast.Module, class_name: str) -> tuple[list[tuple[str, Any, 
         annotation = _value(arg.annotation, names) if arg.annotation else empty
         read.append((arg.arg, annotation, _value(default, names) if default is not None else empty))
     return read, ast.get_docstring(cls) or ""
+
+
+def _init(tree: ast.Module, class_name: str) -> ast.FunctionDef | None:
+    """The constructor that a class itself has in this text."""
+    body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), [])
+    return next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
 
 
 def _names(tree: ast.Module) -> Iterator[tuple[str, Any]]:

@@ -30,6 +30,8 @@ QUICK = [
     ["benchmark", "--help"],
     ["benchmark", "--dry-run", "--runs", "nowhere"],
     ["leaderboard", "--help"],
+    ["import", "--help"],
+    ["export", "--help"],
     ["completion", "bash"],
 ]
 

@@ -1,4 +1,4 @@
-"""Synchronised norms: how they come and go. What they compute over two processes is in methods/test_simclr.py."""
+"""Synchronised norms: how they come and go. What they compute in two processes: methods/test_joint_training.py."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -31,14 +31,16 @@ class DataModule(pl.LightningDataModule):
         options: Batch size and workers; `batch_size` is lowered at setup to what there are images for.
         views: What a method wants to see of each image.
         seed: The run's.
+        labels: Whether batches carry the labels of `data.pretrain`.
     """
 
-    def __init__(self, data: Data, options: DataOptions, views: Views, seed: int) -> None:
+    def __init__(self, data: Data, options: DataOptions, views: Views, seed: int, labels: bool = False) -> None:
         super().__init__()
         self.data, self.options, self.seed = data, options, seed
         self._views = views
         self._resident = DeviceViews(views, data.mean, data.std)
         self._cropped = ColourOnDevice(views, data.mean, data.std)
+        self._labels = torch.as_tensor(data.pretrain.labels) if labels else None  # (N,)
         self._loader: ResidentLoader | PhotographLoader | None = None
 
     def setup(self, stage: str) -> None:
@@ -84,5 +86,11 @@ class DataModule(pl.LightningDataModule):
         generator = torch.Generator(batch.rows.device)
         generator.manual_seed(derive(self.seed, batch.epoch, batch.batch, rank))
         if isinstance(batch.images, torch.Tensor):
-            return Batch(self._resident(batch.images, generator), batch.rows)
-        return Batch(self._cropped(batch.images, generator), batch.rows)
+            return Batch(self._resident(batch.images, generator), batch.rows, self._labels_of(batch.rows))
+        return Batch(self._cropped(batch.images, generator), batch.rows, self._labels_of(batch.rows))
+
+    def _labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
+        if self._labels is None:
+            return None
+        self._labels = self._labels.to(rows.device)  # once, so that no step waits for the device
+        return self._labels[rows]

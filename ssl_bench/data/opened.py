@@ -6,7 +6,7 @@ Shapes: N images, H x W pixels.
 import hashlib
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,7 +15,7 @@ import torch
 
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.pool import Pool, ResidentPool, Source
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit, stratified_selection
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit, balanced, stratified_selection
 from ssl_bench.errors import UserError, near
 from ssl_bench.options import DataOptions
 
@@ -72,6 +72,27 @@ class Data:
         if self.test is None:
             raise UserError(f"{self.title} has no test images, which evaluations need: {self.remedy or 'add them'}")
 
+    def labelled(self, unlabelled_too: bool = False) -> "Data":
+        """The same data, but what is trained on are labelled images of the train split, and nothing else is labelled.
+
+        A `label_fraction` is of all official training images, as papers count it; never of the selection part.
+
+        Args:
+            unlabelled_too: Train on all images, those without a label to be seen having label -1.
+        """
+        assert self.train is not None and self.selection is not None and self.classes is not None, "labelled data only"
+        fraction, rows = self.options.label_fraction, self.train.rows
+        if fraction is not None and fraction < 1:
+            each = max(1, round(fraction * (len(rows) + len(self.selection)) / len(self.classes)))
+            rows = balanced(self.train, each, self.options.split_seed)
+        shown = self.train.pool.take(rows)
+        if not unlabelled_too:
+            return replace(self, pretrain=shown)
+        assert shown.labels is not None
+        known = dict(zip(shown.ids, shown.labels.tolist(), strict=True))
+        labels = np.array([known.get(name, -1) for name in self.pretrain.ids], dtype=np.int64)
+        return replace(self, pretrain=replace(self.pretrain, labels=labels))
+
 
 def open_data(options: DataOptions) -> Data:
     """Open a data set of the catalogue.
@@ -83,6 +104,8 @@ def open_data(options: DataOptions) -> Data:
         raise UserError(f"no data set {options.name!r}{near(options.name, CATALOGUE)}: see `ssl-bench list data`")
     if not 0 <= options.selection_fraction < 1:
         raise UserError(f"--data.selection_fraction is {options.selection_fraction}: give a part of 1, such as 0.1")
+    if options.label_fraction is not None and not 0 < options.label_fraction <= 1:
+        raise UserError(f"--data.label_fraction is {options.label_fraction}: give a part of 1, such as 0.01")
     module, _, function = CATALOGUE[options.name].loader.partition(":")
     source: Source = getattr(importlib.import_module(module), function)(options)
     title = _title(options)

@@ -76,3 +76,10 @@ def stratified_selection(labels: np.ndarray, fraction: float, seed: int) -> np.n
         count = min(len(rows) - 1, max(1, round(fraction * len(rows)))) if fraction > 0 else 0
         chosen[rng.permutation(rows)[:count]] = True
     return chosen
+
+
+def balanced(split: Split, each: int, seed: int) -> np.ndarray:
+    """(M,) sorted rows of ``each`` images of every class; a class with fewer gives all. More include the fewer."""
+    rng = np.random.default_rng(seed)
+    labels = split.labels
+    return np.sort(np.concatenate([rng.permutation(split.rows[labels == k])[:each] for k in np.unique(labels)]))

@@ -158,6 +158,7 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
     """
     absent = [_absent(run) for run in runs if run.info.status != "finished" or not run.results]
     runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
+    notes += [_origin(run) for run in runs if run.info.kind == "imported"]
     baselines = [run for run in runs if run.info.kind == "baseline"]
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -175,8 +176,15 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
 
 
 def _absent(run: Run) -> Absent:
-    reason = run.info.error or ("not evaluated" if run.info.status == "finished" else "")
+    done = "a tokenizer" if run.info.kind == "tokenizer" else "not evaluated"
+    reason = run.info.error or (done if run.info.status == "finished" else "")
     return Absent(run.folder.name, run.info.method, run.info.seed, run.info.status, reason)
+
+
+def _origin(run: Run) -> str:
+    origin = run.info.options.get("imported", {})
+    file = f"{origin.get('file', 'a checkpoint')} ({origin.get('format', '')}, {origin.get('kind', '')})"
+    return f"{run.folder.name} was imported from {file}: others pretrained it, on {run.info.data.title} images"
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:

@@ -47,7 +47,11 @@ def markdown(table: Table) -> str:
     for block in table.blocks:
         heads = ["method", "seeds", *(f"{column.title} ({column.variant})" for column in block.columns)]
         heads += ["epochs x views", "time"] if _pretrained(block) else []
-        rows = [[row.name, _seeds(row), *(score(c, row) for c in row.cells), *_facts(block, row)] for row in block.rows]
+        names = [[_label(row), _seeds(row)] for row in block.rows]
+        rows = [
+            [*name, *(score(cell, row) for cell in row.cells), *_facts(block, row)]
+            for name, row in zip(names, block.rows, strict=True)
+        ]
         lines += [f"### {_escaped(block_title(block))}", "", _escaped(block_facts(block)), ""]
         lines += [_markdown_row(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_markdown_row, rows), ""]
     lines += [_escaped(legend(table)), ""]
@@ -138,6 +142,11 @@ def _pretrained(block: Block) -> bool:
     return any(row.kind != "baseline" for row in block.rows)
 
 
+def _label(row: Row) -> str:
+    """A row's name, and whether others pretrained it."""
+    return f"{row.name} (imported)" if row.kind == "imported" else row.name
+
+
 def _seeds(row: Row) -> str:
     return f"n={len(row.seeds)}"
 
@@ -152,7 +161,7 @@ def _absent_cells(run: Absent) -> list[str]:
 
 def _grid(block: Block) -> list[str]:
     """Lines of a block's table, in as many parts beside each other as the width asks for below each other."""
-    names = [textwrap.wrap(visible(row.name), NAME_WIDTH, subsequent_indent="  ") or [""] for row in block.rows]
+    names = [textwrap.wrap(visible(_label(row)), NAME_WIDTH, subsequent_indent="  ") or [""] for row in block.rows]
     first = [[["method"], *names], [["seeds"], *([_seeds(row)] for row in block.rows)]]
     columns = []
     for i, column in enumerate(block.columns):

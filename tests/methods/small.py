@@ -18,17 +18,37 @@ from ssl_bench.batch import Batch
 from ssl_bench.method import Method
 from ssl_bench.options import BackboneOptions, DataOptions
 
-# Options that only set a size, whatever method has them.
-SIZES = {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3}
+CLASSES = 10
+# Options that only set a size, whatever method has them; conftest.py adds the folder of a teacher.
+SIZES: dict[str, Any] = {
+    "decoder_dim": 48,
+    "decoder_depth": 1,
+    "decoder_heads": 3,
+    "prototypes": 64,
+    "hidden_dim": 48,
+    "bottleneck_dim": 24,
+    "local_views": 2,
+    "regressor_depth": 1,
+    "vocabulary": 32,
+    "dim": 24,
+    "classes": CLASSES,
+}
 
 
 def build(name: str, backbone: str, seed: int = 0, img_size: int = 32, **given: Any) -> Method:
-    """A method by its name on the command line."""
+    """A method by its name on the command line; one that makes a tokenizer takes no backbone."""
     torch.manual_seed(seed)
     cls = registry.load(registry.find("methods", name))
-    sizes = {option: size for option, size in SIZES.items() if option in inspect.signature(cls).parameters}
-    method = cls(Backbone(BackboneOptions(backbone, img_size=img_size)), **sizes | given)
+    wanted = inspect.signature(cls).parameters
+    sizes: dict[str, Any] = {option: size for option, size in SIZES.items() if option in wanted}
+    if "backbone" in wanted:
+        sizes["backbone"] = Backbone(BackboneOptions(backbone, img_size=img_size))
+    if "image_size" in wanted:
+        sizes["image_size"] = img_size
+    method = cls(**sizes | given)
     assert isinstance(method, Method)
+    if method.evaluated_classifier is not None:
+        torch.nn.init.normal_(method.evaluated_classifier.linear.weight, std=0.01)  # its zeros send no gradient back
     return method
 
 
@@ -44,6 +64,11 @@ def views_of(method: Method, images: int, seed: int = 0) -> list[Tensor]:
     return views
 
 
+def labels_of(images: int) -> Tensor:
+    """A class for each image."""
+    return torch.arange(images) % CLASSES
+
+
 class Loader:
     """Batches in a fixed order."""
 
@@ -55,7 +80,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for views in self.batches:
-            yield Batch(views, torch.arange(len(views[0])))
+            yield Batch(views, torch.arange(len(views[0])), labels_of(len(views[0])))
 
 
 class GivenViews(pl.LightningDataModule):

@@ -5,20 +5,27 @@ from typing import Any
 
 import pytest
 import torch
-from small import GivenViews, build, trainer, views_of
+from small import GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor
 
-from ssl_bench import registry
+from ssl_bench import registry, signatures
 from ssl_bench.backbone import Backbone
 from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.optim import build_optimizer
 from ssl_bench.options import Optim
+from ssl_bench.prototypes import Centre
 from ssl_bench.schedules import cosine
 from ssl_bench.teacher import Teacher
+from ssl_bench.tokenizers import DiscreteVAE
 
 IMAGES = 8
-PAIRS = [(name, backbone) for name in registry.names("methods") for backbone in ("vit_pico_patch4_32", "resnet_nano")]
+BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")
+PAIRS = [
+    (name, backbone)
+    for name, found in registry.names("methods").items()
+    for backbone in (BACKBONES if signatures.takes(found, "backbone") else ("tokenizer",))
+]
 Build = Callable[..., Method]
 
 
@@ -42,7 +49,8 @@ def make(request: pytest.FixtureRequest) -> Build:
 
 def loss_of(method: Method, views: list[Tensor], seed: int = 0) -> Tensor:
     torch.manual_seed(seed)  # of masks and whatever else is drawn
-    return method.loss(views)
+    labels = {"labels": labels_of(len(views[0]))} if method.needs_labels else {}
+    return method.loss(views, **labels)
 
 
 def teachers_of(method: Method) -> list[Teacher]:
@@ -57,10 +65,11 @@ def test_views_are_valid(make: Build) -> None:
     for size in (32, 64):
         method = make(img_size=size)
         views = method.views()
+        patch = None if method.product == "tokenizer" or method.backbone.is_resnet else method.backbone.patch_size
         assert max(view.size for view in views) == size
         for view in views:
             assert view.count >= 1
-            assert not method.backbone.is_vit or view.size % method.backbone.patch_size == 0
+            assert patch is None or view.size % patch == 0
             assert 0 < view.scale[0] <= view.scale[1] <= 1
             assert 0 < view.ratio[0] <= 1 <= view.ratio[1]
             assert view.interpolation in ("bicubic", "bilinear")
@@ -68,8 +77,12 @@ def test_views_are_valid(make: Build) -> None:
             assert view.taps % 2 == 1
 
 
-def test_evaluates_its_backbone(make: Build) -> None:
-    assert isinstance(make().evaluated, Backbone)
+def test_evaluates_its_backbone_or_makes_a_tokenizer(make: Build) -> None:
+    method = make()
+    if method.product == "tokenizer":
+        assert isinstance(method.tokenizer, DiscreteVAE)
+    else:
+        assert isinstance(method.evaluated, Backbone)
 
 
 def test_loss_is_a_finite_scalar_and_the_same_for_the_same_seed(make: Build) -> None:
@@ -88,8 +101,11 @@ def test_gradient_reaches_everything_that_learns_and_nothing_frozen(make: Build)
     loss_of(method, views_of(method, IMAGES)).backward()
     for name, parameter in method.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name  # DDP waits for unused parameters
-    network = method.backbone.model
-    first = (network.patch_embed.proj if method.backbone.is_vit else network.conv1).weight.grad
+    if method.product == "tokenizer":
+        first = method.tokenizer.encoder[0].weight.grad
+    else:
+        network = method.backbone.model
+        first = (network.conv1 if method.backbone.is_resnet else network.patch_embed.proj).weight.grad
     assert first.isfinite().all()
     assert first.count_nonzero() > 0.9 * first.numel()
 
@@ -100,6 +116,9 @@ def test_twenty_steps_on_one_batch_lower_the_loss_and_leave_frozen_things_alone(
     own = {id(p) for teacher in teachers_of(method) for p in teacher.parameters()}
     frozen = {n: p.clone() for n, p in method.named_parameters() if not p.requires_grad and id(p) not in own}
     optimizer = build_optimizer(method, Optim("adamw", weight_decay=0.0))
+    for module in method.modules():
+        if isinstance(module, Centre):
+            module.momentum = 1.0  # a target that moves makes losses before and after two things
     before = loss_of(method, views).item()
     for step in range(20):
         for group in optimizer.param_groups:
@@ -125,12 +144,16 @@ def test_state_makes_the_round_trip(make: Build) -> None:
 def test_works_in_bfloat16(make: Build) -> None:
     method = make()
     views = views_of(method, IMAGES)
-    exact = loss_of(make(), views)
+    exact = loss_of(make(), views).item()
+    rounded = make()
+    if rounded.product == "backbone":  # a batch norm blows up what little untrained features differ by
+        rounded.backbone.register_forward_hook(lambda module, args, features: features.bfloat16().float())
+    noise = abs(loss_of(rounded, views).item() - exact)
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(method, views)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.05, abs=0.05)
+    assert loss.item() == pytest.approx(exact, rel=0.05, abs=max(0.1, 5 * noise))
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 
 

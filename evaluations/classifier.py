@@ -1,0 +1,46 @@
+"""The network's own classifier: what a run that learned from labels, or from such a run, says of the test images.
+
+Nothing is trained and nothing is chosen: fine-tuning and distillation (`simclrv2-finetune`, `simclrv2-distill`) leave
+their classifier beside the backbone, and this counts how often it is right. Other runs have none and are left out.
+
+Shapes: N images, D features, K classes.
+"""
+
+from typing import final
+
+import torch
+
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.features import FrozenBackbone, full_precision
+
+ROWS = 8192  # at a time
+
+
+@final
+class Classifier(Evaluation[None]):
+    """Accuracy of the classifier that was trained with the backbone."""
+
+    def __init__(self) -> None:
+        pass
+
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        if backbone.classifier is not None:
+            return None
+        return "this network has no classifier for these images; simclrv2-finetune --init trains one"
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+        refusal = self.refusal(backbone)
+        if refusal is not None:
+            raise UserError(f"--protocols classifier: {refusal}")
+        return Fit(None, features=(backbone.headline_kind,))
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+        assert backbone.classifier is not None
+        parts = []
+        for at in range(0, len(test), ROWS):
+            features = backbone.features(test, backbone.headline_kind, slice(at, at + ROWS))  # (N, D)
+            with full_precision():
+                parts.append(backbone.classifier(features).argmax(1).cpu())
+        return [Prediction("own", torch.cat(parts))]
