@@ -373,8 +373,9 @@ def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
 
 
 def _family(architecture: str) -> str:
-    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ..."""
-    return str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
+    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ...; all ResNets are "resnet"."""
+    file = str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
+    return "resnet" if "resnet" in architecture or "resnext" in architecture else file
 
 
 def _patch_in(name: str) -> int | None:

@@ -53,7 +53,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str)
 
 
 def test_a_users_class_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'class Mine:\n    """Mine.\n\n    Args:\n        t: Heat.\n    """\n    def __init__(self, t: float = 0.1): ...\n'
+    doc = '"""Mine.\n\n    Args:\n        t: Heat.\n    """'
+    text = f"class Mine:\n    {doc}\n    def __init__(self, t: float = 0.1): ...\n"
     found = write(tmp_path, monkeypatch, "plain", text)
     assert [(f.name, f.type, f.default_factory()) for f in dataclasses.fields(signatures.read(found))] == [
         ("t", float, 0.1)
