@@ -22,11 +22,11 @@ COUNTS = {"train": 15_000, "test": 3_000}
 SEEDS = {"train": 1, "test": 2}
 CHUNK = 1000  # canvases made at once
 
-HEIGHT = (13.0, 26.0)  # pixels over which the 8 rows of a digit are stretched
+HEIGHT = (12.0, 24.0)  # pixels over which the 8 rows of a digit are stretched
 RATIO = (0.8, 1.25)  # width over height
 INK = (0.3, 0.75)  # gray values of a digit between which its strokes fade in
 VALUE, SATURATION = (0.8, 1.0), (0.4, 1.0)  # of its tint, whose hue is any
-LEVEL, CONTRAST = 120.0, 25.0  # mean and standard deviation of every canvas without its digit
+LEVEL, CONTRAST = 120.0, 10.0  # mean and standard deviation of every canvas without its digit
 NOISE = 36  # of clutter's 127
 STROKES, K = 6, 7  # a stroke in each of 6 x 6 cells
 

@@ -65,8 +65,8 @@ def test_canvases_are_the_same_every_time_and_quickly_made(canvas):
     again, digits_of = digits_canvas.canvases(np.arange(1287, 1797), 3000, seed=2)
     assert time.process_time() - start < 4  # 0.5 s on an idle core; all 18,000 take 3
     assert (again == canvas.test.images.numpy()).all() and (canvas.test.labels == load_digits().target[digits_of]).all()
-    assert canvas.test.digest() == "5c09233e2e66563d7c66e0362827c763223a6e5fc7a935a9527fd7525a6ba4ce"
-    assert canvas.train.digest() == "4f589e5a909f1dfeca5aee84d86b68f652d395d8a6dae17c6d3f14be4c57d4f2"
+    assert canvas.test.digest() == "32cd28cf85ffe12e4b9ccef91fe252db0dfbea04edc8ec8bb50bb7f9190812b8"
+    assert canvas.train.digest() == "a2e80ffb1b720db04b020fe06de5f22523a6e418c7f66d2aa5524456b4f5fb0b"
 
 
 def test_canvases_differ_only_where_the_digit_is():
@@ -80,7 +80,7 @@ def test_every_background_has_the_same_mean_and_contrast():
     backgrounds, _ = digits_canvas.canvases(np.arange(256), 256, seed=3, inked=False)
     values = backgrounds.astype(np.float64)
     assert np.abs(values.mean((2, 3)) - 120).max() < 0.5
-    assert np.abs(values.std((2, 3)) - 25).max() < 0.5
+    assert np.abs(values.std((2, 3)) - 10).max() < 0.5
 
 
 def test_digits_stand_out_from_their_background():
