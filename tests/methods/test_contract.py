@@ -1,9 +1,14 @@
 """What every method promises, ours and plug-ins' alike, on every backbone it takes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
+
+# isort: split
 import pytest
+import pytorch_lightning as pl
 import torch
 from small import GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor
@@ -18,6 +23,7 @@ from ssl_bench.prototypes import Centre
 from ssl_bench.schedules import cosine
 from ssl_bench.teacher import Teacher
 from ssl_bench.tokenizers import DiscreteVAE
+from ssl_bench.training import SeedEachBatch
 
 IMAGES = 8
 BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")
@@ -194,3 +200,30 @@ def test_accumulated_batches_make_one_step_and_one_update_of_the_teacher(
     assert updates == [(step, 2) for step in (0, 1) for _ in teachers_of(method)]
     moved = [name for name, value in before.items() if not torch.equal(value, method.get_parameter(name))]
     assert moved or method.optim.warmup_epochs, "no parameter moved, with no warm-up to blame"
+
+
+class SaveAfterFirstEpoch(pl.Callback):
+    """A checkpoint in the middle of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_is_the_whole_run_bit_for_bit(make: Build, tmp_path: Path) -> None:
+    """Teachers, centres, batch norms, optimiser, schedules and draws all go on where they were."""
+    path = tmp_path / "half.ckpt"
+    states = []
+    for resume in (None, path):
+        method = make(seed=len(states))
+        batches = [views_of(method, 4, seed=seed) for seed in range(2)]
+        quiet = trainer(max_epochs=2, callbacks=[SeedEachBatch(0), SaveAfterFirstEpoch(path)][: 1 if resume else 2])
+        quiet.fit(method, datamodule=GivenViews(batches), ckpt_path=resume, weights_only=True if resume else None)
+        assert quiet.global_step == 4
+        states.append(method.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
