@@ -21,7 +21,6 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
 from ssl_bench.teacher import Teacher
@@ -58,8 +57,6 @@ class BYOL(Method):
         optim: Optim = Optim("lars", base_lr=0.2, weight_decay=1.5e-6, warmup_epochs=10),
     ) -> None:
         super().__init__(backbone, optim)
-        if not 0 <= momentum <= 1:
-            raise UserError(f"--method.momentum {momentum} must lie between 0 and 1")
         self.jitter, self.grayscale, self.crop_scale = jitter, grayscale, crop_scale
         self.blur, self.solarize = blur, solarize
         self.projector = mlp(backbone.dim, hidden_dim, projection_dim)

@@ -82,7 +82,7 @@ class CAE(Method):
         self.hidden = round(patches * mask_ratio)  # M
         if not 0 < self.hidden < patches:
             raise UserError(f"--method.mask_ratio {mask_ratio} must hide some of {patches} patches and leave some")
-        if decoder_dim % decoder_heads:
+        if min(decoder_dim, decoder_heads) < 1 or decoder_dim % decoder_heads:
             raise UserError(f"--method.decoder_dim {decoder_dim} is no multiple of decoder_heads {decoder_heads}")
         self.align_weight, self.fix_init, self.crop_scale = align_weight, fix_init, crop_scale
         backbone.fix_positions("moco")

@@ -7,8 +7,9 @@ Shapes: B images, V crops of each (2 global, then local ones), N patches of p x 
 patches in the whole batch, D features, E bottleneck, K prototypes for images and for patches.
 
 Where the two disagree, this is the code with the README's options, which made the published ViT-S/16 and are not its
-defaults (no local views, only the teacher's heads shared, always three tenths hidden, temperature 0.04 throughout). Its
-smallest learning rate, 1e-6, is not multiplied by the batch: `min_lr` is that of 1024 images, per 256.
+defaults (no local views, crops from 0.14, only the teacher's heads shared, lengths of prototypes frozen, always three
+tenths hidden, images' temperature 0.04 throughout). Its smallest learning rate, 1e-6, is not multiplied by the batch:
+`min_lr` is that of 1024 images, per 256.
 Here and not there: a true Gaussian blurs, not Pillow's boxes; a teacher whose heads are shared, unlike its student's,
 starts from the student's head of images. Exact savings: the student's head sees class tokens and hidden patches alone,
 the teacher's prototypes too: their mean answer to all patches is that to the mean patch.

@@ -57,7 +57,7 @@ class MAE(Method):
             raise UserError(f"mae needs a class token and absolute positions; for {name}: simmim, simclr")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
-        if decoder_dim % decoder_heads:
+        if min(decoder_dim, decoder_heads) < 1 or decoder_dim % decoder_heads:
             raise UserError(f"--method.decoder_dim {decoder_dim} is no multiple of decoder_heads {decoder_heads}")
         if int(backbone.grid**2 * (1 - mask_ratio)) < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} leaves none of {backbone.grid**2} patches visible")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.collectives import gather, rank
+from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
 from ssl_bench.views import View, Views
@@ -52,6 +53,8 @@ class SimCLR(Method):
         optim: Optim = Optim("lars_tf", base_lr=0.3, weight_decay=1e-6, warmup_epochs=10),
     ) -> None:
         super().__init__(backbone, optim)
+        if not temperature > 0:
+            raise UserError(f"--method.temperature {temperature} must be above 0")
         self.temperature, self.color_strength = temperature, color_strength
         self.grayscale, self.blur = grayscale, blur
         self.crop_scale, self.standardize = crop_scale, standardize

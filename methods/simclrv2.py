@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.methods.simclr import contrast, initialize_convolutions, projection_head
 from ssl_bench.options import Optim
@@ -55,6 +56,10 @@ class SimCLRv2(Method):
         optim: Optim = Optim("lars_tf", base_lr=0.1, scaling="sqrt", weight_decay=1e-4, warmup_epochs=40),
     ) -> None:
         super().__init__(backbone, optim)
+        if not temperature > 0:
+            raise UserError(f"--method.temperature {temperature} must be above 0")
+        if projection_layers < 1:
+            raise UserError(f"--method.projection_layers {projection_layers} must be at least 1")
         self.temperature, self.color_strength = temperature, color_strength
         self.grayscale, self.blur = grayscale, blur
         self.crop_scale, self.standardize = crop_scale, standardize

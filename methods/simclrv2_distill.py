@@ -69,7 +69,7 @@ class SimCLRv2Distill(Method):
         self.teacher = Frozen(Path(teacher))
         known = self.teacher.classifier
         self.head = Classifier(backbone.dim, known.linear.out_features, head_layers, known.names)
-        nn.init.normal_(self.head.linear.weight, std=0.01)  # LARS cannot leave 0
+        nn.init.normal_(self.head.linear.weight, std=0.01)  # at 0 LARS's step would be unscaled
 
     def views(self) -> Views:
         return [View(self.backbone.img_size, scale=(self.crop_scale, 1.0))]

@@ -35,7 +35,8 @@ class SimCLRv2Finetune(Method):
         head_layers: Layers of the projection head that are kept below the classifier; 0 to start from the features.
         crop_scale: Smallest part of the image's area in a view.
         standardize: Subtract the data's mean and divide by its deviation; as in the run it starts from.
-        optim: LARS with the rate inside the momentum, 0.005 x sqrt(images per step), neither decay nor warm-up.
+        optim: LARS with the rate inside the momentum, 0.005 x sqrt(images per step), 0.002 for wider
+            networks and selective kernels, neither decay nor warm-up.
     """
 
     needs_labels = True
@@ -75,8 +76,8 @@ class SimCLRv2Finetune(Method):
         Raises:
             UserError: The earlier run has no such layers.
         """
-        if "head.linear.weight" in earlier:  # of this very stage
-            return earlier
+        if "head.linear.weight" in earlier:  # of this very stage, or a distilled student, whose teacher stays behind
+            return {name: value for name, value in earlier.items() if not name.startswith("teacher.")}
         kept = len(self.head.hidden)
         weights = {name: value for name, value in earlier.items() if name.startswith("backbone.")}
         for name in self.head.hidden.state_dict():

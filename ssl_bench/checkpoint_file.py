@@ -57,6 +57,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
             whole = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, error)) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is damaged or no checkpoint ({reason}): fetch it again") from None
@@ -89,6 +91,8 @@ def _folder(path: Path) -> CheckpointFile:
         if not isinstance(read, dict) or "architecture" not in read:
             raise ValueError("config.json names no architecture")
         return CheckpointFile(weights, load_file(weights), config=read)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:
         raise UserError(f"{path} is damaged ({str(error).partition(chr(10))[0]}): export or fetch it again") from None
 

@@ -138,7 +138,7 @@ def _import(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         "ssl-bench import",
-        usage="ssl-bench import FILE --format FORMAT -o RUN [--METHOD.OPTION VALUE ...]",
+        usage="ssl-bench import FILE --format FORMAT -o RUN [--OPTION VALUE ...] [--method.OPTION VALUE ...]",
         description="Make a run folder of an official checkpoint, whole or encoder only. Files are read as data:"
         " nothing in them is run. The last line of standard output is the folder.",
         allow_abbrev=False,
@@ -153,13 +153,18 @@ def _import(argv: list[str]) -> int:
     parser.add_argument("--data", default="unknown", metavar="TITLE", help="what it was pretrained on, for the record")
     parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
     parser.error = _refuse(parser)  # type: ignore[method-assign]
-    given, rest = parser.parse_known_args(argv)
     method: dict[str, str] = {}
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not option.startswith("--method.") or not (equals or rest):
-            parser.error(f"unrecognized arguments: {option}")
-        method[option.removeprefix("--method.")] = value if equals else rest.pop(0)
+    queue, rest = list(argv), []
+    while queue:
+        token = queue.pop(0)
+        option, equals, value = token.partition("=")
+        if not option.startswith("--method."):
+            rest.append(token)
+        elif not (equals or queue):
+            raise UserError(f"{option} needs a value")
+        else:
+            method[option.removeprefix("--method.")] = value if equals else queue.pop(0)
+    given = parser.parse_args(rest)
     for option in ("heads", "img_size"):
         if getattr(given, option) is not None and getattr(given, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(given, option)} must be at least 1")

@@ -22,7 +22,7 @@ from ssl_bench.checkpoint import load_backbone
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json, write_text
 from ssl_bench.official.layout import FORMATS, layout
-from ssl_bench.results import Result, Run, RunInfo, load_runs
+from ssl_bench.results import Result, Run, RunInfo, load_runs, read_run
 
 FILES = {"config.json", "model.safetensors", "README.md"}
 MADE = "Made by `ssl-bench export`"
@@ -36,6 +36,8 @@ def export(run: Path, out: Path) -> None:
     """
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
+    if read_run(run).kind == "tokenizer":
+        raise UserError(f"{run} is a tokenizer's run, which has no backbone: export a run that was trained with it")
     backbone, mean, std = load_backbone(run)
     if not backbone.timm_can_build:
         what = "its 3x3 first convolution" if getattr(backbone, "small_stem", False) else "some of its parts"
@@ -45,10 +47,10 @@ def export(run: Path, out: Path) -> None:
     if out.exists() and (not out.is_dir() or (replaced and not _own(out))):
         raise UserError(f"-o {out} holds something else: name a new folder")
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
         write_json(folder / "config.json", timm_config(backbone, mean, std))
         weights = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
@@ -58,6 +60,9 @@ def export(run: Path, out: Path) -> None:
         if replaced:
             os.replace(out, old)
         os.replace(folder, out)
+    except OSError as error:
+        text = f"-o {out} cannot be written ({error.strerror or error})"
+        raise UserError(f"{text}: name a folder where you may write, with room for the weights") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

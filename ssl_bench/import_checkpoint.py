@@ -29,7 +29,7 @@ from ssl_bench import registry
 from ssl_bench.backbone import Backbone
 from ssl_bench.checkpoint import write_backbone
 from ssl_bench.checkpoint_file import CheckpointFile, read_checkpoint
-from ssl_bench.configuration import dump, parse_fit
+from ssl_bench.configuration import dump, parse_fit, read_yaml
 from ssl_bench.environment import describe
 from ssl_bench.errors import UserError
 from ssl_bench.files import replacing, write_json, write_text
@@ -154,6 +154,7 @@ def import_checkpoint(asked: Import) -> Imported:
         state = {name.removeprefix(kind.evaluated): tensor for name, tensor in state.items()}
         _fill(backbone.model, state, kind, report, asked.file)
     assert isinstance(backbone, Backbone)
+    _check_given(asked, backbone)
     _write(asked, file, Written(backbone, method, config, report, kind.title, _statistics(asked, file)))
     parameters = sum(p.numel() for p in backbone.parameters())
     words = f"{options.name}, {backbone.img_size} px, {parameters:,} parameters"
@@ -251,8 +252,12 @@ def _sized(
 
 def _configuration(method: str, options: BackboneOptions, chosen: dict[str, Any]) -> dict[str, Any]:
     """The published recipe, with the checkpoint's network and options."""
-    recipe = ["--recipe", method] if method in dict(registry.recipes()) else []
+    published = dict(registry.recipes()).get(method)
+    recipe = ["--recipe", method] if published else []
     network = {name: value for name, value in asdict(options).items() if value is not None and name != "name"}
+    usual = read_yaml(published).get("backbone", {}) if published else {}
+    if str(usual.get("name")).partition("_")[0] == options.name.partition("_")[0]:  # a ViT's is no Swin's
+        network["drop_path"] = usual.get("drop_path", 0.0)
     flags = [f"--backbone.{name}={json.dumps(value)}" for name, value in network.items()]
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in chosen.items()}
     flags += [f"--method.{name}={text}" for name, text in texts.items()]
@@ -266,6 +271,16 @@ def _build(config: dict[str, Any]) -> Method:
     method = cls(Backbone(BackboneOptions(**config["backbone"])), optim=Optim(**{**config["optim"], **tuples}), **given)
     assert isinstance(method, Method)
     return method
+
+
+def _check_given(asked: Import, backbone: Backbone) -> None:
+    """That what the user said of the network came true: the file may say otherwise."""
+    heads = backbone.model.blocks[0].attn.num_heads if backbone.is_vit else None
+    if asked.heads not in (None, heads):
+        known = f"{backbone.options.name} here has {heads}" if heads else "it is for ViTs"
+        raise UserError(f"--heads {asked.heads}: {known}: leave it out")
+    if asked.img_size not in (None, backbone.img_size):
+        raise UserError(f"--img-size {asked.img_size}: the file is for {backbone.img_size} px: leave it out")
 
 
 def _statistics(asked: Import, file: CheckpointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -292,7 +307,6 @@ class Written:
 def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
     """The run folder, whole or not at all."""
     out = asked.out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     name = made.config["backbone"]["name"]
     now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -319,6 +333,7 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
         **asdict(made.report),
     }
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
         write_text(folder / "config.yaml", f"# Imported from {asked.file.name}: {use}.\n{dump(made.config)}")
         write_json(folder / "environment.json", describe())
@@ -329,6 +344,9 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
                 torch.save({"state_dict": made.method.state_dict(), "ssl_bench": {"config": made.config}}, temporary)
         write_run(folder, info)
         os.replace(folder, out)
+    except OSError as error:
+        text = f"-o {asked.out} cannot be written ({error.strerror or error})"
+        raise UserError(f"{text}: name a folder where you may write, with room for the weights") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

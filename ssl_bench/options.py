@@ -44,7 +44,7 @@ class DataOptions:
         name: A data set (`ssl-bench list data`), or `folder` / `parquet` for your own.
         root: Folder of the files; the downloads' folder for torchvision's sets.
         download: Fetch a torchvision set that is not under root yet.
-        batch_size: Images per optimiser step and device.
+        batch_size: Images per batch and device.
         num_workers: Decoding processes for photographs; small images stay in memory and need none.
         image_size: Pixels that images are brought to; their own size when they all share one of at most 96 px.
         selection_fraction: Class-stratified part of the training images on which anything is chosen.

@@ -4,12 +4,12 @@ Composed into a method (BYOL's target, DINO's and iBOT's teacher); the training 
 """
 
 import copy
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.errors import UserError
 from ssl_bench.schedules import cosine
 
 
@@ -24,22 +24,23 @@ class Teacher(nn.Module):
         student: The module that is followed.
         momentum: m at the start of training; theta' = m theta' + (1 - m) theta.
         final_momentum: m at its end; a cosine leads there.
-        exclude: Names of the student's parameters that the teacher has no use for (iBOT's mask token).
+
+    Raises:
+        UserError: The momentum is none.
     """
 
-    def __init__(
-        self, student: nn.Module, momentum: float, final_momentum: float = 1.0, exclude: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, student: nn.Module, momentum: float, final_momentum: float = 1.0) -> None:
         super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"--method.momentum {momentum} must lie between 0 and 1")
         self.momentum, self.final_momentum = momentum, final_momentum
         self.module = copy.deepcopy(student).requires_grad_(False)
         for module in self.module.modules():
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0  # a teacher sees its whole network, in training mode too (DINO, iBOT)
         followed = dict(student.named_parameters())
-        assert set(exclude) <= followed.keys(), f"no parameter {set(exclude) - followed.keys()}"
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
-            (own, followed[name]) for name, own in self.module.named_parameters() if name not in exclude
+            (own, followed[name]) for name, own in self.module.named_parameters()
         ]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -249,7 +249,7 @@ def _from_run(folder: Path) -> DiscreteVAE:
     except FileNotFoundError as error:
         missing = Path(error.filename or "tokenizer.safetensors").name
         raise UserError(f"tokenizer {folder} has no {missing}: name {KINDS}") from None
-    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(f"tokenizer {folder} is damaged ({type(error).__name__})") from None
     return tokenizer
 
@@ -267,9 +267,9 @@ def _from_file(path: Path) -> DallE:
         remedy = f"torch.save(torch.load({path.name!r}, weights_only=False).state_dict(), 'encoder.pth')"
         raise UserError(
             f"tokenizer {path} is a pickle, which can run any code when opened: save its weights, where you trust it, "
-            f"with {remedy} and name that file"
+            f"with {remedy} (OpenAI's own needs pip install DALL-E) and name that file"
         ) from None
-    except (ValueError, RuntimeError, EOFError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged pickle makes torch raise
         raise UserError(f"tokenizer {path} cannot be read ({type(error).__name__}): name {KINDS}") from None
     try:
         if not isinstance(weights, Mapping):

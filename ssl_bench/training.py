@@ -28,7 +28,7 @@ from ssl_bench.backbone import Backbone
 from ssl_bench.checkpoint import SaveLast, save_backbone, save_tokenizer, start_from
 from ssl_bench.classifier import save_classifier
 from ssl_bench.collectives import SyncNorms
-from ssl_bench.configuration import dump
+from ssl_bench.configuration import dump, say
 from ssl_bench.data.module import DataModule
 from ssl_bench.data.opened import Data, open_data
 from ssl_bench.environment import describe
@@ -79,6 +79,9 @@ def fit(
     data, method, module = build(config)
     info = _describe_run(config, data, method, command)
     flops_per_image = training_flops(method)
+    if 0 < trainer_options.max_epochs <= method.optim.warmup_epochs:
+        epochs = f"{method.optim.warmup_epochs:g} of {trainer_options.max_epochs} epochs"
+        say(f"--optim.warmup_epochs: {epochs}, so the learning rate only rises; a tenth of them is usual")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump(config))
     precision = effective_precision(trainer_options.precision, trainer_options.accelerator)

@@ -70,8 +70,8 @@ def features(run: Path) -> Backbone:
 
 
 def continued(run: Path) -> Method:
-    """The method that `ssl-bench fit -c RUN/config.yaml --init RUN` begins with."""
-    config = parse_fit(["-c", str(run / "config.yaml"), "--init", str(run)], {}).config
+    """The method that `ssl-bench fit -c RUN/config.yaml --init RUN` begins with; no paths are dropped."""
+    config = parse_fit(["-c", str(run / "config.yaml"), "--init", str(run), "--backbone.drop_path", "0"], {}).config
     given = dict(config["method"])
     cls = registry.load(registry.find("methods", given.pop("name")))
     optim = {name: tuple(v) if isinstance(v, list) else v for name, v in config["optim"].items()}
@@ -438,6 +438,7 @@ def test_options_stored_in_the_file_are_used(tmp_path: Path) -> None:
     method = parse_fit(["-c", str(run / "config.yaml")], {}).config["method"]
     assert (method["teacher_temp"], method["local_views"], method["norm_last_layer"]) == (0.06, 4, True)
     assert method["local_scale"] == [0.1, 0.3]
+    assert parse_fit(["-c", str(run / "config.yaml")], {}).config["backbone"]["drop_path"] == 0.1  # the recipe's
     unused = json.loads((run / "import.json").read_text())["unused"]
     assert "continued run starts its own" in unused["optimizer"] and "options" in unused["args"]
 
@@ -614,6 +615,10 @@ def test_a_pickle_that_needs_more_is_never_opened(
         (["MAE", "--format", "mae", "-o", "RUN", "--backbone", "vit_tiny_patch16_224"], "--backbone is for --format"),
         (["MAE", "--format", "mae", "-o", "RUN", "--heads", "0"], "--heads 0 must be at least 1"),
         (["MAE", "--format", "mae", "-o", "RUN", "--haeds", "4"], "did you mean '--heads'?"),
+        (["--method.decoder_heads", "0", "MAE", "--format", "mae", "-o", "RUN", "--heads", "4"], "of decoder_heads 0"),
+        (["MAE", "--format", "mae", "-o", "RUN", "--method.decoder_heads"], "--method.decoder_heads needs a value"),
+        (["MAE", "--format", "mae", "-o", "TEXT/run", "--encoder-only", "--heads", "4"], "cannot be written"),
+        (["MAE", "--format", "mae", "-o", "RUN", "--encoder-only", "--heads", "4", "--img-size", "64"], "for 32 px"),
         (["MAE", "--format", "mae", "-o", "RUN", "--encoder-only", "--method.x", "1"], "only the encoder is imported"),
         (["MAE", "--format", "mae"], "-o/--output"),
         (["CUT", "--format", "mae", "-o", "RUN"], "is damaged or no checkpoint"),
@@ -638,7 +643,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], message: str, tm
     saved(tmp_path / "empty.pth", {"epoch": 1})
     saved(tmp_path / "vit.pth", weights(opened("dino_full.pth")["teacher"], "backbone."))
     names = {"RUN": "run", "FULL": "full", "CUT": "cut.pth", "TEXT": "text.pth", "SAFE": "x.safetensors"}
-    names |= {"LIST": "list.pth", "EMPTY": "empty.pth", "VIT": "vit.pth"}
+    names |= {"TEXT/run": "text.pth/run", "LIST": "list.pth", "EMPTY": "empty.pth", "VIT": "vit.pth"}
     places = {name: str(tmp_path / file) for name, file in names.items()} | {
         "MAE": str(CHECKPOINTS / "mae_pretrain.pth")
     }

@@ -234,3 +234,11 @@ def test_an_earlier_run_that_does_not_fit_is_refused(
         build(tiny_config(f"--init={tiny_run}", *flags))
     with pytest.raises(UserError, match="is it the folder of a run"):
         build(tiny_config(f"--init={tmp_path}"))
+
+
+def test_a_run_of_warm_up_alone_is_pointed_out(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs, said in ((1, True), (2, False)):
+        fit(tiny_config(f"--trainer.max_epochs={epochs}", "--trainer.limit_train_batches=1"), tmp_path)
+        assert ("--optim.warmup_epochs: 1 of 1 epochs" in capsys.readouterr().err) == said

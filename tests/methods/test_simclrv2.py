@@ -171,6 +171,8 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_run() -> None:
     method = finetune()
     method.load_state_dict(dict(method.starting_weights(earlier.state_dict())))
     assert torch.equal(method.head.linear.weight, earlier.head.linear.weight)
+    distilled = earlier.state_dict() | {"teacher.mean": torch.zeros(3, 1, 1)}
+    assert method.starting_weights(distilled).keys() == method.state_dict().keys()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
