@@ -110,4 +110,5 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
         f"{path} holds objects of {', '.join(sorted(wanted)[:4])}, which only running its code would open, and that is"
         " never done here; where you trust it, keep its weights alone:"
         " c = torch.load(FILE, weights_only=False); torch.save({'model': c['model']}, NEW)"
+        " (in place of 'model' what the file has: 'state_dict', or 'student', 'teacher' and the loss)"
     )

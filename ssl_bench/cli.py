@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ssl-bench: interrupted; the same command continues where this one stopped", file=sys.stderr)
         return 130
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"ssl-bench: error: {error.filename}: {error.strerror}; choose another place", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # `ssl-bench list backbones | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -154,7 +157,7 @@ def _import(argv: list[str]) -> int:
     parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
     parser.error = _refuse(parser)  # type: ignore[method-assign]
     method: dict[str, str] = {}
-    queue, rest = list(argv), []
+    queue, rest = list(argv), list[str]()
     while queue:
         token = queue.pop(0)
         option, equals, value = token.partition("=")

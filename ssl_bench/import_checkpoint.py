@@ -275,7 +275,8 @@ def _build(config: dict[str, Any]) -> Method:
 
 def _check_given(asked: Import, backbone: Backbone) -> None:
     """That what the user said of the network came true: the file may say otherwise."""
-    heads = backbone.model.blocks[0].attn.num_heads if backbone.is_vit else None
+    network: Any = backbone.model
+    heads = network.blocks[0].attn.num_heads if backbone.is_vit else None
     if asked.heads not in (None, heads):
         known = f"{backbone.options.name} here has {heads}" if heads else "it is for ViTs"
         raise UserError(f"--heads {asked.heads}: {known}: leave it out")

@@ -52,5 +52,5 @@ def compile_blocks(network: nn.Module) -> None:
 def keep_freed_memory() -> None:
     """Have the allocator keep activations for the next step rather than return them and fault them in again."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 1 << 30) or libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

@@ -237,7 +237,10 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise UserError(f"tokenizer {name}: {error}; is its folder on PYTHONPATH?") from None
     if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
         raise UserError(f"tokenizer {name}: no subclass of ssl_bench.tokenizers.Tokenizer")
-    return cls()
+    try:
+        return cls()
+    except TypeError as error:  # an abstract one, or one that wants arguments
+        raise UserError(f"tokenizer {name}: {error}") from None
 
 
 def _from_run(folder: Path) -> DiscreteVAE:

@@ -140,3 +140,10 @@ def test_a_damaged_backbone_is_said_so(tiny_run: Path, capsys: Capture) -> None:
 def test_no_command_shows_help(capsys: Capture) -> None:
     assert main([]) == 0
     assert "benchmark" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["fit", *TINY, "--method=mae", f"--runs={tmp_path}/file/runs"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("ssl-bench: error: ") and "choose another place" in error

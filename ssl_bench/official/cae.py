@@ -8,7 +8,7 @@ from typing import Any
 from ssl_bench.errors import UserError
 from ssl_bench.official.layout import Given, Kind, Layout, Rule, Shapes, blocks, vit_rules
 
-HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}
+HEADS = {384: 12, 768: 12, 1024: 16}
 ARGS = {
     "decoder_num_heads": "decoder_heads",
     "align_loss_weight": "align_weight",

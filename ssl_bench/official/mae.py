@@ -27,6 +27,7 @@ LAYOUT = Layout(
     method="mae",
     source="https://github.com/facebookresearch/mae",
     paper="https://arxiv.org/abs/2111.06377",
+    heads={768: 12, 1024: 16, 1280: 16},
     kinds=(
         Kind(
             title="whole pretraining checkpoint",
