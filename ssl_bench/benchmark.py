@@ -26,7 +26,8 @@ from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
 
 DEFAULT = "demo"
-KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines")
+KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines", "by")
+BUDGETS = ("views", "epochs", "nothing")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
 
@@ -77,6 +78,7 @@ class Benchmark:
         runs: Where run folders live.
         jobs: Processes at a time.
         dry_run: Only print the plan.
+        by: Budget that a block of the leaderboard shares.
     """
 
     fits: list[Job]
@@ -84,6 +86,7 @@ class Benchmark:
     runs: Path
     jobs: int
     dry_run: bool
+    by: str
 
 
 def parse_benchmark(argv: Sequence[str]) -> Benchmark:
@@ -106,7 +109,10 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     runs = Path(given.runs)
     wandb = () if given.wandb == "off" else ("--wandb", given.wandb, "--wandb_project", given.wandb_project)
     fits, evaluations = plan(tree, runs, wandb)
-    return Benchmark(fits, evaluations, runs, given.jobs, given.dry_run)
+    by = tree.get("by", BUDGETS[0])
+    if by not in BUDGETS:
+        raise UserError(f"a benchmark file's `by` cannot be {by!r}{near(str(by), BUDGETS)} ({', '.join(BUDGETS)})")
+    return Benchmark(fits, evaluations, runs, given.jobs, given.dry_run, by)
 
 
 def find_file(name: str) -> Path:
@@ -219,8 +225,8 @@ def run_benchmark(benchmark: Benchmark) -> int:
     from ssl_bench.leaderboard.render import leaderboard
 
     page = benchmark.runs / "leaderboard.html"
-    write_text(page, leaderboard([benchmark.runs], "html"))
-    print(leaderboard([benchmark.runs], "table"), end="", flush=True)
+    write_text(page, leaderboard([benchmark.runs], "html", benchmark.by))
+    print(leaderboard([benchmark.runs], "table", benchmark.by), end="", flush=True)
     say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")
     for job, tail in failed:
         say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")

@@ -118,12 +118,13 @@ def _leaderboard(argv: list[str]) -> int:
     parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=Path, help="run folders, or folders of them")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
     parser.add_argument("--format", default="table", help=" | ".join(FORMATS) + " (default: table)")
+    parser.add_argument("--by", default="views", help="budget that a block shares: views (default) | epochs | nothing")
     parser.add_argument("--output", type=Path, help="write to this file; by default to standard output")
     parser.error = _refuse(parser)  # type: ignore[method-assign]
     given = parser.parse_args(argv)
     if given.format not in FORMATS:
         raise UserError(f"no format {given.format!r}{near(given.format, FORMATS)} ({', '.join(FORMATS)})")
-    text = leaderboard(given.runs_given or [given.runs], given.format)
+    text = leaderboard(given.runs_given or [given.runs], given.format, given.by)
     if given.output is None:
         print(text, end="")
     else:

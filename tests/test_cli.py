@@ -74,6 +74,7 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
         (["evaluate", "pixels", "--data", "cifra10"], "did you mean 'cifar10'?"),
         (["evaluate", "pixels", "--data", "cifar10", "--data.root", "nowhere"], "--data.download"),
         (["evaluate", "pixels", "--data", "digits", "--knn.headline_k", "3"], "headline_k 3 is not among k"),
+        (["leaderboard", "--by", "epoch"], "no budget 'epoch'; did you mean 'epochs'?"),
         (["benchmark", "-c", "dmeo"], "no benchmark 'dmeo'; did you mean 'demo'?"),
         (["benchmark", "-c", "missing.yaml"], "no file missing.yaml"),
         (["completion", "bsh"], "did you mean 'bash'?"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import get_args
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard import page, text
@@ -23,11 +24,13 @@ def leaderboard(paths: Iterable[Path], format: str = "table", by: By = "views") 
     Args:
         paths: Run folders, or folders of them.
         format: table (for a terminal of 100 columns), csv, markdown, json or html (one page that opens from disk).
-        by: Budget that a block shares: views (epochs x views of an image) or epochs.
+        by: Budget that a block shares: views (epochs x views of an image), epochs, or nothing for one block of all.
 
     Raises:
-        UserError: No such format, no run, or a damaged record.
+        UserError: No such format or budget, no run, or a damaged record.
     """
+    if by not in get_args(By):
+        raise UserError(f"no budget {by!r}{near(by, get_args(By))}; there are {', '.join(get_args(By))}")
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
     return FORMATS[format](build(load_runs(paths), by))

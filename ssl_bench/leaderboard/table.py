@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from ssl_bench.results import Result, Run
 from ssl_bench.statistics import mean_over_seeds
 
-By: TypeAlias = Literal["views", "epochs"]
+By: TypeAlias = Literal["views", "epochs", "nothing"]
 Images: TypeAlias = tuple[str, str]  # title and short hash
 Key: TypeAlias = tuple[str, str]  # what every number of a column shares; what raw pixels have of their own
 
@@ -154,7 +154,8 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
     Args:
         runs: Run folders, read.
         by: What makes a budget: `views`, the epochs times the views of an image in each (effective epochs), so that a
-            method that looks at ten crops is not ranked against one that looks once; or `epochs`.
+            method that looks at ten crops is not ranked against one that looks once; or `epochs`; or `nothing`, for
+            one block of all.
     """
     absent = [_absent(run) for run in runs if run.info.status != "finished" or not run.results]
     runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
@@ -332,12 +333,14 @@ def _architecture(run: Run) -> str | None:
 
 def _budget(run: Run, by: By) -> float | None:
     info = run.info
-    if info.epochs is None:
+    if info.epochs is None or by == "nothing":
         return None
     return float(f"{info.epochs * (info.views_per_image if by == 'views' else 1):.4g}")
 
 
 def _budget_text(budget: float | None, by: By) -> str:
+    if by == "nothing":
+        return "whatever the budget"
     if budget is None:
         return "unknown budget"
     return f"{budget:g} epochs x views" if by == "views" else f"{budget:g} epochs"

@@ -81,6 +81,8 @@ def test_budget_by_views_or_by_epochs(runs: Runs) -> None:
     assert by_views == [({"simclr", "mae"}, "100 epochs x views"), ({"byol"}, "200 epochs x views")]
     by_epochs = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="epochs").blocks]
     assert by_epochs == [({"simclr"}, "50 epochs"), ({"mae", "byol"}, "100 epochs")]
+    by_nothing = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="nothing").blocks]
+    assert by_nothing == [({"simclr", "mae", "byol"}, "whatever the budget")]
 
 
 def test_an_override_that_is_not_set_is_no_override(runs: Runs) -> None:
