@@ -13,7 +13,6 @@ answers are added up for local views, which makes one softmax per crop.
 """
 
 from collections import OrderedDict
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -25,9 +24,10 @@ from ssl_bench.backbone import Backbone
 from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
-from ssl_bench.prototypes import Centre, PrototypeHead
+from ssl_bench.prototypes import Centre, PrototypeHead, crop_cross_entropy
+from ssl_bench.schedules import warmed_up
 from ssl_bench.teacher import Teacher
-from ssl_bench.views import View, Views
+from ssl_bench.views import Views, multi_crop
 
 
 class DINO(Method):
@@ -107,17 +107,8 @@ class DINO(Method):
         return self.teacher.module.get_submodule("backbone")
 
     def views(self) -> Views:
-        # Taps reach three times the widest blur to each side.
-        view = partial(View, jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur_kernel=13)
-        size, blur = self.backbone.img_size, self.blur
-        views = [
-            view(size, 1, self.global_scale, blur=blur[0]),
-            view(size, 1, self.global_scale, blur=blur[1], solarize=self.solarize),
-        ]
-        if self.local_views:
-            taps = min(13, 2 * self.local_size - 1)
-            views.append(view(self.local_size, self.local_views, self.local_scale, blur=blur[2], blur_kernel=taps))
-        return views
+        sizes = self.backbone.img_size, self.local_size
+        return multi_crop(sizes, self.local_views, self.global_scale, self.local_scale, self.blur, self.solarize)
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """Cross-entropy of every crop's answer with the teacher's to each other global crop; then moves the centre."""
@@ -127,7 +118,7 @@ class DINO(Method):
         features = torch.cat([self.backbone(torch.cat(same)) for same in sizes])  # (VB, D)
         student = self.head(features).unflatten(0, (len(views), -1))  # (V, B, K)
         with torch.autocast(features.device.type, enabled=False):
-            loss = self.cross_entropy(student, self.soft_targets(teacher))
+            loss = crop_cross_entropy(student, self.soft_targets(teacher), self.student_temp)
         self.centre.update(teacher)
         return loss
 
@@ -138,20 +129,7 @@ class DINO(Method):
 
     def current_teacher_temp(self, epoch: int) -> float:
         """Temperature of an epoch: a line that has its last value in the last epoch of the warm-up."""
-        epochs, start = self.warmup_teacher_temp_epochs, self.warmup_teacher_temp
-        if epoch >= epochs:
-            return self.teacher_temp
-        return start + (self.teacher_temp - start) * epoch / max(1, epochs - 1)
-
-    def cross_entropy(self, student: Tensor, targets: Tensor) -> Tensor:
-        """Mean over images and pairs of a crop and another, global one; (V, B, K) logits, (2, B, K) probabilities."""
-        both = targets[0] + targets[1]  # the sum of a local crop's two cross-entropies is that with the sum
-        others = [targets[1], targets[0], *[both] * (len(student) - 2)]
-        terms = [
-            F.cross_entropy(crop.float() / self.student_temp, other)
-            for crop, other in zip(student, others, strict=True)
-        ]
-        return torch.stack(terms).sum() / (2 * (len(student) - 1))
+        return warmed_up(epoch, self.warmup_teacher_temp_epochs, self.warmup_teacher_temp, self.teacher_temp)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.current_epoch < self.freeze_last_layer:

@@ -27,9 +27,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.masks import block_masks, mask_ratios, random_masks
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
-from ssl_bench.prototypes import Centre, PrototypeHead, Prototypes
+from ssl_bench.prototypes import Centre, PrototypeHead, Prototypes, crop_cross_entropy
+from ssl_bench.schedules import warmed_up
 from ssl_bench.teacher import Teacher
-from ssl_bench.views import View, Views
+from ssl_bench.views import Views, multi_crop
 
 
 class IBOT(Method):
@@ -156,20 +157,8 @@ class IBOT(Method):
         return self.teacher.module.get_submodule("backbone")
 
     def views(self) -> Views:
-        def view(size: int, count: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> View:
-            jitter = (0.4, 0.4, 0.2, 0.1)
-            taps = min(13, 2 * size - 1)  # three times the widest blur, to each side
-            scale = (scale[0], scale[1])
-            return View(
-                size, count, scale, jitter=jitter, grayscale=0.2, blur=blur, blur_kernel=taps, solarize=solarize
-            )
-
-        size, blur = self.backbone.img_size, self.blur
-        views = [
-            view(size, 1, self.global_scale, blur[0]),
-            view(size, 1, self.global_scale, blur[1], self.solarize),
-        ]
-        return views + [view(self.local_size, self.local_views, self.local_scale, blur[2])] * (self.local_views > 0)
+        sizes = self.backbone.img_size, self.local_size
+        return multi_crop(sizes, self.local_views, self.global_scale, self.local_scale, self.blur, self.solarize)
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """Of images and of hidden patches; then moves the centres.
@@ -185,7 +174,7 @@ class IBOT(Method):
         student, student_hidden = self.learn(images, views[2:], mask, where)
         with torch.autocast(images.device.type, enabled=False):
             targets = self.soft_targets(teacher, self.centre, self.temps)
-            loss = self.cls_weight * self.image_loss(student, targets)
+            loss = self.cls_weight * crop_cross_entropy(student, targets, self.student_temp)
             targets = self.soft_targets(teacher_hidden, self.centre2, self.patch_temps, self.mask_start_epoch)
             terms = F.cross_entropy(student_hidden.float() / self.student_temp, targets, reduction="none")  # (M,)
             # Images with nothing hidden count in the mean, as 0.
@@ -231,20 +220,7 @@ class IBOT(Method):
 
     def teacher_temp(self, temps: tuple[float, float], delay: int = 0) -> float:
         """This epoch's: ``delay`` epochs at the first, then a line that has the last in the warm-up's last epoch."""
-        (start, end), epoch = temps, max(0, self.current_epoch - delay)
-        if epoch >= self.warmup_teacher_temp_epochs:
-            return end
-        return start + (end - start) * epoch / max(1, self.warmup_teacher_temp_epochs - 1)
-
-    def image_loss(self, student: Tensor, targets: Tensor) -> Tensor:
-        """Mean over images and pairs of a crop and another, global one; (V, B, K) logits, (2, B, K) probabilities."""
-        both = targets[0] + targets[1]  # the sum of a local crop's two cross-entropies is that with the sum
-        others = [targets[1], targets[0], *[both] * (len(student) - 2)]
-        terms = [
-            F.cross_entropy(crop.float() / self.student_temp, other)
-            for crop, other in zip(student, others, strict=True)
-        ]
-        return torch.stack(terms).sum() / (2 * (len(student) - 1))
+        return warmed_up(max(0, self.current_epoch - delay), self.warmup_teacher_temp_epochs, *temps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.current_epoch < self.freeze_last_layer:

@@ -1,6 +1,6 @@
-"""What DINO and iBOT compare features by: a head of prototypes, and the centre of what its teacher says.
+"""What DINO and iBOT compare features by: a head of prototypes, the centre of what its teacher says, and their loss.
 
-Shapes: R rows (images or tokens), D features, E bottleneck, K prototypes.
+Shapes: V crops of B images, D features, E bottleneck, K prototypes.
 """
 
 from typing import final
@@ -97,3 +97,17 @@ class Centre(nn.Module):
         """Move towards the mean of (..., K) logits, as many on each device, after the loss has used the old centre."""
         mean = logits.flatten(0, -2).mean(0, keepdim=True, dtype=self.center.dtype)  # (1, K)
         self.center.mul_(self.momentum).add_(total(mean) / world_size(), alpha=1 - self.momentum)
+
+
+def crop_cross_entropy(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Mean over images and pairs of a crop and another, global one.
+
+    Args:
+        student: (V, B, K) logits of all crops, the two global ones first.
+        targets: (2, B, K) probabilities, the teacher's answers to the global ones.
+        temperature: Of the student's softmax.
+    """
+    both = targets[0] + targets[1]  # the sum of a local crop's two cross-entropies is that with the sum
+    others = [targets[1], targets[0], *[both] * (len(student) - 2)]
+    terms = [F.cross_entropy(crop.float() / temperature, other) for crop, other in zip(student, others, strict=True)]
+    return torch.stack(terms).sum() / (2 * (len(student) - 1))

@@ -29,6 +29,14 @@ def warmup_cosine_dino(step: int, total: int, warmup: int, base: float, final: f
     return warmup_cosine(step, total, warmup, base, final)
 
 
+def warmed_up(epoch: int, warmup: int, start: float, end: float) -> float:
+    """A line from ``start`` that has ``end`` in the warm-up's last epoch, and ``end`` from then on.
+
+    Temperatures of DINO's and iBOT's teachers.
+    """
+    return end if epoch >= warmup else start + (end - start) * epoch / max(1, warmup - 1)
+
+
 def warmup_cosine_simmim(step: int, total: int, warmup: int, base: float, final: float, start: float = 0.0) -> float:
     """A line over W steps, then the rest of a half cosine that began at step 0; each step has the one before's value.
 

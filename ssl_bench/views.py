@@ -47,3 +47,33 @@ class View:
 
 
 Views: TypeAlias = Sequence[View]
+
+
+def multi_crop(
+    sizes: tuple[int, int],
+    local_views: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    blur: tuple[float, float, float],
+    solarize: float,
+) -> Views:
+    """Two global views and some local ones, as DINO and iBOT have them.
+
+    Args:
+        sizes: Pixels of a global and of a local view.
+        local_views: How many local ones.
+        global_scale: Part of the image's area in a global view.
+        local_scale: The same of a local one.
+        blur: Probability in the first global view, the second, and a local one.
+        solarize: Probability in the second global view.
+    """
+
+    def view(size: int, scale: tuple[float, float], blur: float, count: int = 1, solarize: float = 0.0) -> View:
+        jitter, taps = (0.4, 0.4, 0.2, 0.1), min(13, 2 * size - 1)  # three times the widest blur, to each side
+        low, high = scale  # a list, when a file gave it
+        return View(
+            size, count, (low, high), jitter=jitter, grayscale=0.2, blur=blur, blur_kernel=taps, solarize=solarize
+        )
+
+    views = [view(sizes[0], global_scale, blur[0]), view(sizes[0], global_scale, blur[1], solarize=solarize)]
+    return views + [view(sizes[1], local_scale, blur[2], local_views)] * (local_views > 0)
