@@ -10,10 +10,8 @@ Measured on one core of an Intel Xeon with AVX-512 (2.6 GHz, the machine busy wi
 runs), and 6 to 7.7 without `keep_freed_memory`.
 """
 
-import ctypes
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -25,6 +23,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from ssl_bench.augment import DeviceViews
+from ssl_bench.speed import keep_freed_memory
 from ssl_bench.views import View
 
 BATCH = 256
@@ -59,13 +58,6 @@ def main() -> None:
     ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(our / their for our, their in rounds)
     print(f"batched {ours:,.0f} images/s, one by one {theirs:,.0f} images/s: {ratio:.1f} times")
-
-
-def keep_freed_memory() -> None:
-    """As `ssl-bench fit` does."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def rate(work: Callable[[], int]) -> float:

@@ -22,12 +22,12 @@ from typing import Any
 from ssl_bench import registry
 from ssl_bench.configuration import Parser, common_arguments, flatten, parse_fit, read_yaml, say, split_argv
 from ssl_bench.errors import UserError, near
+from ssl_bench.leaderboard.table import checked_by
 from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
 
 DEFAULT = "demo"
 KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines", "by")
-BUDGETS = ("views", "epochs", "nothing")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
 
@@ -109,9 +109,7 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     runs = Path(given.runs)
     wandb = () if given.wandb == "off" else ("--wandb", given.wandb, "--wandb_project", given.wandb_project)
     fits, evaluations = plan(tree, runs, wandb)
-    by = tree.get("by", BUDGETS[0])
-    if by not in BUDGETS:
-        raise UserError(f"a benchmark file's `by` cannot be {by!r}{near(str(by), BUDGETS)} ({', '.join(BUDGETS)})")
+    by = checked_by(str(tree.get("by", "views")))
     return Benchmark(fits, evaluations, runs, given.jobs, given.dry_run, by)
 
 

@@ -1,9 +1,7 @@
 """`ssl-bench export`: the backbone of a run as a folder that timm loads by itself, with a model card."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from ssl_bench import registry
 from ssl_bench.backbone import Backbone
 from ssl_bench.checkpoint import load_backbone
 from ssl_bench.errors import UserError
-from ssl_bench.files import write_json, write_text
+from ssl_bench.files import write_json, write_text, writing_folder
 from ssl_bench.official.layout import FORMATS, layout
 from ssl_bench.results import Result, Run, RunInfo, load_runs, read_run
 
@@ -46,26 +44,12 @@ def export(run: Path, out: Path) -> None:
     replaced = out.is_dir() and any(out.iterdir())
     if out.exists() and (not out.is_dir() or (replaced and not _own(out))):
         raise UserError(f"-o {out} holds something else: name a new folder")
-    out = out.absolute()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
+    with writing_folder(out, over=replaced) as folder:
         write_json(folder / "config.json", timm_config(backbone, mean, std))
         weights = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         write_text(folder / "README.md", model_card(load_runs([run])[0], backbone, mean, std))
-        _check(folder, backbone, out)
-        if replaced:
-            os.replace(out, old)
-        os.replace(folder, out)
-    except OSError as error:
-        text = f"-o {out} cannot be written ({error.strerror or error})"
-        raise UserError(f"{text}: name a folder where you may write, with room for the weights") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _check(folder, backbone, out.absolute())
 
 
 def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:

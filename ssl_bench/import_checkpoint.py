@@ -7,9 +7,7 @@ Anything else is an error.
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,7 +30,7 @@ from ssl_bench.checkpoint_file import CheckpointFile, read_checkpoint
 from ssl_bench.configuration import dump, parse_fit, read_yaml
 from ssl_bench.environment import describe
 from ssl_bench.errors import UserError
-from ssl_bench.files import replacing, write_json, write_text
+from ssl_bench.files import replacing, write_json, write_text, writing_folder
 from ssl_bench.method import Method
 from ssl_bench.official.layout import ENTRIES, IMAGENET, Given, Kind, kind_of, layout, matching, plain
 from ssl_bench.official.networks import network
@@ -307,8 +305,6 @@ class Written:
 
 def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
     """The run folder, whole or not at all."""
-    out = asked.out.absolute()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     name = made.config["backbone"]["name"]
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     origin = {"file": asked.file.name, "format": asked.format, "kind": made.kind}
@@ -333,9 +329,7 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
         "epoch": file.entries.get("epoch") if isinstance(file.entries.get("epoch"), int) else None,
         **asdict(made.report),
     }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
+    with writing_folder(asked.out) as folder:
         write_text(folder / "config.yaml", f"# Imported from {asked.file.name}: {use}.\n{dump(made.config)}")
         write_json(folder / "environment.json", describe())
         write_json(folder / "import.json", account)
@@ -344,12 +338,6 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
             with replacing(folder / "checkpoints" / "last.ckpt") as temporary:
                 torch.save({"state_dict": made.method.state_dict(), "ssl_bench": {"config": made.config}}, temporary)
         write_run(folder, info)
-        os.replace(folder, out)
-    except OSError as error:
-        text = f"-o {asked.out} cannot be written ({error.strerror or error})"
-        raise UserError(f"{text}: name a folder where you may write, with room for the weights") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -8,12 +8,26 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
+from ssl_bench.errors import UserError, near
 from ssl_bench.results import Result, Run
 from ssl_bench.statistics import mean_over_seeds
 
 By: TypeAlias = Literal["views", "epochs", "nothing"]
+
+
+def checked_by(by: str) -> By:
+    """What makes a budget, by name.
+
+    Raises:
+        UserError: There is no such budget.
+    """
+    if by not in get_args(By):
+        raise UserError(f"no budget {by!r}{near(by, get_args(By))}; there are {', '.join(get_args(By))}")
+    return cast(By, by)
+
+
 Images: TypeAlias = tuple[str, str]  # title and short hash
 Key: TypeAlias = tuple[str, str]  # what every number of a column shares; what raw pixels have of their own
 
