@@ -228,6 +228,13 @@ class Backbone(nn.Module):
         assert keep is None or not self.has_relative_positions, "relative positions need all patches"
         return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
 
+    def token_grid(self, images: Tensor) -> Tensor:
+        """(B, T, D) of all that a network says of an image's places: a ViT's tokens, prefix first, or a final map."""
+        if not self.is_resnet:
+            return self.tokens(images)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.model.forward_features(images).flatten(2).transpose(1, 2)  # (B, h * w, D)
+
     def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
         """(B, 3, H, W) -> (B, P + N or K, D): patches, positions, prefix; timm's order and weights."""
         vit = self.model

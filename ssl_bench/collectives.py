@@ -6,6 +6,9 @@ gradient that one device would compute on the joint batch.
 Shapes: B images per device, G on all devices, C channels.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
@@ -28,6 +31,25 @@ def world_size() -> int:
 def rank() -> int:
     """This device's place among them."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@contextmanager
+def together(device: str) -> Iterator[str]:
+    """The device of this process; for as long, processes that torchrun started know of each other.
+
+    Args:
+        device: cpu, cuda, cuda:1, mps; auto for a GPU if there is one, each process its own.
+    """
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield device
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def gather(rows: Tensor) -> Tensor:

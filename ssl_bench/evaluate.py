@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import ssl_bench
+from ssl_bench.collectives import rank
 from ssl_bench.data.opened import Data
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
@@ -33,7 +34,7 @@ from ssl_bench.results import (
     result_stem,
     write_result,
 )
-from ssl_bench.statistics import wilson
+from ssl_bench.statistics import mean_of_shares, mean_over_seeds, wilson
 
 # Two results that agree in these are of the same number.
 SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
@@ -66,13 +67,14 @@ def evaluate(
         blank = _blank(subject, data, protocol, evaluation)
         result = None if force else _recorded(run_dir, blank)
         if result is not None:
-            print(f"{protocol}: {_shown(result)}, recorded before", file=sys.stderr)
+            say(f"{protocol}: {_shown(result)}, recorded before")
         else:
             result, predictions = _run(subject, evaluation, data.train, data.selection, data.test, blank)
-            path = write_result(run_dir, result, predictions)
-            print(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}", file=sys.stderr)
+            if rank() == 0:
+                path = write_result(run_dir, result, predictions)
+                say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")
         if result.selected.on_edge:
-            print(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it", file=sys.stderr)
+            say(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it")
         results.append(result)
     return results
 
@@ -97,15 +99,19 @@ def _run(
     if subject.state_hash() != state:
         raise RuntimeError(f"{blank.protocol} changed the backbone's parameters or buffers: its result is void")
     scores = _scores(blank.protocol, predictions, test)
+    if not scores and not fit.monitors:
+        raise RuntimeError(f"{blank.protocol} predicted nothing and monitors nothing")
+    headline = predictions[0].variant if predictions else ""
     cost = sum(subject.used.values(), Cost(seconds=own))  # with the features it used, whoever computed them
     result = dataclasses.replace(
         blank,
-        headline=predictions[0].variant,
-        value=scores[predictions[0].variant].value,
-        interval=scores[predictions[0].variant].interval,
+        headline=headline,
+        value=scores[headline].value if headline else None,
+        interval=scores[headline].interval if headline else None,
         variants=scores,
         selected=Selected(fit.grid, fit.chosen, fit.on_edge, "selection" if fit.chosen else "none"),
         curve=fit.curve,
+        monitors=fit.monitors,
         features=list(fit.features),
         cost=EvaluationCost(cost.images, float(cost.flops), cost.seconds, peak_memory(subject.device)),
     )
@@ -116,15 +122,20 @@ def _scores(protocol: str, predictions: list[Prediction], test: TestSplit) -> di
     """Variant -> accuracy with its interval."""
     scores: dict[str, Score] = {}
     for prediction in predictions:
-        if prediction.labels.shape != (len(test),) or prediction.variant in scores:
+        shape = tuple(prediction.labels.shape)
+        if shape[-1:] != (len(test),) or len(shape) > 2 or 0 in shape or prediction.variant in scores:
             raise RuntimeError(
-                f"{protocol} gave {tuple(prediction.labels.shape)} predictions for {len(test)} test images as variant "
+                f"{protocol} gave {shape} predictions for {len(test)} test images as variant "
                 f"{prediction.variant!r}; each variant once, each image once"
             )
-        correct = int((prediction.labels.cpu().numpy() == test.labels).sum())
-        scores[prediction.variant] = Score(correct / len(test), wilson(correct, len(test)))
-    if not scores:
-        raise RuntimeError(f"{protocol} predicted nothing")
+        right = prediction.labels.cpu().numpy() == test.labels  # (N,) or (R, N)
+        if right.ndim == 1:
+            scores[prediction.variant] = Score(float(right.mean()), wilson(int(right.sum()), len(test)))
+        elif prediction.repeats == "draws":
+            mean, low, high = mean_over_seeds(right.mean(1).tolist(), len(test))
+            scores[prediction.variant] = Score(mean, (low, high))
+        else:
+            scores[prediction.variant] = Score(float(right.mean()), mean_of_shares(right.mean(0).tolist()))
     return scores
 
 
@@ -138,8 +149,8 @@ def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evalu
         version=evaluation.version,
         options=json.loads(json.dumps(evaluation.options())),  # tuples become lists, as they do in the file
         headline="",
-        value=0.0,
-        interval=(0.0, 0.0),
+        value=None,
+        interval=None,
         n_test=len(data.test),
         data=DataRecord(data.title, data.fingerprint),
         splits={split_name(s): SplitRecord(f"{split_name(s)} {rows_digest(s)[:8]}", len(s)) for s in splits},
@@ -152,18 +163,26 @@ def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evalu
 
 def _recorded(run_dir: Path, blank: Result) -> Result | None:
     """The result of the same number, if it is there with its predictions."""
-    stem = result_stem(read_run(run_dir), blank.protocol, blank.data)
+    stem = result_stem(read_run(run_dir), blank)
     path = run_dir / "results" / f"{stem}.json"
     if not path.is_file() or not (run_dir / "predictions" / f"{stem}.parquet").is_file():
         return None
     try:
         found = read_result(path)
     except UserError as error:
-        print(f"{error}; evaluating again", file=sys.stderr)
+        say(f"{error}; evaluating again")
         return None
     return found if all(getattr(found, name) == getattr(blank, name) for name in SAME) else None
 
 
+def say(text: str) -> None:
+    """To standard error, once however many processes there are."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
 def _shown(result: Result) -> str:
+    if result.value is None or result.interval is None:
+        return ", ".join(f"{name} {value:.4g}" for name, value in result.monitors.items())
     low, high = result.interval
     return f"{100 * result.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] ({result.headline})"

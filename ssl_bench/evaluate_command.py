@@ -59,6 +59,8 @@ class Evaluate:
         runs: Where baselines' folders go.
         device: auto, cpu, cuda, ...
         force: Evaluate again what is recorded.
+        branch: The one network of methods that have a student and a teacher; both when None, as far as a protocol does
+            not train copies of them.
     """
 
     subjects: list[Subject]
@@ -67,6 +69,7 @@ class Evaluate:
     runs: Path
     device: str
     force: bool
+    branch: str | None = None
 
 
 def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Evaluate:
@@ -81,6 +84,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     chosen = [t.partition("=")[2] or flags[i + 1] for i, t in enumerate(flags[:-1]) if t.startswith("--protocols")]
     chosen += [t.partition("=")[2] for t in flags[-1:] if t.startswith("--protocols=")]
     names = (chosen[-1] if chosen else layers.values.get("protocols", DEFAULT_PROTOCOLS)).split(",")
+    names = sorted(registry.names("evaluations")) if [n.strip() for n in names] == ["all"] else names
     found = {name.strip(): registry.find("evaluations", name.strip()) for name in names if name.strip()}
     parser = Parser(
         prog="ssl-bench evaluate",
@@ -90,7 +94,9 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument(
         "subjects", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
     )
-    parser.add_argument("--protocols", default=DEFAULT_PROTOCOLS, help="with commas (ssl-bench list evaluations)")
+    parser.add_argument(
+        "--protocols", default=DEFAULT_PROTOCOLS, help="with commas, or all (ssl-bench list evaluations)"
+    )
     groups = {}
     for name, page in found.items():
         groups[name] = name.rpartition(".")[2].replace("-", "_")
@@ -99,6 +105,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_class_arguments(BackboneOptions, "backbone")
     parser.add_argument("--seed", type=int, default=0, help="of a random backbone's weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
     common_arguments(parser)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
@@ -117,6 +124,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         runs=Path(namespace.runs),
         device=namespace.device,
         force=namespace.force,
+        branch=namespace.branch,
     )
 
 
@@ -157,35 +165,42 @@ def _recorded_baseline(folder: Path) -> Subject:
 
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
-    """Evaluate all subjects; yields the folder of each when it is done."""
-    import torch
-
+    """Evaluate all subjects; yields each folder when it is done. Processes started by torchrun share the work."""
+    from ssl_bench.collectives import rank, together
     from ssl_bench.evaluate import evaluate
 
-    device = given.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    opened: dict[str, Data] = {}
-    for number, subject in enumerate(given.subjects, 1):
-        say(f"[{number}/{len(given.subjects)}] {subject.name}")
-        own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
-        if subject.folder and not own and "name" not in given.data:
-            raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")
-        options = _data_options(own, given.data)
-        key = repr(options)
-        if key not in opened:
-            opened[key] = _open(options)
-        folder, frozen = _prepare(subject, opened[key], options, given.runs, device)
-        evaluations = {name: _instance(name, o) for name, o in given.protocols.items()}
-        refused = {name: why for name, page in evaluations.items() if (why := page.refusal(frozen)) is not None}
-        if len(given.subjects) == 1 and len(refused) == len(evaluations):
-            name, why = next(iter(refused.items()))
-            raise UserError(f"--protocols {name}: {subject.name}: {why}")
-        for name, why in refused.items():
-            say(f"{name}: left out: {why}")
-            del evaluations[name]
-        evaluate(frozen, opened[key], evaluations, folder, force=given.force)
-        yield str(folder)
+    with together(given.device) as device:
+        opened: dict[str, Data] = {}
+        for number, subject in enumerate(given.subjects, 1):
+            if rank() == 0:
+                say(f"[{number}/{len(given.subjects)}] {subject.name}")
+            own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
+            if subject.folder and not own and "name" not in given.data:
+                raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")
+            options = _data_options(own, given.data)
+            key = repr(options)
+            if key not in opened:
+                opened[key] = _open(options)
+            folder, networks = _prepare(subject, opened[key], options, given, device)
+            for place, frozen in enumerate(networks):
+                pages = {name: _instance(name, o) for name, o in given.protocols.items()}
+                if place > 0:
+                    say(f"{frozen.identity['branch']}:")
+                    pages = {name: page for name, page in pages.items() if not page.trains}
+                evaluate(frozen, opened[key], _accepted(pages, frozen, given, subject), folder, force=given.force)
+            if rank() == 0:
+                yield str(folder)
+
+
+def _accepted(pages: dict[str, Any], frozen: "FrozenBackbone", given: Evaluate, subject: Subject) -> dict[str, Any]:
+    """The protocols that can be run on a backbone."""
+    refused = {name: why for name, page in pages.items() if (why := page.refusal(frozen)) is not None}
+    if len(given.subjects) == 1 and pages and len(refused) == len(pages):
+        name, why = next(iter(refused.items()))
+        raise UserError(f"--protocols {name}: {subject.name}: {why}")
+    for name, why in refused.items():
+        say(f"{name}: left out: {why}")
+    return {name: page for name, page in pages.items() if name not in refused}
 
 
 def _data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
@@ -214,14 +229,15 @@ def _instance(name: str, options: dict[str, Any]) -> Any:
 
 
 def _prepare(
-    subject: Subject, data: "Data", options: DataOptions, runs: Path, device: str
-) -> "tuple[Path, FrozenBackbone]":
-    """The subject's folder, made if it is a baseline's, and its network."""
+    subject: Subject, data: "Data", options: DataOptions, given: Evaluate, device: str
+) -> "tuple[Path, list[FrozenBackbone]]":
+    """The subject's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
     import torch
 
     from ssl_bench.backbone import Backbone
     from ssl_bench.checkpoint import load_backbone
     from ssl_bench.classifier import load_classifier
+    from ssl_bench.collectives import rank
     from ssl_bench.environment import describe
     from ssl_bench.features import FrozenBackbone, Pixels
     from ssl_bench.files import write_json
@@ -229,16 +245,25 @@ def _prepare(
     from ssl_bench.training import describe_backbone
 
     if subject.folder is not None:
-        backbone, mean, std = load_backbone(subject.folder)
         info = read_run(subject.folder)
-        identity = {"method": info.method, "branch": "encoder"}
-        cache = subject.folder / "features"
-        classifier = load_classifier(subject.folder)
-        if classifier is not None and classifier.names != data.classes:
-            classifier = None  # it would answer another question
-        return subject.folder, FrozenBackbone(
-            backbone, mean, std, identity, cache, device, num_workers=options.num_workers, classifier=classifier
-        )
+        others = [file.stem.removeprefix("backbone-") for file in sorted(subject.folder.glob("backbone-*.safetensors"))]
+        branches = [info.branch, *others]
+        if given.branch is not None and info.branch:
+            branches = [given.branch]
+            if given.branch not in (info.branch, *others):
+                raise UserError(f"{subject.name} has no branch {given.branch}, only {info.branch}")
+        networks = []
+        for branch in branches:
+            backbone, mean, std = load_backbone(subject.folder, "" if branch == info.branch else branch)
+            classifier = load_classifier(subject.folder) if branch == info.branch else None
+            if classifier is not None and classifier.names != data.classes:
+                classifier = None  # it would answer another question
+            identity = {"method": info.method, "branch": branch or "encoder"}
+            workers, cache = options.num_workers, subject.folder / "features"
+            networks.append(
+                FrozenBackbone(backbone, mean, std, identity, cache, device, num_workers=workers, classifier=classifier)
+            )
+        return subject.folder, networks
     network: Backbone | Pixels
     record, chosen = None, {"name": "none"}
     if subject.backbone is not None:
@@ -251,7 +276,7 @@ def _prepare(
         network = Pixels(data.image_size)
     assert subject.baseline is not None
     config = {"method": {"name": subject.baseline}, "backbone": chosen, "data": asdict(options), "seed": subject.seed}
-    folder = run_folder(runs, config)
+    folder = run_folder(given.runs, config)
     folder.mkdir(parents=True, exist_ok=True)
     info = RunInfo(
         status="finished",
@@ -263,9 +288,9 @@ def _prepare(
         seed=subject.seed,
         command=["ssl-bench", "evaluate", subject.name],
     )
-    write_run(folder, info)
-    write_json(folder / "environment.json", describe())
+    if rank() == 0:
+        write_run(folder, info)
+        write_json(folder / "environment.json", describe())
     identity = {"method": subject.baseline, "branch": subject.baseline}
-    return folder, FrozenBackbone(
-        network, data.mean, data.std, identity, folder / "features", device, num_workers=options.num_workers
-    )
+    cache, workers = folder / "features", options.num_workers
+    return folder, [FrozenBackbone(network, data.mean, data.std, identity, cache, device, num_workers=workers)]

@@ -9,7 +9,7 @@ Shapes: N images, D features, K classes.
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
@@ -25,11 +25,15 @@ class Prediction:
 
     Args:
         variant: Short name, such as `k20` or `cls+avg`; the headline variant's number is the protocol's.
-        labels: (N,) int64 predicted class of each test image, in the split's order.
+        labels: (N,) int64 predicted class of each test image, in the split's order; or (R, N), as often as something
+            was repeated. The accuracy is then the mean of the R.
+        repeats: What the R are. `draws` at random (of a few labelled images, say): the interval is that of new draws
+            and new test images. `conditions` that are all there are (kinds of noise): of new test images alone.
     """
 
     variant: str
     labels: Tensor
+    repeats: Literal["draws", "conditions"] = "draws"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Fit(Generic[Fitted]):
         grid: Option -> the values it was chosen from.
         on_edge: Whether a chosen value lies at an end of its grid: the grid was too small.
         curve: Named series over the fit, such as selection accuracy per epoch.
+        monitors: Name -> a number that describes the features; recorded, never ranked.
     """
 
     state: Fitted
@@ -51,6 +56,7 @@ class Fit(Generic[Fitted]):
     grid: dict[str, list[Any]] = field(default_factory=dict)
     on_edge: bool = False
     curve: dict[str, list[float]] = field(default_factory=dict)
+    monitors: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluation(ABC, Generic[Fitted]):
@@ -58,9 +64,11 @@ class Evaluation(ABC, Generic[Fitted]):
 
     Attributes:
         version: Raised whenever the same options would give other numbers.
+        trains: Whether it trains copies of the backbone, which takes far longer than looking at its features.
     """
 
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False
 
     def refusal(self, backbone: FrozenBackbone) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
@@ -72,7 +80,7 @@ class Evaluation(ABC, Generic[Fitted]):
 
     @abstractmethod
     def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestSplit) -> list[Prediction]:
-        """Classes of the test images, the headline variant first."""
+        """Classes of the test images, the headline variant first; none if it only monitors."""
 
     def options(self) -> dict[str, Any]:
         """Option -> value; what a record says of how a number was made."""

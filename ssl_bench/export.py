@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def model_card(run: Run, backbone: Backbone, mean: tuple[float, ...], std: tuple
         "## Pretraining",
         f"```yaml\n{yaml.safe_dump(_recipe(info), sort_keys=False, allow_unicode=True, width=100)}```",
         "## Results",
-        _results(run.results),
+        _results([r for r in run.results if r.branch in ("", "encoder", run.info.branch)]),
         *(["## References", "\n".join(f"- {name}: {link}" for name, link in links.items())] if links else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -144,14 +145,15 @@ def _recipe(info: RunInfo) -> dict[str, Any]:
     return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
 
 
-def _results(results: tuple[Result, ...]) -> str:
-    if not results:
+def _results(results: Sequence[Result]) -> str:
+    ranked = [(result, result.value, result.interval) for result in results if result.value is not None]
+    if not ranked:
         return "None yet: `ssl-bench evaluate`."
     lines = ["| protocol | test images | variant | accuracy, % | 95 % interval |", "|---|---|---|---:|---:|"]
-    for result in results:
-        low, high = (f"{100 * end:.1f}" for end in result.interval)
+    for result, value, interval in ranked:
+        low, high = (f"{100 * end:.1f}" for end in interval or ())
         data = f"{result.data.title} ({result.n_test:,})"
-        lines.append(f"| {result.protocol} | {data} | {result.headline} | {100 * result.value:.1f} | {low} to {high} |")
+        lines.append(f"| {result.protocol} | {data} | {result.headline} | {100 * value:.1f} | {low} to {high} |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ Shapes: N images of a split, B of a batch, 3 x s x s pixels, D features.
 """
 
 import copy
+import dataclasses
 import hashlib
 import json
 import resource
@@ -21,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,11 +31,13 @@ from tqdm import tqdm
 import ssl_bench
 from ssl_bench.backbone import Backbone
 from ssl_bench.classifier import Classifier
+from ssl_bench.collectives import rank, world_size
 from ssl_bench.data.geometry import short_side
-from ssl_bench.data.loaders import evaluation_batches
+from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split
 from ssl_bench.errors import UserError
 from ssl_bench.files import replacing
+from ssl_bench.views import View
 
 
 @final
@@ -60,6 +64,10 @@ class Pixels(nn.Module):
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         """(B, 3, s, s) -> (B, 3ss)."""
         return {kind: {"pixels": images.flatten(1)}[kind] for kind in kinds}
+
+    def token_grid(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
+        return images.flatten(1)[:, None]
 
 
 @dataclass(frozen=True)
@@ -140,31 +148,59 @@ class FrozenBackbone:
         self.img_size = network.img_size
         self.used: dict[str, Cost] = {}  # splits whose features were asked for since last cleared, and what they cost
         self.spent = Cost()  # on passes made by this object, as opposed to features found on disk
-        self._banks: dict[int, tuple[Split, Bank]] = {}  # by id of the split, kept alive so that the id stays its own
+        # By id of the split, kept alive so that the id stays its own, and view.
+        self._banks: dict[tuple[int, int | None], tuple[Split, Bank]] = {}
         self._loaded_state = self.state_hash()
 
     def train(self, mode: bool = True) -> Self:
         """Nothing changes: a frozen backbone stays in eval mode."""
         return self
 
-    def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, s, s) images in [0, 1] -> kind -> (B, D) float32 on this device, composed kinds left out."""
+    def normalized(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) images in [0, 1], on this device, as the network saw them in pretraining."""
         images = images.to(self.device)
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, s, s) images in [0, 1] -> kind -> (B, D) float32 on this device, composed kinds left out."""
         self.network.eval()  # whoever reached in and called train()
         with torch.inference_mode(), full_precision():
-            features = self.network.features((images - mean) / std, self._simple_kinds)
+            features = self.network.features(self.normalized(images), self._simple_kinds)
         return {kind: feature.float() for kind, feature in features.items()}
 
-    def features(self, split: Split, kind: str, rows: slice | Tensor = slice(None)) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) images in [0, 1] -> (B, T, D) float32: class token and patches, or a final map's places."""
+        self.network.eval()
+        with torch.inference_mode(), full_precision():
+            return self.network.token_grid(self.normalized(images)).float()
+
+    def trainable(self) -> Backbone:
+        """A copy of the network that may learn, in train mode and on this device; this one stays as it is.
+
+        Raises:
+            UserError: Raw pixels have nothing to train.
+        """
+        if not isinstance(self.network, Backbone):
+            raise UserError("raw pixels have no network to train")
+        return copy.deepcopy(self.network).requires_grad_(True).train()
+
+    def features(self, split: Split, kind: str, rows: slice | Tensor = slice(None), view: int | None = None) -> Tensor:
         """(N, D) float32 features of a split's images in its order, or of some ``rows`` of it, as stored in float16.
+
+        Args:
+            split: The images.
+            kind: Of features.
+            rows: Of the split, all if not given.
+            view: Not of the images as they are but of a random crop of each, perhaps mirrored (CROPS): the one of
+                this number, which is the same for every network and protocol.
 
         Raises:
             UserError: The network has no such kind, or gives features that are not numbers.
         """
         if kind not in self.kinds:
             raise UserError(f"this backbone has no features {kind!r}: its kinds are {', '.join(self.kinds)}")
-        bank = self._bank(split)
+        bank = self._bank(split, view)
         parts = []
         for part in [kind] if kind in bank.halves else kind.split("+"):
             half, scale = bank.halves[part][rows].to(self.device), bank.scales[part].to(self.device)
@@ -208,27 +244,30 @@ class FrozenBackbone:
         """The kinds that are not others side by side."""
         return [k for k in self.kinds if "+" not in k or not all(part in self.kinds for part in k.split("+"))]
 
-    def _bank(self, split: Split) -> Bank:
-        if id(split) not in self._banks:
-            bank = self._cached(split, self.cache_dir) if self.cache_dir else self._extract(split)
-            self._banks[id(split)] = split, bank
-        bank = self._banks[id(split)][1]
-        self.used[split_name(split)] = bank.cost
+    def _bank(self, split: Split, view: int | None) -> Bank:
+        if (id(split), view) not in self._banks:
+            bank = self._cached(split, view, self.cache_dir) if self.cache_dir else self._extract(split, view)
+            self._banks[id(split), view] = split, bank
+        bank = self._banks[id(split), view][1]
+        self.used[_bank_name(split, view)] = bank.cost
         return bank
 
-    def _cached(self, split: Split, folder: Path) -> Bank:
-        fields = self._fields(split)
-        path = folder / f"{split_name(split)}-{_sha256(fields)}.safetensors"
+    def _cached(self, split: Split, view: int | None, folder: Path) -> Bank:
+        fields = self._fields(split, view)
+        path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
         bank = _load(path, fields)
-        if bank is None:
-            bank = self._extract(split)
-            _save(path, fields, bank)
+        if not _everywhere(bank is not None):
+            bank = self._extract(split, view)
+            if rank() == 0:
+                _save(path, fields, bank)
+        assert bank is not None
         return bank
 
-    def _fields(self, split: Split) -> dict[str, Any]:
+    def _fields(self, split: Split, view: int | None) -> dict[str, Any]:
         """All that features depend on."""
         return {
             "split": split_name(split),
+            "view": None if view is None else [view, json.loads(json.dumps(asdict(crops(self.img_size))))],
             "images": len(split),
             "rows": rows_digest(split),
             "data": split.pool.digest(),
@@ -244,8 +283,22 @@ class FrozenBackbone:
             "versions": {"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
         }
 
-    def _extract(self, split: Split) -> Bank:
-        """One pass over the split.
+    def batches(self, split: Split, view: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each image of a split once, in its order: (B, 3, s, s) in [0, 1] and the (B,) places in the split.
+
+        With several processes each gets every so many-th image; together they get each once.
+        """
+        part = dataclasses.replace(split, rows=split.rows[rank() :: world_size()])
+        if view is None:
+            found = evaluation_batches(part, self.img_size, self.batch_size, self.num_workers)
+        else:
+            found = augmented_batches(part, crops(self.img_size), view, self.batch_size, self.num_workers)
+        place = {int(row): at for at, row in enumerate(split.rows)}
+        for images, rows in found:
+            yield images, torch.tensor([place[int(row)] for row in rows])
+
+    def _extract(self, split: Split, view: int | None) -> Bank:
+        """One pass over the split, shared by all processes.
 
         Raises:
             RuntimeError: The batches did not hold each image exactly once.
@@ -253,16 +306,17 @@ class FrozenBackbone:
         """
         start = time.perf_counter()
         width = {kind: f.shape[1] for kind, f in self.embed(torch.zeros(1, 3, self.img_size, self.img_size)).items()}
-        features = {kind: torch.empty(len(split), d) for kind, d in width.items()}
-        seen = np.zeros(len(split), dtype=np.int64)
-        position = {int(row): at for at, row in enumerate(split.rows)}
-        with progress(f"features of the {split_name(split)} images", len(split)) as bar:
-            for images, rows in evaluation_batches(split, self.img_size, self.batch_size, self.num_workers):
-                at = np.array([position[int(row)] for row in rows], dtype=np.int64)
-                np.add.at(seen, at, 1)
+        features = {kind: torch.zeros(len(split), d) for kind, d in width.items()}
+        seen = torch.zeros(len(split), dtype=torch.int64)
+        what = f"features of the {_bank_name(split, view).replace('-', ' ')} images"
+        with progress(what, len(split) // world_size()) as bar:
+            for images, places in self.batches(split, view):
+                seen.index_add_(0, places, torch.ones_like(places))
                 for kind, batch in self.embed(images).items():
-                    features[kind][at] = batch.cpu()
-                bar.update(len(at))
+                    features[kind][places] = batch.cpu()
+                bar.update(len(places))
+        for part in (seen, *features.values()):
+            _sum_over_processes(part, self.device)  # zeros but for one process's part: the sum is exact
         if (seen != 1).any():
             raise RuntimeError(
                 f"{split_name(split)} features: {int((seen == 0).sum())} of {len(split)} images missing, "
@@ -278,9 +332,37 @@ class FrozenBackbone:
         return Bank(halves, scales, cost)
 
 
+def crops(size: int) -> View:
+    """The augmentation of probes on frozen features, the same for every method: MAE's, which is everyone's."""
+    return View(size, scale=(0.08, 1.0), interpolation="bicubic", flip=0.5)
+
+
 def split_name(split: Split) -> str:
     """`train`, `selection` or `test`."""
     return type(split).__name__.removesuffix("Split").lower()
+
+
+def _bank_name(split: Split, view: int | None) -> str:
+    return split_name(split) + ("" if view is None else f"-view{view}")
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether something holds on all processes."""
+    holds = torch.tensor(int(here))
+    _sum_over_processes(holds, torch.device("cpu"))
+    return int(holds) == world_size()
+
+
+def _sum_over_processes(values: Tensor, device: torch.device) -> None:
+    """In place; through the device where the processes' backend asks for one."""
+    if world_size() == 1:
+        return
+    if dist.get_backend() == "nccl":
+        there = values.to(device if device.type == "cuda" else "cuda")
+        dist.all_reduce(there)
+        values.copy_(there)
+    else:
+        dist.all_reduce(values)
 
 
 def rows_digest(split: Split) -> str:

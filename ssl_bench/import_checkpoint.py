@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import ssl_bench
 from ssl_bench import registry
 from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import write_backbone
+from ssl_bench.checkpoint import write_backbone, write_backbones
 from ssl_bench.checkpoint_file import CheckpointFile, read_checkpoint
 from ssl_bench.configuration import dump, parse_fit, read_yaml
 from ssl_bench.environment import describe
@@ -36,7 +36,7 @@ from ssl_bench.official.layout import ENTRIES, IMAGENET, Given, Kind, kind_of, l
 from ssl_bench.official.networks import network
 from ssl_bench.options import BackboneOptions, Optim
 from ssl_bench.results import DataRecord, RunInfo, write_run
-from ssl_bench.training import describe_backbone
+from ssl_bench.training import describe_backbone, main_branch
 
 
 @dataclass(frozen=True)
@@ -319,6 +319,7 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
         finished=now,
         command=["ssl-bench", "import", *asked.command],
         version=ssl_bench.__version__,
+        branch=main_branch(made.method) if made.method else "",
     )
     again = f"ssl-bench fit -c {asked.out}/config.yaml --init {asked.out}"
     use = f"to continue it: {again}" if made.method else "an encoder, to evaluate"
@@ -333,8 +334,10 @@ def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
         write_text(folder / "config.yaml", f"# Imported from {asked.file.name}: {use}.\n{dump(made.config)}")
         write_json(folder / "environment.json", describe())
         write_json(folder / "import.json", account)
-        write_backbone(folder, made.backbone, *made.statistics)
-        if made.method is not None:
+        if made.method is None:
+            write_backbone(folder, made.backbone, *made.statistics)
+        else:
+            write_backbones(folder, made.method, *made.statistics)
             with replacing(folder / "checkpoints" / "last.ckpt") as temporary:
                 torch.save({"state_dict": made.method.state_dict(), "ssl_bench": {"config": made.config}}, temporary)
         write_run(folder, info)

@@ -67,6 +67,14 @@ class Method(pl.LightningModule, ABC):
         return self.backbone
 
     @property
+    def branches(self) -> dict[str, Backbone]:
+        """Name -> each network that could be evaluated, `evaluated` first: the encoder, or student and teacher."""
+        followers = (module for part in self.children() if isinstance(part, Teacher) for module in part.modules())
+        teachers = [module for module in followers if isinstance(module, Backbone)]
+        named = {"student": self.backbone, "teacher": teachers[0]} if teachers else {"encoder": self.backbone}
+        return dict(sorted(named.items(), key=lambda item: item[1] is not self.evaluated))
+
+    @property
     def evaluated_classifier(self) -> Classifier | None:
         """What tells classes apart on the evaluated backbone's features, kept beside it; None without labels."""
         return None

@@ -98,6 +98,7 @@ class RunInfo:
         finished: Likewise, when it ended.
         command: Arguments that start it again.
         version: Of ssl-bench.
+        branch: Which of a method's networks speaks for it; empty where there is one.
         error: Last line of what went wrong.
     """
 
@@ -117,6 +118,7 @@ class RunInfo:
     finished: str | None = None
     command: list[str] = field(default_factory=list)
     version: str = ""
+    branch: str = ""
     error: str | None = None
 
 
@@ -173,15 +175,16 @@ class Result:
         protocol: Its name.
         version: Of the protocol: numbers of different versions are not compared.
         options: Option -> value of its constructor.
-        headline: The variant whose number is the protocol's.
-        value: Accuracy of the headline variant, in [0, 1].
-        interval: Its 95 % interval over test images.
+        headline: The variant whose number is the protocol's; empty where it only monitors.
+        value: Accuracy of the headline variant, in [0, 1]; None where it only monitors.
+        interval: Its 95 % interval.
         n_test: Test images.
         data: The images evaluated on.
         splits: train, selection, test.
         variants: All variants, the headline included.
         selected: What was chosen, and where.
         curve: Named series over the fit.
+        monitors: Name -> a number that describes the features and is never ranked.
         features: Kinds of features used.
         geometry: How an image became the backbone's input.
         branch: Which network of the method: encoder, online, teacher.
@@ -194,14 +197,15 @@ class Result:
     version: int
     options: dict[str, Any]
     headline: str
-    value: float
-    interval: Interval
+    value: float | None
+    interval: Interval | None
     n_test: int
     data: DataRecord
     splits: dict[str, SplitRecord] = field(default_factory=dict)
     variants: dict[str, Score] = field(default_factory=dict)
     selected: Selected = Selected()
     curve: dict[str, list[float]] = field(default_factory=dict)
+    monitors: dict[str, float] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)
     branch: str = ""
@@ -210,8 +214,10 @@ class Result:
     software: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        scores = [Score(self.value, self.interval), *self.variants.values()]
-        for score in scores:
+        if (self.value is None) != (self.interval is None):
+            raise ValueError(f"accuracy {self.value} with interval {self.interval}")
+        own = [] if self.value is None or self.interval is None else [Score(self.value, self.interval)]
+        for score in [*own, *self.variants.values()]:
             low, high = score.interval
             if not 0 <= low <= score.value <= high <= 1:
                 raise ValueError(f"accuracy {score.value} with interval {score.interval} is not in order within [0, 1]")
@@ -224,12 +230,12 @@ class Predictions:
     Args:
         ids: A name for each image.
         labels: Its class.
-        variants: Variant -> a class per image; lists or NumPy arrays.
+        variants: Variant -> a class per image; or of what was repeated, one such list after the other.
     """
 
     ids: Sequence[str]
     labels: Sequence[int]
-    variants: Mapping[str, Sequence[int]]
+    variants: Mapping[str, Sequence[int] | Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -253,18 +259,21 @@ def read_run(folder: Path) -> RunInfo:
 
 def write_result(folder: Path, result: Result, predictions: Predictions) -> Path:
     """Write predictions, then the record, and give its path: where there is a record, there are its predictions."""
-    stem = result_stem(read_run(folder), result.protocol, result.data)
+    stem = result_stem(read_run(folder), result)
     _write_predictions(folder / "predictions" / f"{stem}.parquet", result.headline, predictions)
     path = folder / "results" / f"{stem}.json"
     write_json(path, dataclasses.asdict(result))
     return path
 
 
-def result_stem(info: RunInfo, protocol: str, data: DataRecord) -> str:
-    """`knn` on the data of pretraining, `knn@cifar100` on other data: one never overwrites the other."""
-    if data.identity == info.data.identity:
-        return protocol
-    return f"{protocol}@" + re.sub(r"[^\w.-]+", "_", data.title)
+def result_stem(info: RunInfo, result: Result) -> str:
+    """`knn`; `knn@cifar100` on data other than pretraining's; `knn.student` of another branch."""
+    stem = result.protocol
+    if info.branch and result.branch != info.branch:
+        stem += f".{result.branch}"
+    if result.data.identity != info.data.identity:
+        stem += "@" + re.sub(r"[^\w.-]+", "_", result.data.title)
+    return stem
 
 
 def read_result(path: Path) -> Result:
@@ -310,18 +319,19 @@ def _runs_below(folder: Path) -> Iterable[Path]:
 
 
 def _write_predictions(path: Path, headline: str, predictions: Predictions) -> None:
+    """A column per variant, the headline's called `prediction`; per repetition `prediction#0`, `prediction#1` ..."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet
 
-    further = {name: labels for name, labels in predictions.variants.items() if name != headline}
-    assert headline in predictions.variants, f"no predictions of the headline variant {headline}"
-    assert not {"id", "label", "prediction"} & further.keys(), "a variant has the name of a column"
-    columns = {
-        "id": pa.array(predictions.ids, pa.string()),
-        "label": pa.array(predictions.labels, pa.int64()),
-        "prediction": pa.array(predictions.variants[headline], pa.int64()),
-        **{name: pa.array(labels, pa.int64()) for name, labels in further.items()},
-    }
+    assert not headline or headline in predictions.variants, f"no predictions of the headline variant {headline}"
+    assert not {"id", "label", "prediction"} & predictions.variants.keys(), "a variant has the name of a column"
+    columns = {"id": pa.array(predictions.ids, pa.string()), "label": pa.array(predictions.labels, pa.int64())}
+    for variant, labels in sorted(predictions.variants.items(), key=lambda item: item[0] != headline):
+        name = "prediction" if variant == headline else variant
+        repeated = len(labels) > 0 and np.ndim(labels) == 2
+        for number, row in enumerate(labels if repeated else [labels]):
+            columns[f"{name}#{number}" if repeated else name] = pa.array(row, pa.int64())
     with replacing(path) as temporary, open(temporary, "wb") as file:  # pyarrow opens no path that is not Unicode
         pyarrow.parquet.write_table(pa.table(columns), file, compression="zstd")
 

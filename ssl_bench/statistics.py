@@ -53,6 +53,19 @@ def mean_over_seeds(values: Sequence[float], n_test: int, level: float = LEVEL) 
     return mean, max(0.0, mean - below), min(1.0, mean + above)
 
 
+def mean_of_shares(shares: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean of each test image's share of right answers under several conditions, for new test images.
+
+    mean -+ t s / sqrt(n), cut to [0, 1]; where all shares are equal (none or all right), Wilson's for one condition.
+    """
+    n, mean = len(shares), math.fsum(shares) / len(shares)
+    variance = math.fsum((share - mean) ** 2 for share in shares) / max(1, n - 1)
+    if variance == 0:
+        return _wilson(mean, n, _normal(level))
+    half = student_t(level, n - 1) * math.sqrt(variance / n)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
 def student_t(level: float, df: float) -> float:
     """The t for which Student's distribution has `level` of its mass in [-t, t]; `df` need not be whole."""
     z = _normal(level)

@@ -237,7 +237,13 @@ def _describe_run(config: dict[str, Any], data: Data, method: Method, command: S
         created=_now(),
         command=list(command),
         version=ssl_bench.__version__,
+        branch=main_branch(method) if pretrains else "",
     )
+
+
+def main_branch(method: Method) -> str:
+    """Which of a method's networks speaks for it, where there are several."""
+    return next(iter(method.branches)) if len(method.branches) > 1 else ""
 
 
 def _options_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -172,6 +172,7 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
             one block of all.
     """
     absent = [_absent(run) for run in runs if run.info.status != "finished" or not run.results]
+    runs = [part for run in runs for part in _by_branch(run)]
     runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
     notes += [_origin(run) for run in runs if run.info.kind == "imported"]
     baselines = [run for run in runs if run.info.kind == "baseline"]
@@ -188,6 +189,15 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
     blocks += _of_baselines([run for run in baselines if id(run) not in taken], by)
     blocks.sort(key=lambda block: (block.data, block.fingerprint, block.backbone, block.budget or 0.0))
     return Table(tuple(blocks), tuple(sorted(absent, key=lambda run: run.run)), tuple(notes))
+
+
+def _by_branch(run: Run) -> list[Run]:
+    """A run for each of its networks that was evaluated (student and teacher are rows of their own), less monitors."""
+    branches: dict[str, list[Result]] = {}
+    for result in run.results:
+        if result.value is not None:
+            branches.setdefault(result.branch, []).append(result)
+    return [replace(run, results=tuple(results)) for results in branches.values()]
 
 
 def _absent(run: Run) -> Absent:
@@ -314,7 +324,7 @@ def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
 
 
 def _cell(results: Mapping[int, Result]) -> Cell:
-    values = tuple(result.value for result in results.values())
+    values = tuple(result.value for result in results.values() if result.value is not None)
     n_test = min(result.n_test for result in results.values())
     on_edge = any(result.selected.on_edge for result in results.values())
     return Cell(*mean_over_seeds(values, n_test), tuple(results), values, n_test, on_edge=on_edge)
@@ -367,13 +377,13 @@ def _row_key(run: Run) -> str:
 def _row_options(run: Run) -> dict[str, Any]:
     if run.info.kind == "baseline":
         return {}
-    branches = sorted({result.branch for result in run.results if result.branch})
+    branch = run.results[0].branch
     options = {
         name: value
         for name, value in _flat(run.info.options).items()
         if not any(name == said or name.startswith(f"{said}.") for said in SAID_ELSEWHERE)
     }
-    return options | ({"branch": "+".join(branches)} if branches else {})
+    return options | ({"branch": branch} if branch else {})
 
 
 def _column_key(result: Result) -> Key:

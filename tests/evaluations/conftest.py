@@ -26,7 +26,7 @@ class Given:
     def kinds(self) -> tuple[str, ...]:
         return tuple(self.values)
 
-    def features(self, split: Split, kind: str, rows: slice = slice(None)) -> Tensor:
+    def features(self, split: Split, kind: str, rows: slice = slice(None), view: int | None = None) -> Tensor:
         found = self.values[kind][torch.as_tensor(split.rows)][rows]
         self.most_rows = max(self.most_rows, len(found))
         return found.clone()
