@@ -4,7 +4,8 @@
 
 Forward, backward, update and, where there is one, teacher; views are ready in memory. Ours is the method's own page
 with the optimiser, teacher and attention that `ssl-bench fit` uses. Theirs is put together from lightly 1.6's modules
-and losses as its examples do, with torch's AdamW; iBOT's patches are centred on all of them, as in the paper. The two
+and losses as its examples do, with lightly's LARS or torch's AdamW and with clipped gradients where ours has them;
+iBOT's patches are centred on all of them, as in the paper. The two
 take turns, so that whatever else the machine does slows both; the ratio is the median over rounds, with its lowest and
 highest. The peak is a large matrix product's, in the same format. The gain from bf16 and from `--compile`
 (`trainer.compile`) is ours over ours in fp32 and uncompiled.
@@ -39,13 +40,14 @@ from lightly.models.utils import (
     set_at_index,
     update_momentum,
 )
+from lightly.utils.lars import LARS
 from torch import Tensor, nn
 
 from ssl_bench import registry
 from ssl_bench.backbone import Backbone
 from ssl_bench.method import Method
 from ssl_bench.optim import build_optimizer, clip_gradients
-from ssl_bench.options import BackboneOptions
+from ssl_bench.options import BackboneOptions, Optim
 from ssl_bench.speed import compile_blocks, keep_freed_memory, write_out_attention
 from ssl_bench.teacher import Teacher
 from ssl_bench.training import training_flops
@@ -241,8 +243,8 @@ def main() -> None:
         plain = 0.0
         for number, form in enumerate(given.formats):
             for compiled in (False, True) if given.compile else (False,):
-                ours, flops, views = our_step(name, options, form, compiled, given.batch, device)
-                theirs = None if compiled or name not in RIVALS else their_step(name, options, form, device)
+                ours, flops, views, recipe = our_step(name, options, form, compiled, given.batch, device)
+                theirs = None if compiled or name not in RIVALS else their_step(name, options, form, device, recipe)
                 rounds = compete([ours, *([theirs] if theirs else [])], views, given.rounds, device)
                 rate = statistics.median(given.batch / seconds[0] for seconds in rounds)
                 plain = plain or rate
@@ -259,8 +261,8 @@ def main() -> None:
 
 def our_step(
     name: str, options: BackboneOptions, form: str, compiled: bool, batch: int, device: torch.device
-) -> tuple[Step, float, list[Tensor]]:
-    """A step of the method's page, its FLOPs per image, and views to take it with."""
+) -> tuple[Step, float, list[Tensor], Optim]:
+    """A step of the method's page, its FLOPs per image, views to take it with, and the optimiser's recipe."""
     torch.manual_seed(0)
     cls = registry.load(registry.find("methods", name))
     method: Method = cls(Backbone(options), **SIZES.get(name, {}))
@@ -289,20 +291,24 @@ def our_step(
             if isinstance(part, Teacher):
                 part.update(0, 100)
 
-    return step, flops, views
+    return step, flops, views, method.optim
 
 
-def their_step(name: str, options: BackboneOptions, form: str, device: torch.device) -> Step:
+def their_step(name: str, options: BackboneOptions, form: str, device: torch.device, recipe: Optim) -> Step:
     """A step of lightly's parts."""
     torch.manual_seed(0)
     model = RIVALS[name](Backbone(options)).to(device).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    kind = LARS if "lars" in recipe.name else torch.optim.AdamW
+    optimizer = kind(weights, lr=1e-5, weight_decay=recipe.weight_decay)
 
     def step(views: list[Tensor]) -> None:
         model.follow()
         with autocast(form, device):
             loss = model(views)
         loss.backward()
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import torch
 from statsmodels.stats.proportion import proportion_confint
 
@@ -21,8 +22,10 @@ from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluations.knn import Knn
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.features import FrozenBackbone, Pixels
+from ssl_bench.leaderboard.table import build
 from ssl_bench.options import DataOptions
-from ssl_bench.results import DataRecord, RunInfo, read_result, write_run
+from ssl_bench.results import DataRecord, RunInfo, load_runs, read_result, read_run, write_run
+from ssl_bench.statistics import mean_over_seeds
 
 FINGERPRINT = {"sha256": "ab" * 32, "images": {"train": 40}, "classes": ["a", "b"]}
 
@@ -113,7 +116,7 @@ def test_record_and_predictions(data: Data, run: Path) -> None:
 
 
 def test_the_protocols_that_ship(data: Data, run: Path) -> None:
-    knn, linear = evaluate(pixels(), data, {"knn": Knn(), "linear": Linear(iterations=50, batch_size=16)}, run)
+    knn, linear = evaluate(pixels(), data, {"knn": Knn(), "linear": Linear(iterations=50, batch_size=16, views=0)}, run)
     assert knn.headline == "k20" and knn.selected.selection_split == "none"
     assert linear.headline == "chosen" and linear.selected.selection_split == "selection"
     assert knn.cost.images == 80 and linear.cost.images == 80, "each protocol's cost is all that it needed"
@@ -221,3 +224,73 @@ def test_records_hold_plain_json(data: Data, run: Path) -> None:
     assert record["selected"]["chosen"]["lr"] in record["selected"]["grid"]["lr"]
     assert len(record["curve"]["selection accuracy"]) == len(record["curve"]["step"]) == 20
     assert set(room.SAME) <= set(record)
+
+
+class Repeating(Evaluation[None]):
+    """Predicts right as often as it is told, for each of several repetitions."""
+
+    def __init__(self, repeats: str = "draws") -> None:
+        self.repeats = repeats
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+        return Fit(None, monitors={"rank": 2.5})
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+        labels = torch.as_tensor(test.labels).repeat(3, 1)
+        for draw, wrong in enumerate((3, 6, 9)):
+            labels[draw, :wrong] = 1 - labels[draw, :wrong]
+        once = Prediction("once", labels[0])
+        return [Prediction("all", labels, repeats=self.repeats), once]  # type: ignore[arg-type]
+
+
+def test_repeated_predictions_are_averaged_and_all_kept(data: Data, run: Path) -> None:
+    draws, conditions = (
+        evaluate(pixels(), data, {"repeating": Repeating(kind)}, run, force=True)[0] for kind in ("draws", "conditions")
+    )
+    assert [draws.value, conditions.value] == pytest.approx([1 - 6 / 30] * 2)
+    assert draws.interval == pytest.approx(mean_over_seeds([27 / 30, 24 / 30, 21 / 30], 30)[1:])
+    shares = [0.0] * 3 + [1 / 3] * 3 + [2 / 3] * 3 + [1.0] * 21
+    half = scipy.stats.t.ppf(0.975, 29) * np.std(shares, ddof=1) / 30**0.5
+    assert conditions.interval == pytest.approx((0.8 - half, min(1, 0.8 + half)))
+    assert draws.variants["once"].value == 0.9
+    assert read_result(run / "results" / "repeating.json").monitors == {"rank": 2.5}
+    table = pq.read_table(run / "predictions" / "repeating.parquet").to_pydict()
+    assert data.test is not None
+    assert set(table) == {"id", "label", "prediction#0", "prediction#1", "prediction#2", "once"}
+    for name, wrong in (("prediction#0", 3), ("prediction#1", 6), ("prediction#2", 9), ("once", 3)):
+        assert sum(a != b for a, b in zip(table[name], data.test.labels, strict=True)) == wrong
+
+
+class Monitoring(Evaluation[None]):
+    """Looks at the features and predicts nothing."""
+
+    def __init__(self, nothing: bool = False) -> None:
+        self.nothing = nothing
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+        return Fit(None, monitors={} if self.nothing else {"rank": 2.5})
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+        return []
+
+
+def test_monitors_are_recorded_and_never_ranked(data: Data, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(pixels(), data, {"monitoring": Monitoring(), "counting": Counting()}, run)
+    assert "monitoring: rank 2.5" in capsys.readouterr().err
+    result = read_result(run / "results" / "monitoring.json")
+    assert (result.value, result.interval, result.headline, result.monitors) == (None, None, "", {"rank": 2.5})
+    (block,) = build(load_runs([run])).blocks
+    assert [column.title for column in block.columns] == ["counting"]
+    assert evaluate(pixels(), data, {"monitoring": Monitoring()}, run) == [result], "recorded before"
+    with pytest.raises(RuntimeError, match="nothing and monitors nothing"):
+        evaluate(pixels(), data, {"monitoring": Monitoring(nothing=True)}, run)
+
+
+def test_student_and_teacher_stand_side_by_side(data: Data, run: Path) -> None:
+    write_run(run, replace(read_run(run), branch="teacher"))
+    for branch, guess in (("teacher", 1), ("student", 0)):
+        frozen = FrozenBackbone(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": branch})
+        evaluate(frozen, data, {"counting": Counting()}, run)
+    assert sorted(file.name for file in (run / "results").iterdir()) == ["counting.json", "counting.student.json"]
+    (block,) = build(load_runs([run])).blocks
+    assert sorted(row.name for row in block.rows) == ["simclr (branch=student)", "simclr (branch=teacher)"]

@@ -1,21 +1,31 @@
 """Frozen backbones, their features and the cache of them."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
+import ssl_bench.torchvision_guard  # noqa: F401  the processes spawned here import this file alone
+
+# isort: split
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resized_crop
 
 from ssl_bench import features as room
+from ssl_bench.augment.geometry import draw_boxes
 from ssl_bench.backbone import Backbone
+from ssl_bench.collectives import together
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.features import Cost, FrozenBackbone, Pixels, full_precision
 from ssl_bench.options import BackboneOptions
+from ssl_bench.randomness import derive
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -297,3 +307,97 @@ def test_pixels_of_photographs_are_few() -> None:
     backbone = FrozenBackbone(Pixels(224), MEAN, STD, {})
     assert backbone.img_size == 32
     assert backbone.features(TrainSplit(pool(2, 64), np.arange(2)), "pixels").shape == (2, 3 * 32 * 32)
+
+
+# --- random crops of images
+
+
+def test_a_views_features_are_those_of_each_images_own_crop() -> None:
+    split = TrainSplit(pool(size=12), np.random.default_rng(0).permutation(30)[:20])
+    network = Network()
+    network.img_size = 4
+    backbone = frozen(network)
+    generator = torch.Generator().manual_seed(derive(3))
+    view = room.crops(4)
+    boxes = draw_boxes(30, 12, 12, view.scale, view.ratio, generator)
+    flips = torch.rand(30, generator=generator) < 0.5
+    rows = []
+    for row in split.rows.tolist():
+        image = split.pool.images[row].float() / 255
+        crop = resized_crop(image, *boxes[row].tolist(), [4, 4], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        rows.append(backbone.embed((crop.flip(-1) if flips[row] else crop)[None])["cls"])
+    expected = torch.cat(rows)
+    found = backbone.features(split, "cls", view=3)
+    torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-4)
+    assert torch.equal(found, frozen(network, batch_size=20).features(split, "cls", view=3))
+    few = TrainSplit(split.pool, split.rows[4:9])
+    torch.testing.assert_close(backbone.features(few, "cls", view=3), found[4:9], rtol=2**-10, atol=1e-6)
+    for other in (backbone.features(split, "cls", view=4), backbone.features(split, "cls")):
+        assert (other - found).abs().max() > 0.05
+    assert set(backbone.used) == {"train-view3", "train-view4", "train"}
+
+
+def test_each_view_is_kept_in_a_file_of_its_own(split: TrainSplit, tmp_path: Path) -> None:
+    first = frozen(cache_dir=tmp_path).features(split, "cls", view=0)
+    frozen(cache_dir=tmp_path).features(split, "cls", view=1)
+    assert len(list(tmp_path.glob("train-view0-*"))) == len(list(tmp_path.glob("train-view1-*"))) == 1
+    again = Network()
+    found = frozen(again, cache_dir=tmp_path)
+    passes = again.passes
+    assert torch.equal(found.features(split, "cls", view=0), first) and again.passes == passes
+
+
+def test_a_trainable_copy_learns_alone() -> None:
+    options = BackboneOptions(name="vit_nano_patch4_32", img_size=8, width=24, depth=1, num_heads=2)
+    backbone = frozen(Backbone(options))
+    before = backbone.state_hash()
+    copied = backbone.trainable()
+    assert copied.training and all(p.requires_grad for p in copied.parameters())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(1)
+    assert backbone.state_hash() == before
+    with pytest.raises(UserError, match="raw pixels have no network"):
+        frozen(Pixels(4)).trainable()
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32", "resnet18"])
+def test_tokens_are_of_all_places(name: str) -> None:
+    small = {"width": 24, "depth": 1, "num_heads": 2} if "vit" in name else {"small_stem": True}
+    network = Backbone(BackboneOptions(name=name, img_size=8, **small)).eval()
+    backbone = frozen(network)
+    images = torch.rand(2, 3, 8, 8)
+    tokens = backbone.tokens(images)
+    if "vit" in name:
+        assert tokens.shape == (2, 5, 24)
+        torch.testing.assert_close(tokens[:, 0], backbone.embed(images)["cls"])
+    else:
+        assert tokens.shape == (2, 1, 512)
+        torch.testing.assert_close(tokens.mean(1), backbone.embed(images)["gap"])
+
+
+def _as_one_of_two(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    with together("cpu"):
+        split = TrainSplit(pool(), np.random.default_rng(0).permutation(30)[:21])
+        backbone = frozen(cache_dir=Path(folder))
+        for view in (None, 1):
+            torch.save(backbone.features(split, "cls", view=view), f"{folder}/{rank}-{view}.pt")
+        torch.save(torch.tensor(backbone.network.passes), f"{folder}/{rank}-passes.pt")
+
+
+def test_two_processes_share_a_pass_and_have_the_features_of_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_as_one_of_two, (port, str(tmp_path)), nprocs=2)
+    split = TrainSplit(pool(), np.random.default_rng(0).permutation(30)[:21])
+    alone = frozen()
+    for view in (None, 1):
+        expected = alone.features(split, "cls", view=view)
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{rank}-{view}.pt")
+            torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-6)  # batches differ, so may last bits
+    passes = [int(torch.load(tmp_path / f"{rank}-passes.pt")) for rank in (0, 1)]
+    assert max(passes) < alone.network.passes, "each process saw half of the images"
+    assert len(list(tmp_path.glob("train-*.safetensors"))) == 2, "one file per bank, written once"
