@@ -28,6 +28,7 @@ from ssl_bench.classifier import Classifier, load_classifier
 from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.teacher import evaluated_backbone
 from ssl_bench.views import View, Views
 
 
@@ -98,7 +99,7 @@ class SimCLRv2Distill(Method):
     def starting_weights(self, earlier: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The backbone's, and of a classifier like this one's (self-distillation) its own; the teacher stays."""
         own = self.state_dict()
-        weights = {name: value for name, value in earlier.items() if name.startswith("backbone.")}
+        weights = evaluated_backbone(earlier)
         head = {name: value for name, value in own.items() if name.startswith("head.")}
         theirs = {name: value for name, value in earlier.items() if name.startswith("head.")}
         alike = {n: v.shape for n, v in head.items()} == {n: v.shape for n, v in theirs.items()}

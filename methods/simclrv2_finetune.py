@@ -23,6 +23,7 @@ from ssl_bench.classifier import Classifier
 from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.teacher import evaluated_backbone
 from ssl_bench.views import View, Views
 
 
@@ -79,7 +80,7 @@ class SimCLRv2Finetune(Method):
         if "head.linear.weight" in earlier:  # of this very stage, or a distilled student, whose teacher stays behind
             return {name: value for name, value in earlier.items() if not name.startswith("teacher.")}
         kept = len(self.head.hidden)
-        weights = {name: value for name, value in earlier.items() if name.startswith("backbone.")}
+        weights = evaluated_backbone(earlier)
         for name in self.head.hidden.state_dict():
             if f"head.{name}" not in earlier or f"head.{kept}.weight" not in earlier:
                 deeper = "--method.head_layers 0 starts from the backbone's features"

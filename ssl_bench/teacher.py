@@ -4,6 +4,7 @@ Composed into a method (BYOL's target, DINO's and iBOT's teacher); the training 
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -56,3 +57,13 @@ class Teacher(nn.Module):
         student: list[Tensor] = [pair[1] for pair in self.pairs]
         torch._foreach_mul_(own, momentum)
         torch._foreach_add_(own, student, alpha=1 - momentum)
+
+
+def evaluated_backbone(earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights `backbone.*` of the network that speaks for an earlier run, out of its state.
+
+    That is the teacher's where DINO and iBOT keep one; BYOL's target and CAE's copy are kept under other names.
+    """
+    teacher = "teacher.module.backbone."
+    prefix = teacher if any(name.startswith(teacher) for name in earlier) else "backbone."
+    return {f"backbone.{name.removeprefix(prefix)}": w for name, w in earlier.items() if name.startswith(prefix)}

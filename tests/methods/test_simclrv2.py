@@ -165,6 +165,20 @@ def test_the_last_layer_is_never_kept() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["dino", "ibot", "byol"])
+def test_the_network_that_is_evaluated_is_the_one_that_is_fine_tuned(name: str) -> None:
+    """DINO's and iBOT's teacher, BYOL's online network."""
+    earlier = build(name, VIT)
+    with torch.no_grad():
+        for parameter in earlier.backbone.parameters():
+            parameter.add_(0.1)  # the student has gone ahead
+    method = finetune(network(VIT), head_layers=0)
+    method.load_state_dict(dict(method.starting_weights(earlier.state_dict())))
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(method.backbone.eval()(images), earlier.evaluated.eval()(images))
+    assert torch.equal(method.backbone(images), earlier.backbone.eval()(images)) == (name == "byol")
+
+
 def test_fine_tuning_goes_on_from_a_fine_tuned_run() -> None:
     earlier = finetune()
     nn.init.normal_(earlier.head.linear.weight)
