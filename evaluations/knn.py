@@ -9,25 +9,25 @@ The order of neighbours depends on the features' scale and on the final norm (MA
 same votes are also counted on the features before that norm, and on features standardised over the bank.
 
 Ours: similarities are float32, votes float64, and of two equally near images the one first in the bank is the nearer.
+They are found without ranking the whole bank (`ssl_bench/neighbours.py`).
 
 Shapes: Q queries, N images in the bank, D features, K classes, k neighbours.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, full_precision
+from ssl_bench.features import FrozenBackbone
+from ssl_bench.neighbours import neighbours
 
-QUERIES = 1024  # in one matrix product
-BANK_VALUES = 2**25  # float32 values of the bank in one matrix product: 128 MiB
-RANKED = 2**19  # similarities that are ranked at once: they stay in a processor's cache
+QUERIES = 512  # at a time
+BANK_VALUES = 40 * 2**20  # of the bank's features at a time: 160 MiB
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Space:
             for at in range(0, len(split), count):
                 features = backbone.features(split, self.kind, slice(at, at + count))
                 if self.mean is not None and self.deviation is not None:
-                    features = (features - self.mean) / self.deviation
-                yield F.normalize(features, dim=1)
+                    features.sub_(self.mean).div_(self.deviation)
+                yield features.div_(features.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
 @dataclass(frozen=True)
@@ -106,36 +106,6 @@ class Knn(Evaluation[Reference]):
         return sorted(predictions, key=lambda p: p.variant != f"k{self.headline_k}")
 
 
-def neighbours(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank most similar to each query, or all if it has fewer; of equals, the lower row.
-
-    Args:
-        queries: Gives (q, D) unit vectors, chunk by chunk, each time it is called.
-        bank: (n, D) unit vectors, chunk by chunk.
-        k: How many.
-
-    Returns:
-        (Q, k) similarities, falling, and (Q, k) rows.
-    """
-    best: list[Tensor] = []  # (q, k) keys of each chunk of queries
-    offset = 0
-    for reference in bank:
-        for at, query in enumerate(queries()):
-            with full_precision():
-                similarity = query @ reference.T  # (q, n)
-            slices = similarity.split(max(1, RANKED // len(reference)))
-            found = torch.cat([_largest(some, offset, k) for some in slices])
-            if at == len(best):
-                best.append(found)
-            else:
-                both = torch.cat([best[at], found], dim=1)
-                best[at] = both.topk(min(k, both.shape[1]), dim=1).values
-        offset += len(reference)
-    keys = torch.cat(best)
-    ordered = (keys >> 32).int()
-    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
-
-
 def votes(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float) -> dict[int, Tensor]:
     """k -> (Q,) class with the largest sum of exp(s / T) among the first k of (Q, most) sorted neighbours."""
     similarity = similarity.double()
@@ -147,31 +117,3 @@ def votes(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], t
         score.scatter_add_(1, labels[:, new], weight[:, new])  # (Q, K)
         predictions[k], done = score.argmax(1), k
     return {k: predictions[k] for k in ks}
-
-
-def _keys(similarity: Tensor, column: Tensor) -> Tensor:
-    """int64 that sort by similarity, then by lower column: a float's bits made monotonic, then the column inverted."""
-    bits = (similarity + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (ordered.long() << 32) | (0xFFFFFFFF - column)
-
-
-def _largest(similarity: Tensor, offset: int, k: int) -> Tensor:
-    """(q, k) keys of the k most similar of (q, n), falling; all n of them if n is less than k.
-
-    The k-th largest of the maxima of small blocks is at most the k-th largest similarity: what is below it need not be
-    ranked, and hardly anything is left.
-    """
-    n = similarity.shape[1]
-    columns = torch.arange(offset, offset + n, device=similarity.device)
-    block = min(32, n // (2 * k))
-    if block < 2:
-        return _keys(similarity, columns).topk(min(k, n), dim=1).values
-    maxima = similarity[:, : n // block * block].unflatten(1, (-1, block)).amax(2)
-    bound = maxima.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)  # (q, 1)
-    row, column = (similarity >= bound).nonzero(as_tuple=True)
-    counts = row.bincount()
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    keys = columns.new_full((len(similarity), int(counts.max())), torch.iinfo(torch.int64).min)
-    keys[row, place] = _keys(similarity[row, column], columns[column])
-    return keys.topk(k, dim=1).values

@@ -1,228 +1,259 @@
 """Linear probe: what a linear classifier on frozen features can tell apart.
 
-The grid of Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024
-(https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2): 13 learning rates for each kind of
-features, SGD with momentum, 12,500 steps, all heads trained at once on the same batches. With the batch norm without
-affine parameters of MAE's probe in front, so that one grid suits features of any scale.
+The grid (variants `chosen` and one per kind of features) of Oquab et al., "DINOv2: Learning Robust Visual Features
+without Supervision", TMLR 2024 (https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2): 13
+learning rates for each kind of features, SGD with momentum, 12,500 steps, all heads of a kind trained at once on the
+same batches.
+
+MAE's recipe (variant `mae`) of He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, appendix A.1
+(https://arxiv.org/abs/2111.06377, https://github.com/facebookresearch/mae): LARS at 0.1 x batch / 256 on the class
+token (the mean patch or pooled map where there is none), 90 epochs, the first ninth of them warm-up. Nothing is chosen.
+
+Both in front of MAE's batch norm without affine parameters, so that one learning rate suits features of any scale, and
+on random crops, at least 8 % of an image and perhaps mirrored, which are the same for all methods.
+
+The number of the protocol is the grid's choice, with the same learning rates for every method. MAE's one rate was found
+on 1.28 million images: LARS moves the weights by about 2e-4 of their length per image of the training set over all 90
+epochs, so that on a few thousand images they hardly leave where they began.
 
 Ours, and why:
-- The head is chosen on the selection split, not on the test images, and is the one after the last step.
-- It is not trained again on the selection images afterwards.
-- Features are of the images as they are, without random crops: computed once, they make a probe a matter of seconds.
-- Batch norm uses the exact mean and variance over the training images from the first step on; the backbone is frozen,
-  so these are what running statistics approach, and an image's prediction does not depend on its neighbours.
+- The head is chosen on the selection split, not on the test images, and is the one after the last step. It is not
+  trained again on the selection images afterwards.
+- Epochs go round a few crops of each image (`views`), which the backbone sees once each, however many the epochs are.
+- A learning rate is judged by the mean over heads that began with different weights (`seeds`); their spread is in the
+  curve. The predictions are the first one's, not the best one's.
+- Batch norm uses the exact mean and variance over all crops of the training images from the first step on.
+- MAE's batches are of 4,096 images, not 16,384, the rate scaled alike.
 
-Shapes: N images, B of a batch, D features, K classes, H heads, one per learning rate.
+Shapes: N images, B of a batch, D features, K classes, H heads, P points of a curve, R learning rates, S seeds.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from functools import lru_cache
+from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, full_precision, progress
+from ssl_bench.heads import Head, Heads, Norm
 from ssl_bench.randomness import derive
+from ssl_bench.schedules import warmup_cosine
+
+MAE_LR, MAE_BATCH, MAE_TRUST = 0.1, 4096, 0.001
+POINTS = 20  # of a curve
+READ = 2**19  # float32 values of the features that are read at once: they stay in a processor's cache
 
 
 @dataclass(frozen=True)
-class Head:
-    """A trained classifier and how it fared on the selection split.
+class Candidate:
+    """The heads of one learning rate on one kind of features, and how they fared on the selection split.
 
     Args:
-        kind: Of its features.
-        mean: (D,) over the training images.
-        deviation: (D,) likewise.
-        weight: (K, D), for features less the mean, divided by the deviation.
-        bias: (K,).
-        lr: Its learning rate, for 256 images.
-        accuracy: On the selection split.
-        loss: Likewise.
-        curve: Its accuracy there after each of some steps.
+        head: The first seed's, after the last step.
+        lr: For 256 images.
+        loss: After the last step, mean over the seeds.
+        curve: Accuracy after each watched step, mean over the seeds.
+        spread: Its standard deviation over the seeds.
     """
 
-    kind: str
-    mean: Tensor
-    deviation: Tensor
-    weight: Tensor
-    bias: Tensor
+    head: Head
     lr: float
-    accuracy: float
     loss: float
     curve: list[float]
+    spread: list[float]
 
     @property
     def order(self) -> tuple[float, float, float]:
         """Sorts from best to worst."""
-        return -self.accuracy, self.loss, self.lr
-
-    def inputs(self, backbone: FrozenBackbone, split: Split, rows: slice = slice(None)) -> Tensor:
-        """(N, D) features as the weight expects them."""
-        return (backbone.features(split, self.kind, rows) - self.mean) / self.deviation
+        return -self.curve[-1], self.loss, self.lr
 
 
 @final
-class Linear(Evaluation[list[Head]]):
-    """Softmax regression by SGD; learning rate and kind of features are chosen on the selection split.
+class Linear(Evaluation[dict[str, Head]]):
+    """Softmax regression on random crops: a grid chosen from on the selection split, and MAE's fixed recipe.
 
     Args:
-        iterations: Steps of SGD.
-        batch_size: Images per step; all training images if there are fewer.
+        iterations: Steps of the grid.
+        batch_size: Images per step of the grid; all training images if there are fewer.
         lrs: Learning rates to choose from, for 256 images: each is multiplied by the batch size / 256. A cosine takes
             them to 0, step by step.
-        momentum: Of SGD.
         kinds: Kinds of features to choose from; all after the final norm when not given.
-        points: How often accuracy on the selection split is taken along the way.
+        views: Random crops of each training image, one per epoch, then the first again; 0 for the images as they are.
+        seeds: Heads of each learning rate, which differ in their first weights.
+        epochs: Of MAE's recipe; 0 leaves it out.
         seed: Of the first weights and of the order of images.
     """
+
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
         iterations: int = 12_500,
         batch_size: int = 1024,
         lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
-        momentum: float = 0.9,
         kinds: tuple[str, ...] | None = None,
-        points: int = 20,
+        views: int = 10,
+        seeds: int = 3,
+        epochs: int = 90,
         seed: int = 0,
     ) -> None:
-        if min(iterations, batch_size, points, len(lrs)) < 1:
-            raise ValueError("iterations, batch_size, points and the number of lrs must all be at least 1")
+        if min(iterations, batch_size, seeds, len(lrs)) < 1:
+            raise ValueError("iterations, batch_size, seeds and the number of lrs must all be at least 1")
+        if min(views, epochs) < 0:
+            raise ValueError("views and epochs must be at least 0")
         self.iterations = iterations
         self.batch_size = batch_size
         self.lrs = lrs
-        self.momentum = momentum
         self.kinds = kinds
-        self.points = points
+        self.views = views
+        self.seeds = seeds
+        self.epochs = epochs
         self.seed = seed
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[list[Head]]:
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[dict[str, Head]]:
         if len(selection) == 0:
             raise UserError("the selection split, on which linear chooses, is empty: raise data.selection_fraction")
         kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
-        per_kind = [self._best(backbone, train, selection, kind) for kind in kinds]
-        best = min(per_kind, key=lambda head: head.order)
+        asked = tuple(dict.fromkeys([*kinds, *([backbone.headline_kind] if self.epochs else [])]))
+        norms = {kind: Norm.of(*backbone.moments([train], kind, self._views)) for kind in asked}
+        batch = min(self.batch_size, len(train))
+        per_kind = {}
+        for kind in kinds:
+            course = Course(kind, norms[kind], self.lrs, batch, self.iterations)
+            candidates = self._trained(backbone, train, selection, course)
+            if not candidates:
+                raise UserError(f"every linear head on {kind!r} diverged: give smaller lrs than {min(self.lrs)}")
+            per_kind[kind] = min(candidates, key=lambda candidate: candidate.order)
+        best = min(per_kind.values(), key=lambda candidate: candidate.order)
+        state = {"chosen": best.head} | {kind: candidate.head for kind, candidate in per_kind.items()}
+        curve = _curve("", self.iterations, best)
+        if self.epochs:
+            batch = min(MAE_BATCH, len(train))
+            steps = math.ceil(self.epochs * len(train) / batch)
+            kind = backbone.headline_kind
+            course = Course(kind, norms[kind], (MAE_LR,), batch, steps, warmup=steps // 9, trust=MAE_TRUST)
+            for mae in self._trained(backbone, train, selection, course):  # none if it has diverged
+                state["mae"] = mae.head
+                curve |= _curve("mae ", steps, mae)
         return Fit(
-            [best, *per_kind],
-            features=kinds,
-            chosen={"lr": best.lr, "features": best.kind} | {f"lr {head.kind}": head.lr for head in per_kind},
+            state,
+            features=asked,
+            chosen={"lr": best.lr, "features": best.head.kind} | {f"lr {k}": c.lr for k, c in per_kind.items()},
             grid={"lr": list(self.lrs), "features": list(kinds)},
             on_edge=len(self.lrs) > 1 and best.lr in (min(self.lrs), max(self.lrs)),
-            curve={"step": [float(step) for step in self._watched()], "selection accuracy": best.curve},
+            curve=curve,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[dict[str, Head]], test: TestSplit) -> list[Prediction]:
         predictions = []
-        for variant, head in zip(["chosen", *(head.kind for head in fit.state[1:])], fit.state, strict=True):
+        for variant, head in fit.state.items():
             with full_precision():
-                logits = F.linear(head.inputs(backbone, test), head.weight, head.bias)  # (N, K)
+                logits = head.logits(backbone.features(test, head.kind))  # (N, K)
             predictions.append(Prediction(variant, logits.argmax(1).cpu()))
         return predictions
 
-    def _best(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, kind: str) -> Head:
-        """Train all heads on one kind of features; the best on the selection split."""
-        mean, variance = backbone.moments([train], kind)
-        mean, deviation = mean.float(), (variance + 1e-6).sqrt().float()
-        inputs = backbone.features(train, kind).sub_(mean).div_(deviation)  # (N, D)
-        held_out = backbone.features(selection, kind).sub_(mean).div_(deviation)
+    def _trained(
+        self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, course: "Course"
+    ) -> list[Candidate]:
+        """All heads of a course, trained at once; a learning rate of which any head has diverged is left out."""
+        held_out = course.norm(backbone.features(selection, course.kind))  # (N, D)
         labels, held_out_labels = (torch.as_tensor(s.labels).to(backbone.device) for s in (train, selection))
-        batch_size, classes = min(self.batch_size, len(train)), int(labels.max()) + 1
-        generator = torch.Generator().manual_seed(derive(self.seed))
-        start = torch.randn(classes, inputs.shape[1], generator=generator).mul_(0.01).to(backbone.device)
-        heads = Heads(start, [lr * batch_size / 256 for lr in self.lrs], self.momentum)
-        watched, curves = set(self._watched()), []
-        with full_precision(), progress(f"linear heads on {kind}", self.iterations, "steps") as bar:
-            for step, batch in enumerate(order(len(train), batch_size, self.iterations, self.seed)):
-                rows = batch.to(backbone.device)
-                some = inputs.index_select(0, rows)  # (B, D), in a third of the time of inputs[rows]
-                heads.step(some, labels[rows], 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
+        classes = 1 + int(max(labels.max(), held_out_labels.max()))
+        generators = [torch.Generator().manual_seed(derive(self.seed, 0, s)) for s in range(self.seeds)]
+        starts = [0.01 * torch.randn(classes, held_out.shape[1], generator=generator) for generator in generators]
+        peaks = [lr * course.batch_size / 256 for lr in course.lrs for _ in starts]  # of R x S heads
+        heads = Heads(torch.stack(starts * len(course.lrs)).to(backbone.device), peaks, trust=course.trust)
+        watched, curve = set(_watched(course.steps)), []
+        batches = stream(backbone, train, course, self._views, self.seed)
+        with full_precision(), progress(f"linear heads on {course.kind}", course.steps, "steps") as bar:
+            for step, (rows, inputs) in enumerate(batches):
+                heads.step(inputs, labels[rows], warmup_cosine(step, course.steps, course.warmup, 1.0))
                 bar.update()
                 if step + 1 in watched:
-                    accuracy, loss = heads.score(held_out, held_out_labels)  # (H,) each
-                    curves.append(accuracy)
-        scores = zip(self.lrs, accuracy.tolist(), loss.tolist(), torch.stack(curves, 1).tolist(), strict=True)
-        candidates = [
-            Head(kind, mean, deviation, weight, bias, *score)
-            for weight, bias, score in zip(*heads.alone(), scores, strict=True)
-            if math.isfinite(score[2])
+                    accuracy, loss = heads.score(held_out, held_out_labels)  # (RS,) each
+                    curve.append(accuracy)
+        shape = (len(course.lrs), self.seeds)
+        mean_loss = loss.view(shape).mean(1)  # (R,)
+        seen = torch.stack(curve, 1).view(*shape, -1)  # (R, S, P)
+        spread = seen.std(1) if self.seeds > 1 else torch.zeros_like(seen[:, 0])
+        return [
+            Candidate(heads.head(r * self.seeds, course.kind, course.norm), lr, *numbers)
+            for r, (lr, *numbers) in enumerate(
+                zip(course.lrs, mean_loss.tolist(), seen.mean(1).tolist(), spread.tolist(), strict=True)
+            )
+            if math.isfinite(numbers[0])
         ]
-        if not candidates:
-            raise UserError(f"every linear head on {kind!r} diverged: give smaller lrs than {min(self.lrs)}")
-        return min(candidates, key=lambda head: head.order)
 
-    def _watched(self) -> list[int]:
-        """Steps, counted from 1, after which selection accuracy is taken; the last is among them."""
-        return sorted({max(1, round(self.iterations * point / self.points)) for point in range(1, self.points + 1)})
+    @property
+    def _views(self) -> tuple[int | None, ...]:
+        return tuple(range(self.views)) or (None,)
 
 
-class Heads:
-    """H linear classifiers of the same images that share nothing but the matrix products.
-
-    Gradients are written out: of the mean cross entropy it is (softmax - one-hot) / B. What becomes of one head, a
-    diverging one included, touches no other, since each has its own columns of every product.
+@dataclass(frozen=True)
+class Course:
+    """How some heads are trained.
 
     Args:
-        start: (K, D) first weights of each head.
-        lrs: H learning rates as SGD uses them.
-        momentum: Of SGD.
+        kind: Of features.
+        norm: In front of the heads.
+        lrs: Of the heads at their peak, for 256 images.
+        batch_size: B.
+        steps: How many.
+        warmup: Of them, in which the learning rates rise from 0.
+        trust: Of LARS; SGD when not given.
     """
 
-    def __init__(self, start: Tensor, lrs: Sequence[float], momentum: float) -> None:
-        self.weight = start[:, None].repeat(1, len(lrs), 1)  # (K, H, D), K first: softmax then runs along images
-        self.bias = start.new_zeros(len(start), len(lrs))
-        self.weight_buffer, self.bias_buffer = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self.lrs = start.new_tensor(lrs)
-        self.momentum = momentum
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """(B, D) -> (K, H, B)."""
-        flat = torch.addmm(self.bias.flatten()[:, None], self.weight.flatten(0, 1), inputs.T)  # (KH, B)
-        return flat.view(*self.bias.shape, len(inputs))
-
-    def step(self, inputs: Tensor, labels: Tensor, schedule: float) -> None:
-        """One step of SGD on (B, D) inputs, all learning rates multiplied by ``schedule``."""
-        share = 1 / len(inputs)
-        gradient = self.logits(inputs)  # (K, H, B)
-        gradient -= gradient.amax(0)
-        gradient.exp_()
-        gradient /= gradient.sum(0)
-        target = labels.expand(1, *gradient.shape[1:])  # (1, H, B)
-        gradient.scatter_add_(0, target, gradient.new_tensor(-1.0).expand(target.shape))
-        self.weight_buffer.flatten(0, 1).addmm_(gradient.flatten(0, 1), inputs, beta=self.momentum, alpha=share)
-        self.bias_buffer.mul_(self.momentum).add_(gradient.sum(2), alpha=share)
-        self.weight.addcmul_(self.weight_buffer, self.lrs[:, None], value=-schedule)
-        self.bias.addcmul_(self.bias_buffer, self.lrs, value=-schedule)
-
-    def score(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(H,) accuracies and mean losses; not numbers for a head that has diverged."""
-        right, loss = (torch.zeros(len(self.lrs), dtype=torch.float64, device=inputs.device) for _ in range(2))
-        for at in range(0, len(inputs), 4096):
-            target = labels[at : at + 4096]
-            logits = self.logits(inputs[at : at + 4096])  # (K, H, B)
-            right += (logits.argmax(0) == target).sum(1)
-            chosen = logits.take_along_dim(target.expand(logits.shape[1:])[None], 0)[0]  # (H, B)
-            loss += (logits.logsumexp(0) - chosen).sum(1)
-        return torch.where(loss.isfinite(), right / len(inputs), torch.nan), loss / len(inputs)
-
-    def alone(self) -> tuple[Tensor, Tensor]:
-        """(H, K, D) weights and (H, K) biases."""
-        return self.weight.transpose(0, 1).contiguous(), self.bias.T.contiguous()
+    kind: str
+    norm: Norm
+    lrs: tuple[float, ...]
+    batch_size: int
+    steps: int
+    warmup: int = 0
+    trust: float | None = None
 
 
-def order(images: int, batch_size: int, batches: int, seed: int) -> Iterator[Tensor]:
-    """(B,) rows, batch after batch: one random permutation of the images after another, without a break between."""
-    left = torch.empty(0, dtype=torch.int64)
-    epoch = 0
-    for _ in range(batches):
-        while len(left) < batch_size:
-            generator = torch.Generator().manual_seed(derive(seed, 1, epoch))
-            left = torch.cat([left, torch.randperm(images, generator=generator)])
-            epoch += 1
-        yield left[:batch_size]
-        left = left[batch_size:]
+def stream(
+    backbone: FrozenBackbone, train: TrainSplit, course: Course, views: tuple[int | None, ...], seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B,) rows of the split and their (B, D) normed features, batch after batch.
+
+    One random permutation of the images after another, without a break between; each is of the next view. What is in
+    memory beside the float16 cache is a few batches.
+    """
+    count, end = len(train), course.steps * course.batch_size
+
+    @lru_cache(2)
+    def order(epoch: int) -> Tensor:
+        return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, 1, epoch)))
+
+    at_once = max(1, READ // len(course.norm.mean) // course.batch_size) * course.batch_size
+    for start in range(0, end, at_once):
+        stop = min(start + at_once, end)
+        rows, features = [], []
+        for epoch in range(start // count, (stop - 1) // count + 1):
+            rows.append(order(epoch)[max(0, start - epoch * count) : stop - epoch * count])
+            features.append(backbone.features(train, course.kind, rows[-1], view=views[epoch % len(views)]))
+        inputs = torch.cat(features) if len(features) > 1 else features[0]
+        inputs.sub_(course.norm.mean).div_(course.norm.deviation)  # in place: this costs as much as the reading
+        places = torch.cat(rows).to(backbone.device)
+        for at in range(0, stop - start, course.batch_size):
+            yield places[at : at + course.batch_size], inputs[at : at + course.batch_size]
+
+
+def _watched(steps: int) -> list[int]:
+    """Steps, counted from 1, after which selection accuracy is taken; the last is among them."""
+    return sorted({max(1, round(steps * point / POINTS)) for point in range(1, POINTS + 1)})
+
+
+def _curve(prefix: str, steps: int, candidate: Candidate) -> dict[str, list[float]]:
+    return {
+        f"{prefix}step": [float(step) for step in _watched(steps)],
+        f"{prefix}selection accuracy": candidate.curve,
+        f"{prefix}deviation over seeds": candidate.spread,
+    }

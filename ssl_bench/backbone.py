@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         if not self.is_vit:
             return ("gap",)
         has_class = self.model.cls_token is not None
-        return ("cls", "avg", "cls+avg", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
+        return ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
 
     @property
     def headline_kind(self) -> str:
@@ -189,13 +189,15 @@ class Backbone(nn.Module):
         if not self.is_vit:
             images = images.contiguous(memory_format=torch.channels_last)
             return {kind: {"gap": self.model}[kind](images) for kind in kinds}
-        raw = self._trunk(self._embed(images, None, None, None))  # (B, P + N, D)
+        classes: list[Tensor] = []  # (B, D) after each block
+        raw = self._trunk(self._embed(images, None, None, None), classes if "cls_4" in kinds else None)  # (B, P + N, D)
         tokens = self.model.norm(raw)
         prefix = self.prefix
         compute = {
             "cls": lambda: tokens[:, 0],
             "avg": lambda: tokens[:, prefix:].mean(1),
             "cls+avg": lambda: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),  # (B, 2D)
+            "cls_4": lambda: torch.cat([self.model.norm(token) for token in classes[-4:]], dim=1),  # (B, 4D)
             "cls_raw": lambda: raw[:, 0],
             "avg_raw": lambda: raw[:, prefix:].mean(1),
         }
@@ -261,14 +263,16 @@ class Backbone(nn.Module):
         tokens = vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1))
         return tokens if isinstance(vit, Beit) else vit.norm_pre(tokens)
 
-    def _trunk(self, tokens: Tensor) -> Tensor:
+    def _trunk(self, tokens: Tensor, classes: list[Tensor] | None = None) -> Tensor:
+        """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``."""
+        shared: dict[str, Tensor | None] = {}
         if isinstance(self.model, Beit):
-            shared = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
-            for block in self.model.blocks:
-                tokens = block(tokens, shared_rel_pos_bias=shared)
-            return tokens
+            table = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
+            shared = {"shared_rel_pos_bias": table}
         for block in self.model.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, **shared)
+            if classes is not None:
+                classes.append(tokens[:, 0].clone())  # a view would keep all other tokens in memory
         return tokens
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure what pretrained backbones, or baselines, have learned",
     "benchmark": "methods x data x backbones x seeds: fit, evaluate, leaderboard; skips what is done",
     "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
+    "compare": "which differences between methods are significant, image by image; ranks over protocols",
     "import": "a checkpoint of an official repository becomes a run folder",
     "export": "a run's backbone as a folder that timm loads, with a model card",
     "list": "methods, evaluations, data, backbones, recipes",
@@ -59,6 +60,7 @@ def _dispatch(argv: list[str]) -> int:
         "evaluate": _evaluate,
         "benchmark": _benchmark,
         "leaderboard": _leaderboard,
+        "compare": _compare,
         "import": _import,
         "export": _export,
         "list": _list,
@@ -134,6 +136,20 @@ def _leaderboard(argv: list[str]) -> int:
             raise UserError(f"--output {given.output} is a folder: name a file in it")
         write_text(given.output, text)
         print(given.output)
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ssl-bench compare", description=COMMANDS["compare"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--protocol", default="", metavar="NAME", help="one protocol, e.g. knn (default: all)")
+    parser.add_argument("--format", default="table", help="table | json (default: table)")
+    parser.add_argument("--by", default="views", help="budget to share: views (default) | epochs | nothing")
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    given = parser.parse_args(argv)
+    from ssl_bench.compare_command import comparison
+
+    print(comparison(given.runs, given.protocol, given.format, given.by), end="")
     return 0
 
 

@@ -43,10 +43,12 @@ def script(shell: str) -> str:
     parsers["export"].add_argument("run").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     for command in ("import", "export"):
         parsers[command].add_argument("-o", "--output").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    for command in ("evaluate", "leaderboard"):
+    for command in ("evaluate", "leaderboard", "compare"):
         parsers[command].add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     parsers["leaderboard"].add_argument("--format", choices=FORMATS)
     parsers["leaderboard"].add_argument("--output").complete = shtab.FILE  # type: ignore[attr-defined]
+    parsers["compare"].add_argument("--protocol", choices=list(registry.names("evaluations")))
+    parsers["compare"].add_argument("--format", choices=("table", "json"))
     parsers["list"].add_argument("kind", choices=KINDS)
     parsers["completion"].add_argument("shell", choices=SHELLS)
     for command in ("fit", "evaluate", "benchmark"):

@@ -34,7 +34,7 @@ from ssl_bench.results import (
     result_stem,
     write_result,
 )
-from ssl_bench.statistics import mean_of_shares, mean_over_seeds, wilson
+from ssl_bench.statistics import over_classes, over_images
 
 # Two results that agree in these are of the same number.
 SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
@@ -109,7 +109,7 @@ def _run(
         value=scores[headline].value if headline else None,
         interval=scores[headline].interval if headline else None,
         variants=scores,
-        selected=Selected(fit.grid, fit.chosen, fit.on_edge, "selection" if fit.chosen else "none"),
+        selected=Selected(fit.grid, fit.chosen, fit.on_edge, fit.chosen_on if fit.grid else "none"),
         curve=fit.curve,
         monitors=fit.monitors,
         features=list(fit.features),
@@ -129,13 +129,10 @@ def _scores(protocol: str, predictions: list[Prediction], test: TestSplit) -> di
                 f"{prediction.variant!r}; each variant once, each image once"
             )
         right = prediction.labels.cpu().numpy() == test.labels  # (N,) or (R, N)
-        if right.ndim == 1:
-            scores[prediction.variant] = Score(float(right.mean()), wilson(int(right.sum()), len(test)))
-        elif prediction.repeats == "draws":
-            mean, low, high = mean_over_seeds(right.mean(1).tolist(), len(test))
-            scores[prediction.variant] = Score(mean, (low, high))
-        else:
-            scores[prediction.variant] = Score(float(right.mean()), mean_of_shares(right.mean(0).tolist()))
+        repeats = prediction.repeats
+        value, interval = over_images(right, repeats)
+        wider = over_classes(right, test.labels, repeats)
+        scores[prediction.variant] = Score(value, interval, wider, repeats if right.ndim == 2 else "")
     return scores
 
 

@@ -241,6 +241,7 @@ def _prepare(
     from ssl_bench.environment import describe
     from ssl_bench.features import FrozenBackbone, Pixels
     from ssl_bench.files import write_json
+    from ssl_bench.projection import load_first_layer
     from ssl_bench.results import DataRecord, RunInfo, write_run
     from ssl_bench.training import describe_backbone
 
@@ -260,8 +261,9 @@ def _prepare(
                 classifier = None  # it would answer another question
             identity = {"method": info.method, "branch": branch or "encoder"}
             workers, cache = options.num_workers, subject.folder / "features"
+            head = load_first_layer(subject.folder, info.method, branch)
             networks.append(
-                FrozenBackbone(backbone, mean, std, identity, cache, device, num_workers=workers, classifier=classifier)
+                FrozenBackbone(backbone, mean, std, identity, cache, device, None, workers, classifier, head)
             )
         return subject.folder, networks
     network: Backbone | Pixels

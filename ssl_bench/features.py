@@ -121,6 +121,8 @@ class FrozenBackbone:
         batch_size: Images per forward pass; if not given, as many as keep a GPU busy or stay in a processor's cache.
         num_workers: Processes that decode photographs.
         classifier: That was trained with the network and tells the classes at hand apart; most have none.
+        head: First hidden layer of the projection head that was trained on the network's headline features; many have
+            none. It is no part of the state: nothing but a copy of it is ever used.
     """
 
     def __init__(
@@ -134,9 +136,11 @@ class FrozenBackbone:
         batch_size: int | None = None,
         num_workers: int = 2,
         classifier: Classifier | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).to(device).requires_grad_(False).eval()
         self.classifier = copy.deepcopy(classifier).to(device).requires_grad_(False).eval() if classifier else None
+        self.head = copy.deepcopy(head).to(device).requires_grad_(False).eval() if head else None
         self.mean, self.std = tuple(mean), tuple(std)
         self.identity = identity
         self.cache_dir = cache_dir
@@ -185,6 +189,10 @@ class FrozenBackbone:
             raise UserError("raw pixels have no network to train")
         return copy.deepcopy(self.network).requires_grad_(True).train()
 
+    def trainable_head(self) -> nn.Module | None:
+        """A copy of the head that may learn, likewise; None if there is none."""
+        return copy.deepcopy(self.head).requires_grad_(True).train() if self.head else None
+
     def features(self, split: Split, kind: str, rows: slice | Tensor = slice(None), view: int | None = None) -> Tensor:
         """(N, D) float32 features of a split's images in its order, or of some ``rows`` of it, as stored in float16.
 
@@ -203,16 +211,22 @@ class FrozenBackbone:
         bank = self._bank(split, view)
         parts = []
         for part in [kind] if kind in bank.halves else kind.split("+"):
-            half, scale = bank.halves[part][rows].to(self.device), bank.scales[part].to(self.device)
-            parts.append(half.float().mul_(scale))
+            half, scale = bank.halves[part], bank.scales[part].to(self.device)
+            half = half.index_select(0, rows) if isinstance(rows, Tensor) else half[rows]  # in a tenth of half[rows]
+            parts.append(half.to(self.device).float().mul_(scale))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
-    def moments(self, splits: Sequence[Split], kind: str) -> tuple[Tensor, Tensor]:
-        """Mean and (biased) variance of each feature over all images of the splits: two (D,) float64 tensors."""
-        chunks = [(split, slice(at, at + 8192)) for split in splits for at in range(0, len(split), 8192)]
-        count = sum(len(split) for split in splits)
-        mean = torch.stack([self.features(s, kind, rows).double().sum(0) for s, rows in chunks]).sum(0) / count
-        squares = [(self.features(s, kind, rows).double() - mean).square().sum(0) for s, rows in chunks]
+    def moments(
+        self, splits: Sequence[Split], kind: str, views: Sequence[int | None] = (None,)
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) variance of each feature over all images of the splits, in all of some views.
+
+        Two (D,) float64 tensors.
+        """
+        parts = [(s, slice(at, at + 1024), v) for v in views for s in splits for at in range(0, len(s), 1024)]
+        count = len(views) * sum(len(split) for split in splits)
+        mean = torch.stack([self.features(s, kind, rows, v).double().sum(0) for s, rows, v in parts]).sum(0) / count
+        squares = [(self.features(s, kind, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
         return mean, torch.stack(squares).sum(0) / count
 
     def state_hash(self) -> str:

@@ -95,14 +95,14 @@ class LARS(torch.optim.Optimizer):
             updates: list[Tensor] = [p.grad for p in params]
             if group["decay"]:
                 updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
-                torch._foreach_mul_(updates, _trust_ratios(params, updates, group["trust"]))
+                torch._foreach_mul_(updates, trust_ratios(params, updates, group["trust"]))
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["rate_in_momentum"] else 1.0)
             torch._foreach_add_(params, buffers, alpha=-1.0 if group["rate_in_momentum"] else -group["lr"])
         return loss
 
 
-def _trust_ratios(params: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+def trust_ratios(params: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
     """trust * |w| / |g| of each tensor, 1 where either norm is 0; no synchronisation with the device."""
     weights, gradients = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
     defined = (weights > 0) & (gradients > 0)

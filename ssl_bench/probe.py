@@ -20,9 +20,11 @@ from torch import Tensor
 from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
 from ssl_bench.data.splits import SelectionSplit, Split, TrainSplit
-from ssl_bench.evaluations.knn import neighbours, votes
+from ssl_bench.evaluations.knn import votes
 from ssl_bench.features import FrozenBackbone
+from ssl_bench.neighbours import neighbours
 from ssl_bench.options import ProbeOptions
+from ssl_bench.spectra import effective_rank, singular_values
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Spread:
         deviation: Mean standard deviation of the L2-normalised features times sqrt(D): 1 when spread over the sphere,
             0 when all features are the same.
         rank: Effective rank (Roy & Vetterli 2007) of the centred features: exp of the entropy of their normalised
-            singular values, between 1 and D.
+            singular values, from 1 to the smaller of N and D.
     """
 
     deviation: float
@@ -44,10 +46,7 @@ def spread(features: Tensor) -> Spread:
     """Spread of (N, D) features."""
     unit = F.normalize(features.double(), dim=1)
     deviation = float(unit.std(0, unbiased=False).mean() * math.sqrt(features.shape[1]))
-    centred = features.double() - features.double().mean(0)
-    singular = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-300)
-    return Spread(deviation, float(torch.exp(torch.special.entr(share).sum())))
+    return Spread(deviation, effective_rank(singular_values(features, centred=True)))
 
 
 def ridge_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, penalty: float = 1e-3) -> float:

@@ -12,10 +12,13 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ssl_bench.errors import UserError
 from ssl_bench.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Interval: TypeAlias = tuple[float, float]
 Status: TypeAlias = Literal["running", "finished", "failed", "interrupted"]
@@ -124,10 +127,19 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in [0, 1] and its 95 % interval over test images."""
+    """An accuracy and its intervals.
+
+    Args:
+        value: In [0, 1]; of what was repeated, the mean.
+        interval: 95 %, for new test images; and for new draws, where what was repeated was drawn at random.
+        over_classes: 95 %, for new classes of the same kind too; None where there is one class only.
+        repeats: What was repeated: `draws` at random, `conditions` that are all there are, or nothing.
+    """
 
     value: float
     interval: Interval
+    over_classes: Interval | None = None
+    repeats: Literal["", "draws", "conditions"] = ""
 
 
 @dataclass(frozen=True)
@@ -146,14 +158,15 @@ class Selected:
         grid: Option -> the values it was chosen from.
         chosen: Option -> chosen value.
         on_edge: Whether a chosen value lies at an end of its grid.
-        selection_split: Images it was chosen on; none when nothing was chosen.
+        selection_split: Images it was chosen on: the selection split; the training images, by cross-validation or
+            leave-one-out; none when nothing was chosen.
         selection_equals_report: Whether those were the reported ones: an oracle's number, never ranked.
     """
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     on_edge: bool = False
-    selection_split: Literal["selection", "none"] = "none"
+    selection_split: Literal["selection", "train", "none"] = "none"
     selection_equals_report: bool = False
 
 
@@ -218,9 +231,9 @@ class Result:
             raise ValueError(f"accuracy {self.value} with interval {self.interval}")
         own = [] if self.value is None or self.interval is None else [Score(self.value, self.interval)]
         for score in [*own, *self.variants.values()]:
-            low, high = score.interval
-            if not 0 <= low <= score.value <= high <= 1:
-                raise ValueError(f"accuracy {score.value} with interval {score.interval} is not in order within [0, 1]")
+            for interval in (score.interval, score.over_classes or score.interval):
+                if not 0 <= interval[0] <= score.value <= interval[1] <= 1:
+                    raise ValueError(f"accuracy {score.value} with interval {interval} is not in order within [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -234,8 +247,8 @@ class Predictions:
     """
 
     ids: Sequence[str]
-    labels: Sequence[int]
-    variants: Mapping[str, Sequence[int] | Sequence[Sequence[int]]]
+    labels: "Sequence[int] | NDArray[Any]"
+    variants: "Mapping[str, Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]]"
 
 
 @dataclass(frozen=True)
@@ -259,11 +272,42 @@ def read_run(folder: Path) -> RunInfo:
 
 def write_result(folder: Path, result: Result, predictions: Predictions) -> Path:
     """Write predictions, then the record, and give its path: where there is a record, there are its predictions."""
-    stem = result_stem(read_run(folder), result)
-    _write_predictions(folder / "predictions" / f"{stem}.parquet", result.headline, predictions)
-    path = folder / "results" / f"{stem}.json"
+    info = read_run(folder)
+    _write_predictions(predictions_path(folder, info, result), result.headline, predictions)
+    path = folder / "results" / f"{result_stem(info, result)}.json"
     write_json(path, dataclasses.asdict(result))
     return path
+
+
+def predictions_path(folder: Path, info: RunInfo, result: Result) -> Path:
+    """Where the predictions of a run's result are."""
+    return folder / "predictions" / f"{result_stem(info, result)}.parquet"
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read the predictions of one result: of its headline variant, called `prediction`, as an array (R, N).
+
+    Raises:
+        UserError: There are none, or they are damaged.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with open(path, "rb") as file:
+            source = pyarrow.parquet.ParquetFile(file)
+            names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
+            table = source.read(columns=["id", "label", *names])
+            rows = [table.column(name).to_numpy() for name in names]
+            return Predictions(
+                table.column("id").to_pylist(), table.column("label").to_numpy(), {"prediction": np.stack(rows)}
+            )
+    except FileNotFoundError as error:
+        raise UserError(f"no predictions in {path}: `ssl-bench evaluate {path.parent.parent}` makes them") from error
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{path} is damaged ({line}): delete it and evaluate its run again") from error
 
 
 def result_stem(info: RunInfo, result: Result) -> str:

@@ -1,11 +1,15 @@
-"""Intervals of accuracies: over test images, and over seeds and test images together.
+"""Intervals of accuracies: over test images, over seeds and test images together, over classes and test images.
 
-S seeds, n test images, p an accuracy in [0, 1].
+S seeds, R repetitions, n test images, K classes, p an accuracy in [0, 1].
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # NumPy is imported where it is needed: the leaderboard does without
+    from numpy.typing import NDArray
 
 LEVEL = 0.95
 
@@ -64,6 +68,92 @@ def mean_of_shares(shares: Sequence[float], level: float = LEVEL) -> tuple[float
         return _wilson(mean, n, _normal(level))
     half = student_t(level, n - 1) * math.sqrt(variance / n)
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def over_images(
+    right: "NDArray[Any]", repeats: str = "draws", level: float = LEVEL
+) -> tuple[float, tuple[float, float]]:
+    """Accuracy and its interval for new test images of the same kind.
+
+    Args:
+        right: (n,) whether each test image was classified rightly; or (R, n), as often as something was repeated.
+        repeats: What the R are: `draws` at random, of which there will be new ones too (seeds, few labelled images), or
+            `conditions` that are all there are.
+        level: Of the interval.
+    """
+    n = right.shape[-1]
+    if right.ndim == 1:
+        return float(right.mean()), wilson(int(right.sum()), n, level)
+    if repeats == "draws":
+        mean, low, high = mean_over_seeds(right.mean(1).tolist(), n, level)
+        return mean, (low, high)
+    return float(right.mean()), mean_of_shares(right.mean(0).tolist(), level)
+
+
+def over_classes(
+    right: "NDArray[Any]",
+    labels: "NDArray[Any]",
+    repeats: str = "draws",
+    level: float = LEVEL,
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Interval of an accuracy for new classes of the same kind, and new test images of them: a cluster bootstrap.
+
+    K classes are drawn with replacement, then each drawn class's images; in a draw, class c with n_c images comes m_c
+    times and has Binomial(m_c n_c, p_c) right answers. As it stands that is too wide in one way and too narrow in two,
+    which is corrected:
+
+    - The p_c differ more than the classes do, by the chance of the images, which the second stage adds again: they are
+      shrunk to their mean by sqrt(1 - w / s^2), w being the mean of their variances p_c (1 - p_c) / (n_c - 1), s^2
+      their variance (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
+    - K drawn of K vary by (K - 1) / K of what they should: deviations are scaled by sqrt(K / (K - 1)).
+    - The variance is itself uncertain: deviations are scaled by sqrt(df / chi^2_df), as Student's are, df = K - 1.
+
+    Simulated coverage of the 95 % interval for 5 to 40 classes: 93.5 to 95.5 %, least where the classes' accuracies are
+    skewed. Never narrower than `over_images`. Repeated `draws` add their own variance.
+
+    Args:
+        right: As in `over_images`.
+        labels: (n,) class of each image.
+        repeats: As in `over_images`.
+        level: Of the interval.
+        draws: B, of the bootstrap.
+        seed: Of the bootstrap: the same predictions have the same interval.
+
+    Returns:
+        Lower and upper end; None where there is one class only.
+    """
+    import numpy as np
+
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    k = len(counts)
+    if k < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    mean, (least, most) = over_images(right, repeats, level)
+    shares = right.astype(float) if right.ndim == 1 else right.mean(0)  # (n,)
+    p = np.bincount(classes, shares) / counts  # (K,)
+    variances = np.bincount(classes, (shares - p[classes]) ** 2) / counts  # (K,) of one image
+    between, within = p.var(ddof=1), np.mean(variances / np.maximum(1, counts - 1))
+    shrink = math.sqrt(max(0.0, 1 - within / between)) if between > 0 else 0.0
+    picks = rng.integers(0, k, (draws, k)) + k * np.arange(draws)[:, None]
+    drawn = np.bincount(picks.ravel(), minlength=draws * k).reshape(draws, k) * counts  # (B, K): m_c n_c
+    if right.ndim == 1:
+        chance = rng.binomial(drawn, p) - drawn * p
+    else:  # the sum of as many shares
+        chance = np.sqrt(drawn * variances) * rng.standard_normal(drawn.shape)
+    scaled = drawn * ((p - mean) * shrink * math.sqrt(k / (k - 1)))
+    error = (scaled + chance).sum(1) / drawn.sum(1)  # (B,)
+    df, spread = k - 1.0, float(error.var())
+    if right.ndim == 2 and len(right) > 1 and repeats == "draws":
+        repetitions = float(right.mean(1).var(ddof=1)) / len(right)
+        error = error + math.sqrt(repetitions) * rng.standard_normal(draws)
+        if spread + repetitions > 0:
+            df = (spread + repetitions) ** 2 / (spread**2 / (k - 1) + repetitions**2 / (len(right) - 1))
+    error = error * np.sqrt(df / rng.chisquare(df, draws))
+    low, high = np.quantile(mean + error, [(1 - level) / 2, (1 + level) / 2])
+    return max(0.0, min(least, float(low))), min(1.0, max(most, float(high)))
 
 
 def student_t(level: float, df: float) -> float:

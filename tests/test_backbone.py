@@ -332,8 +332,9 @@ def test_positions_and_features_of_dino_at_other_sizes(
 def test_features_of_dinos_linear_evaluation(dino: tuple[Backbone, dict[str, Any], dict[str, Tensor]]) -> None:
     """Its class and mean features alternate; ours follow one another."""
     backbone, _, tensors = dino
-    found = backbone.features(tensors["images.32"], ("cls", "cls+avg"))
+    found = backbone.features(tensors["images.32"], ("cls", "cls+avg", "cls_4"))
     assert_close(found["cls"], tensors["linear.n1.avg0"])
+    assert_close(found["cls_4"], tensors["linear.n2.avg0"])  # two blocks are all there are
     cls, avg = tensors["linear.n1.avg1"].reshape(2, 36, 2).unbind(2)
     assert_close(found["cls+avg"], torch.cat([cls, avg], dim=1))
 
@@ -393,6 +394,30 @@ def test_features_of_the_official_mae(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(avg, tensors["out.avg"], record["noise"]["avg"]["max_abs"])
 
 
+def last_class_tokens(backbone: Backbone, images: Tensor) -> Tensor:
+    """Slow reference: what leaves each of the last four blocks in timm's own forward, normed, class tokens in a row."""
+    left: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda *given: left.append(given[-1])) for block in backbone.model.blocks]
+    backbone.model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    assert len(left) == len(backbone.model.blocks)
+    return torch.cat([backbone.model.norm(tokens)[:, 0] for tokens in left[-4:]], dim=1)
+
+
+def test_class_tokens_of_the_last_four_blocks() -> None:
+    backbone = network(depth=6)
+    images = images_for(backbone)
+    found = backbone.features(images, ("cls_4", "cls"))
+    assert found["cls_4"].shape == (3, 4 * backbone.dim)
+    assert_close(found["cls_4"], last_class_tokens(backbone, images))
+    assert_close(found["cls_4"][:, -backbone.dim :], found["cls"])
+    _, states = backbone.model.forward_intermediates(
+        images, indices=4, norm=True, return_prefix_tokens=True, output_fmt="NLC"
+    )
+    assert_close(found["cls_4"], torch.cat([prefix[:, 0] for _, prefix in states], dim=1))
+
+
 @pytest.mark.parametrize("name", VITS)
 def test_kinds_of_features(name: str) -> None:
     backbone = network(name)
@@ -404,9 +429,10 @@ def test_kinds_of_features(name: str) -> None:
     assert_close(found["avg"], normed[:, prefix:].mean(1))
     assert_close(found["avg_raw"], raw.mean(1))
     if backbone.model.has_class_token:
-        assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_raw", "avg_raw")
+        assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
         assert_close(found["cls"], normed[:, 0])
         assert_close(found["cls+avg"], torch.cat([normed[:, 0], normed[:, prefix:].mean(1)], dim=1))
+        assert_close(found["cls_4"], last_class_tokens(backbone, images))
         assert_close(backbone.model.norm(found["cls_raw"]), normed[:, 0])
     else:
         assert backbone.kinds == ("avg", "avg_raw")
@@ -429,10 +455,11 @@ def test_kinds_of_features_of_beits_and_swins(case: str) -> None:
             backbone.features(images, ("cls",))
         return
     raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")[0]
-    assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_raw", "avg_raw")
+    assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
     assert_close(found["cls"], normed[:, 0])
     assert_close(found["avg"], normed[:, 1:].mean(1))
     assert_close(found["cls+avg"], torch.cat([normed[:, 0], normed[:, 1:].mean(1)], dim=1))
+    assert_close(found["cls_4"], last_class_tokens(backbone, images))
     assert_close(found["avg_raw"], raw.mean(1))
     assert_close(backbone.model.norm(found["cls_raw"]), normed[:, 0])
 
@@ -635,7 +662,7 @@ def test_description_builds_the_network_again(name: str) -> None:
 
 
 def save(folder: Path, backbone: Backbone) -> None:
-    method: Any = SimpleNamespace(evaluated=backbone)
+    method: Any = SimpleNamespace(branches={"encoder": backbone})
     data: Any = SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     save_backbone(folder, method, data)
 

@@ -25,7 +25,7 @@ from ssl_bench.features import FrozenBackbone, Pixels
 from ssl_bench.leaderboard.table import build
 from ssl_bench.options import DataOptions
 from ssl_bench.results import DataRecord, RunInfo, load_runs, read_result, read_run, write_run
-from ssl_bench.statistics import mean_over_seeds
+from ssl_bench.statistics import mean_over_seeds, over_classes
 
 FINGERPRINT = {"sha256": "ab" * 32, "images": {"train": 40}, "classes": ["a", "b"]}
 
@@ -253,6 +253,14 @@ def test_repeated_predictions_are_averaged_and_all_kept(data: Data, run: Path) -
     half = scipy.stats.t.ppf(0.975, 29) * np.std(shares, ddof=1) / 30**0.5
     assert conditions.interval == pytest.approx((0.8 - half, min(1, 0.8 + half)))
     assert draws.variants["once"].value == 0.9
+    kinds = [result.variants[result.headline].repeats for result in (draws, conditions)]
+    assert [*kinds, draws.variants["once"].repeats] == ["draws", "conditions", ""]
+    assert data.test is not None
+    for result in (draws, conditions):
+        score = result.variants[result.headline]
+        assert score.over_classes is not None
+        assert score.over_classes[0] <= score.interval[0] and score.over_classes[1] >= score.interval[1]
+    assert draws.variants["once"].over_classes == over_classes(np.arange(30) >= 3, data.test.labels)
     assert read_result(run / "results" / "repeating.json").monitors == {"rank": 2.5}
     table = pq.read_table(run / "predictions" / "repeating.parquet").to_pydict()
     assert data.test is not None
@@ -288,7 +296,7 @@ def test_monitors_are_recorded_and_never_ranked(data: Data, run: Path, capsys: p
 
 def test_student_and_teacher_stand_side_by_side(data: Data, run: Path) -> None:
     write_run(run, replace(read_run(run), branch="teacher"))
-    for branch, guess in (("teacher", 1), ("student", 0)):
+    for branch in ("teacher", "student"):
         frozen = FrozenBackbone(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": branch})
         evaluate(frozen, data, {"counting": Counting()}, run)
     assert sorted(file.name for file in (run / "results").iterdir()) == ["counting.json", "counting.student.json"]

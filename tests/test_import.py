@@ -121,9 +121,11 @@ def test_ibot_features(kind: str, tmp_path: Path) -> None:
         teacher = weights(opened("ibot_full.pth")["teacher"], "backbone.")
         file = saved(tmp_path / "encoder.pth", {"state_dict": teacher})
     run = imported(tmp_path / "run", file, "ibot", heads=3, encoder_only=kind == "asked")
-    found = features(run).features(tensors["images"], ("cls", "cls+avg"))
-    assert_close(found["cls"], tensors["linear.n1.avg0"], record["noise"]["linear.n1.avg0"]["max_abs"])
-    assert_close(found["cls+avg"], tensors["linear.n1.avg2"], record["noise"]["linear.n1.avg2"]["max_abs"])
+    found = features(run).features(tensors["images"], ("cls", "cls+avg", "cls_4", "avg", "avg_raw"))
+    found["cls_4, avg"] = torch.cat([found["cls_4"], found["avg"]], dim=1)
+    theirs = {"cls": "n1.avg0", "avg_raw": "n1.avg1", "cls+avg": "n1.avg2", "cls_4": "n2.avg0", "cls_4, avg": "n2.avg2"}
+    for name, case in theirs.items():  # of a network of two blocks
+        assert_close(found[name], tensors[f"linear.{case}"], record["noise"][f"linear.{case}"]["max_abs"])
 
 
 @pytest.mark.parametrize("only", [False, True], ids=["whole", "encoder"])
@@ -182,6 +184,11 @@ def test_dinov2_features_at_every_size(named: bool, tmp_path: Path) -> None:
         for kind, theirs in (("cls", "cls"), ("avg", "patch_mean")):
             noise = record["noise"][f"{theirs}.{size}"]["max_abs"]
             assert_close(found[kind], tensors[f"{theirs}.{size}"], noise)
+    found = backbone.features(tensors["images.32"], ("cls", "cls+avg", "cls_4", "avg"))
+    found["cls_4, avg"] = torch.cat([found["cls_4"], found["avg"]], dim=1)
+    inputs = {"cls": "n1.avg0", "cls+avg": "n1.avg1", "cls_4": "n2.avg0", "cls_4, avg": "n2.avg1"}
+    for name, case in inputs.items():  # of its linear probe; two blocks are all there are
+        assert_close(found[name], tensors[f"linear.{case}"], record["noise"][f"linear.{case}"]["max_abs"])
 
 
 # Losses of the official code, from the imported state

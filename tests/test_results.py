@@ -25,6 +25,7 @@ from ssl_bench.results import (
     SplitRecord,
     find_runs,
     load_runs,
+    read_predictions,
     read_result,
     read_run,
     write_result,
@@ -182,3 +183,29 @@ def test_results_and_leaderboard_load_without_torch_numpy_or_pyarrow() -> None:
     code = f"import sys, ssl_bench.leaderboard.render; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_predictions_are_read_again(run: Path) -> None:
+    write_result(run, RESULT, PREDICTIONS)
+    found = read_predictions(run / "predictions" / "linear.parquet")
+    assert (list(found.ids), list(found.labels)) == (PREDICTIONS.ids, PREDICTIONS.labels)
+    np.testing.assert_array_equal(found.variants["prediction"], [[0, 1, 2, 0]])
+    repeated = dataclasses.replace(PREDICTIONS, variants={"cls+avg": [[0, 1, 2, 0], [0, 0, 0, 0]], "cls": [0, 1, 1, 0]})
+    write_result(run, RESULT, repeated)
+    found = read_predictions(run / "predictions" / "linear.parquet")
+    np.testing.assert_array_equal(found.variants["prediction"], [[0, 1, 2, 0], [0, 0, 0, 0]])
+
+
+def test_predictions_that_cannot_be_read_say_which_file(run: Path) -> None:
+    path = run / "predictions" / "linear.parquet"
+    with pytest.raises(UserError, match=f"no predictions in {path}"):
+        read_predictions(path)
+    path.parent.mkdir()
+    path.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        read_predictions(path)
+
+
+def test_an_interval_over_classes_that_misses_its_accuracy_is_refused() -> None:
+    with pytest.raises(ValueError, match="not in order"):
+        dataclasses.replace(RESULT, variants={"cls+avg": Score(0.75, (0.7, 0.8), (0.8, 0.9))})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssl_bench.statistics import mean_over_seeds, student_t, wilson
+from ssl_bench.statistics import mean_of_shares, mean_over_seeds, over_classes, over_images, student_t, wilson
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,83 @@ def test_coverage_of_two_seeds_is_as_documented() -> None:
         shared = rng.binomial(n, accuracy, (repeats, 1)) / n
         values = np.clip(shared + spread * rng.standard_normal((repeats, 2)), 0, 1)
         assert least < coverage(values, accuracy, n) < 0.975
+
+
+def test_over_images_is_the_interval_that_belongs_to_what_was_repeated() -> None:
+    right = np.random.default_rng(0).random((3, 200)) < np.array([[0.6], [0.7], [0.8]])
+    assert over_images(right[0]) == (right[0].mean(), wilson(int(right[0].sum()), 200))
+    mean, low, high = mean_over_seeds(right.mean(1).tolist(), 200)
+    assert over_images(right, "draws") == (mean, (low, high))
+    assert over_images(right, "conditions") == (right.mean(), mean_of_shares(right.mean(0).tolist()))
+
+
+def by_class(accuracies: list[float], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers (n,) and labels (n,), with the given accuracy in each class."""
+    pairs = list(zip(accuracies, counts, strict=True))
+    right = np.concatenate([np.arange(n) < round(p * n) for p, n in pairs])
+    return right, np.repeat(np.arange(len(pairs)), [n for _, n in pairs])
+
+
+@pytest.mark.parametrize("n", [40, 4000])
+def test_over_classes_is_students_interval_of_the_classes_where_they_are_of_one_size(n: int) -> None:
+    """Of K class accuracies, whether most of their spread is the images' chance (n = 40) or hardly any of it."""
+    accuracies = [0.5, 0.6, 0.7, 0.75, 0.8, 0.55, 0.65, 0.85, 0.7, 0.6, 0.75, 0.65]
+    right, labels = by_class(accuracies, [n] * 12)
+    p = [right[labels == c].mean() for c in range(12)]
+    expected = stats.t.interval(0.95, 11, np.mean(p), stats.sem(p))
+    found = over_classes(right, labels, draws=40_000)
+    assert found is not None
+    assert np.subtract(*found) == pytest.approx(np.subtract(*expected), rel=0.03)
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.003)
+    assert found == over_classes(right, labels, draws=40_000)
+    order = np.random.default_rng(0).permutation(len(labels))
+    assert found == over_classes(right[order], labels[order] * 7 - 3, draws=40_000)
+
+
+def test_over_classes_weighs_a_class_by_its_images() -> None:
+    """Against the linearised error of a ratio: sqrt(K / (K - 1) sum n_c^2 (p_c - p)^2) / N, with Student's quantile."""
+    counts = [400, 800, 1200, 2000, 600, 900, 1500, 700, 1000, 1300, 500, 1100]
+    right, labels = by_class([0.7, 0.8, 0.75, 0.72, 0.78, 0.74, 0.8, 0.7, 0.77, 0.73, 0.71, 0.79], counts)
+    mean, n = right.mean(), np.array(counts)
+    p = np.bincount(labels, right) / n
+    half = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11 * (n**2 * (p - mean) ** 2).sum()) / n.sum()
+    found = over_classes(right, labels, draws=40_000)
+    assert found is not None and found[1] - found[0] == pytest.approx(2 * half, rel=0.04)
+
+
+def test_over_classes_of_repetitions() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 200)
+    hard = rng.beta(8, 3, 20)[labels]
+    right = rng.random((4, 4000)) < np.clip(hard + np.array([[-0.1], [0.05], [0.0], [0.05]]), 0, 1)
+    conditions, draws = over_classes(right, labels, "conditions"), over_classes(right, labels, "draws")
+    assert conditions is not None and draws is not None
+    shares = [right[:, labels == c].mean() for c in range(20)]
+    expected = stats.t.interval(0.95, 19, np.mean(shares), stats.sem(shares))
+    assert conditions == pytest.approx(expected, abs=0.006)
+    classes, seeds = stats.sem(shares) ** 2, stats.sem(right.mean(1)) ** 2
+    df = (classes + seeds) ** 2 / (classes**2 / 19 + seeds**2 / 3)
+    half = stats.t.ppf(0.975, df) * math.sqrt(classes + seeds)
+    assert (draws[1] - draws[0]) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_over_classes_is_never_narrower_than_over_images() -> None:
+    right, labels = by_class([0.7] * 10, [50] * 10)
+    low, high = wilson(350, 500)
+    found = over_classes(right, labels)
+    assert found is not None and found[0] <= low and found[1] >= high
+    assert over_classes(np.ones(50, bool), np.arange(50) % 5) == pytest.approx(wilson(50, 50))
+    assert over_classes(np.ones(50, bool), np.zeros(50, int)) is None
+
+
+@pytest.mark.parametrize(("k", "n", "a", "b"), [(5, 100, 30, 10), (10, 100, 30, 10), (20, 50, 30, 10)])
+def test_coverage_over_classes(k: int, n: int, a: float, b: float) -> None:
+    """Classes of Beta(a, b) accuracy: the interval holds the accuracy over all classes that there might be."""
+    rng, labels = np.random.default_rng(k + n), np.repeat(np.arange(k), n)
+    hits = []
+    for repeat in range(1500):
+        right = rng.random(k * n) < rng.beta(a, b, k)[labels]
+        found = over_classes(right, labels, draws=400, seed=repeat)
+        assert found is not None
+        hits.append(found[0] <= a / (a + b) <= found[1])
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)

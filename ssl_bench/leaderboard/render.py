@@ -30,4 +30,5 @@ def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views")
     """
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
-    return FORMATS[format](build(load_runs(paths), checked_by(by)))
+    budget = checked_by(by)
+    return FORMATS[format](build(load_runs(paths), budget))

@@ -7,11 +7,12 @@ architecture, same budget of pretraining. Baselines have no budget and stand in 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.results import Result, Run
+from ssl_bench.results import Result, Run, predictions_path
 from ssl_bench.statistics import mean_over_seeds
 
 By: TypeAlias = Literal["views", "epochs", "nothing"]
@@ -52,6 +53,8 @@ class Cell:
         n_test: Test images.
         best: Whether no mean of the column is higher; never where there are baselines alone.
         on_edge: Whether some run chose a value at the end of its grid, so that a wider one may give more.
+        repeats: What was repeated in each: `draws` at random, `conditions` that are all there are, or nothing.
+        files: Predictions of each; only for who compares them, no part of what is rendered.
     """
 
     mean: float
@@ -62,6 +65,8 @@ class Cell:
     n_test: int
     best: bool = False
     on_edge: bool = False
+    repeats: str = ""
+    files: tuple[Path, ...] = field(default=(), repr=False)
 
     @property
     def half(self) -> float:
@@ -312,22 +317,34 @@ def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
 
 
 def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
-    found: dict[Key, dict[int, Result]] = {column: {} for column in columns}
+    found: dict[Key, dict[int, tuple[Path, Result]]] = {column: {} for column in columns}
     for run in runs:
         for result in run.results:
             common, own = _column_key(result)
             for column in columns:
                 # Raw pixels have features and a geometry of their own, which no column shares.
                 if column[0] == common and (column[1] == own or run.info.backbone is None):
-                    found[column].setdefault(run.info.seed, result)
+                    file = predictions_path(run.folder, run.info, result)
+                    found[column].setdefault(run.info.seed, (file, result))
     return tuple(_cell(results) if results else None for results in found.values())
 
 
-def _cell(results: Mapping[int, Result]) -> Cell:
+def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
+    results = {seed: result for seed, (_, result) in found.items()}
+    files = tuple(file for file, _ in found.values())
+    repeats = {score.repeats for result in results.values() if (score := result.variants.get(result.headline))}
     values = tuple(result.value for result in results.values() if result.value is not None)
     n_test = min(result.n_test for result in results.values())
     on_edge = any(result.selected.on_edge for result in results.values())
-    return Cell(*mean_over_seeds(values, n_test), tuple(results), values, n_test, on_edge=on_edge)
+    return Cell(
+        *mean_over_seeds(values, n_test),
+        seeds=tuple(results),
+        values=values,
+        n_test=n_test,
+        on_edge=on_edge,
+        repeats="draws" if "draws" in repeats else "conditions" if "conditions" in repeats else "",
+        files=files,
+    )
 
 
 def _best_marked(rows: list[Row], columns: tuple[Column, ...]) -> tuple[Row, ...]:

@@ -31,13 +31,13 @@ def terminal(table: Table) -> str:
     """Tables of at most 100 columns; a wide one continues below itself."""
     parts = []
     for block in table.blocks:
-        parts += [*_wrapped(block_title(block)), *_wrapped(block_facts(block)), "", *_grid(block), ""]
-    parts += _wrapped(legend(table))
+        parts += [*wrapped(block_title(block)), *wrapped(block_facts(block)), "", *_grid(block), ""]
+    parts += wrapped(legend(table))
     if table.absent:
         cells = [[visible(part) for part in _absent_cells(run)] for run in table.absent]
         parts += ["", "Not in the tables:"]
-        parts += [line for run in _aligned(cells, "<<<<<") for line in _wrapped(run, indent="    ")]
-    parts += [line for note in table.notes for line in _wrapped(f"Note: {note}.", indent="    ")]
+        parts += [line for run in aligned(cells, "<<<<<") for line in wrapped(run, indent="    ")]
+    parts += [line for note in table.notes for line in wrapped(f"Note: {note}.", indent="    ")]
     return "\n".join(part.rstrip() for part in parts) + "\n"
 
 
@@ -78,7 +78,12 @@ def comma_separated(table: Table) -> str:
 
 def as_json(table: Table) -> str:
     """The whole model, with all digits; `format` grows when a key changes its meaning."""
-    return json.dumps({"format": 1, **dataclasses.asdict(table)}, indent=1, allow_nan=False) + "\n"
+    model = dataclasses.asdict(table, dict_factory=_without_files)
+    return json.dumps({"format": 1, **model}, indent=1, allow_nan=False) + "\n"
+
+
+def _without_files(items: Iterable[tuple[str, object]]) -> dict[str, object]:
+    return {name: value for name, value in items if name != "files"}
 
 
 def block_title(block: Block) -> str:
@@ -178,13 +183,14 @@ def _grid(block: Block) -> list[str]:
     lines = []
     for part in parts:
         rows = [line for group in zip(*part, strict=True) for line in _side_by_side(group)]
-        aligned = _aligned(rows, "<" + ">" * (len(part) - 1))
+        padded = aligned(rows, "<" + ">" * (len(part) - 1))
         head = max(len(column[0]) for column in part)
-        lines += [*aligned[:head], "-" * max(map(_width, aligned)), *aligned[head:], ""]
+        lines += [*padded[:head], "-" * max(map(_width, padded)), *padded[head:], ""]
     return lines[:-1]
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Lines of at most a terminal's width."""
     return textwrap.wrap(visible(text), TERMINAL_WIDTH, subsequent_indent=indent)
 
 
@@ -197,7 +203,7 @@ def _widest(column: Iterable[Iterable[str]]) -> int:
     return max(_width(line) for lines in column for line in lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     """Cells padded to their columns; marks hang to the right of the numbers that are aligned."""
     marks = [max(_hanging(cell) for cell in column) for column in zip(*rows, strict=True)]
     rows = [[cell + " " * (mark - _hanging(cell)) for cell, mark in zip(row, marks, strict=True)] for row in rows]

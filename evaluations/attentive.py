@@ -1,0 +1,351 @@
+"""Attentive probe: what a head that looks at all tokens, not at one pooled vector, can tell apart.
+
+Two kinds of heads, each with several learning rates, all trained at once on the same tokens of a frozen backbone:
+- cae: the cross-attention of Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2024
+  (https://arxiv.org/abs/2202.03026, https://github.com/lxtGH/CAE).
+- ep: efficient probing, Psomas et al., ICLR 2026 (https://arxiv.org/abs/2506.10178,
+  https://github.com/billpsomas/efficient-probing).
+Both by SGD with momentum and no weight decay on MAE's random crops, a ninth of the steps warm-up and then half a cosine
+to 0, with a batch norm without affine parameters in front of the classifier.
+
+Ours, and why:
+- Every network shows all its tokens after the final norm: class token and patches; a ResNet's or Swin's final map.
+  Efficient probing leaves the class token out for some methods and not for others, which decides who wins.
+- Kind and learning rate are chosen on the selection split, not on the test images; heads are those of the last step.
+- At test the batch norm has exact statistics of the training images, as they are, under the final weights. CAE's code
+  calls its norm in train mode there, so that a prediction depends on the other images of the test batch.
+- CAE's rates are a quarter of its 0.4 for 8192 images to sixteen times that, here as all rates for 256 images.
+- Efficient probing learns by SGD too. LARS's steps are a set share of each weight's length: over the few thousand steps
+  that a laptop can take, the queries hardly leave where they began.
+- The crops are `views` fixed ones of each image, the same for every network, used in turn: their tokens are computed
+  once where they fit in memory.
+- Tokens are divided by one number, their root mean square over some training images: rates then suit every network.
+
+With several processes each trains the same heads on all images: the same result, in the same time.
+
+Shapes: N images, B of a batch, T tokens, D features, H heads of a kind, one per learning rate.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.attention_heads import (
+    AttentiveHeads,
+    CrossAttentionPool,
+    HeadOptimizer,
+    QueryPool,
+    exact_statistics,
+)
+from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.features import Cost, FrozenBackbone, Pixels, crops, full_precision, progress, split_name
+from ssl_bench.randomness import derive
+from ssl_bench.schedules import warmup_cosine
+
+KEPT = 2**31  # bytes of tokens that are kept in memory
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained head and how it fared on the selection split.
+
+    Args:
+        kind: cae or ep.
+        heads: The head, alone.
+        lr: Its learning rate, for 256 images.
+        accuracy: On the selection split.
+        loss: Likewise.
+        curve: Its accuracy there after each of some steps.
+    """
+
+    kind: str
+    heads: AttentiveHeads
+    lr: float
+    accuracy: float
+    loss: float
+    curve: list[float]
+
+    @property
+    def order(self) -> tuple[float, float, float]:
+        """Sorts from best to worst."""
+        return -self.accuracy, self.loss, self.lr
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `predict` needs.
+
+    Args:
+        unit: What tokens are divided by.
+        best: The chosen head, then the best of each kind.
+    """
+
+    unit: float
+    best: list[Head]
+
+
+@final
+class Attentive(Evaluation[Trained]):
+    """Heads that attend to the tokens of a frozen backbone; kind and learning rate are chosen on the selection split.
+
+    Args:
+        iterations: Steps of training.
+        batch_size: Images per step; all training images if there are fewer.
+        cae_lrs: Learning rates that CAE's head is chosen from, for 256 images: each is multiplied by batch size / 256.
+        ep_lrs: Those of efficient probing, likewise.
+        views: Random crops of each training image, one per epoch in turn; 0 for the images as they are.
+        queries: Of efficient probing; fewer if the features' number is no multiple.
+        points: How often accuracy on the selection split is taken along the way.
+        seed: Of the first weights and of the order of images.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 2500,
+        batch_size: int = 256,
+        cae_lrs: tuple[float, ...] = (0.003125, 0.0125, 0.05, 0.2),
+        ep_lrs: tuple[float, ...] = (0.1, 0.4, 1.6),
+        views: int = 4,
+        queries: int = 32,
+        points: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if min(iterations, queries, points, len(cae_lrs), len(ep_lrs)) < 1 or views < 0:
+            raise ValueError("iterations, queries, points and the numbers of rates must be at least 1, views 0")
+        if batch_size < 2:
+            raise ValueError(f"batch_size is {batch_size}: a batch norm needs at least 2 images")
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self.cae_lrs = cae_lrs
+        self.ep_lrs = ep_lrs
+        self.views = views
+        self.queries = queries
+        self.points = points
+        self.seed = seed
+
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        if isinstance(backbone.network, Pixels):
+            return "raw pixels are a single token: there is nothing to attend to"
+        return None
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Trained]:
+        if len(selection) == 0:
+            raise UserError("the selection split, on which attentive chooses, is empty: raise data.selection_fraction")
+        tokens, everyone = Tokens(backbone, KEPT), torch.arange(len(train))
+        with full_precision():
+            tokens.unit = self._unit(tokens, train)
+            kinds = self._heads(backbone, int(train.labels.max()) + 1)
+            curves = self._train(kinds, tokens, train, selection)
+            exact_statistics(list(kinds.values()), tokens.batches(train, None, everyone, self.batch_size))
+            per_kind = [self._best(k, heads, tokens, selection, curves[k]) for k, heads in kinds.items()]
+        best = min(per_kind, key=lambda head: head.order)
+        return Fit(
+            Trained(tokens.unit, [best, *per_kind]),
+            chosen={"head": best.kind} | {f"lr {head.kind}": head.lr for head in per_kind},
+            grid={"head": list(kinds)} | {f"lr {kind}": list(lrs) for kind, lrs in self._lrs.items()},
+            on_edge=len(grid := self._lrs[best.kind]) > 1 and best.lr in (min(grid), max(grid)),
+            curve={"step": [float(step) for step in self._watched()], "selection accuracy": best.curve},
+        )
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Trained], test: TestSplit) -> list[Prediction]:
+        tokens = Tokens(backbone, 0, fit.state.unit)
+        best, *per_kind = fit.state.best
+        found: dict[str, list[Tensor]] = {head.kind: [] for head in per_kind}
+        with full_precision(), torch.no_grad():
+            for batch in tokens.batches(test, None, torch.arange(len(test)), backbone.batch_size):
+                for head in per_kind:
+                    found[head.kind].append(head.heads(batch)[:, 0].argmax(1).cpu())
+        labels = {kind: torch.cat(parts) for kind, parts in found.items()}
+        return [Prediction("chosen", labels[best.kind]), *(Prediction(*item) for item in labels.items())]
+
+    @property
+    def _lrs(self) -> dict[str, tuple[float, ...]]:
+        """Kind of head -> its learning rates."""
+        return {"cae": self.cae_lrs, "ep": self.ep_lrs}
+
+    def _unit(self, tokens: "Tokens", train: TrainSplit) -> float:
+        """Root mean square of the tokens of some training images."""
+        generator = torch.Generator().manual_seed(derive(self.seed, 2))
+        some = torch.randperm(len(train), generator=generator)[: self.batch_size]
+        unit = float(next(tokens.batches(train, None, some, self.batch_size)).double().square().mean().sqrt())
+        if not math.isfinite(unit):
+            raise UserError("the backbone's tokens are not finite: its pretraining has diverged")
+        return unit or 1.0
+
+    def _heads(self, backbone: FrozenBackbone, classes: int) -> dict[str, AttentiveHeads]:
+        """The heads of each kind, one per learning rate."""
+        network = backbone.network
+        assert not isinstance(network, Pixels)
+        dim = network.dim
+        if network.is_resnet:
+            num_heads = divisor(dim, max(1, dim // 64))
+        else:
+            last = network.model.blocks[-1] if network.is_vit else network.model.layers[-1].blocks[-1]
+            num_heads = last.attn.num_heads
+        heads, generator = len(self.cae_lrs), torch.Generator().manual_seed(derive(self.seed, 0, 0))
+        pool: nn.Module = CrossAttentionPool(heads, dim, num_heads, generator)
+        cae = AttentiveHeads(pool, heads, dim, classes, 1e-5, generator)
+        heads, generator = len(self.ep_lrs), torch.Generator().manual_seed(derive(self.seed, 0, 1))
+        pool = QueryPool(heads, dim, divisor(dim, self.queries), generator)
+        ep = AttentiveHeads(pool, heads, dim, classes, 1e-6, generator)
+        return {"cae": cae.to(backbone.device), "ep": ep.to(backbone.device)}
+
+    def _train(
+        self, kinds: dict[str, AttentiveHeads], tokens: "Tokens", train: TrainSplit, selection: SelectionSplit
+    ) -> dict[str, list[Tensor]]:
+        """All steps of all heads; kind -> (H,) accuracies on the selection split at each watched step but the last.
+
+        The batch norms have running statistics then: of the crops, and of weights that were still moving.
+        """
+        labels = torch.as_tensor(train.labels).to(tokens.backbone.device)
+        batch_size = min(self.batch_size, len(train))
+        optimizers = {
+            kind: HeadOptimizer(heads, [lr * batch_size / 256 for lr in self._lrs[kind]])
+            for kind, heads in kinds.items()
+        }
+        watched, curves = set(self._watched()[:-1]), {kind: list[Tensor]() for kind in kinds}
+        with progress("attentive heads", self.iterations, "steps") as bar:
+            for step, (batch, places) in enumerate(self._batches(tokens, train, batch_size)):
+                schedule = warmup_cosine(step, self.iterations, self.iterations // 9, 1.0)
+                for kind, heads in kinds.items():
+                    optimizers[kind].step(heads.train().loss(batch, labels[places]), schedule)
+                if step + 1 in watched:
+                    for kind, heads in kinds.items():
+                        curves[kind].append(heads.score(self._labelled(tokens, selection))[0])
+                bar.update()
+        return curves
+
+    def _batches(self, tokens: "Tokens", train: TrainSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, T, D) tokens and the (B,) places of their images, step after step.
+
+        Each epoch is a new permutation and the next view; images that fill no batch are left out of that epoch.
+        """
+        per_epoch = len(train) // batch_size
+        epochs = math.ceil(self.iterations / per_epoch)
+        for epoch in range(epochs):
+            generator = torch.Generator().manual_seed(derive(self.seed, 1, epoch))
+            steps = min(per_epoch, self.iterations - epoch * per_epoch)
+            order = torch.randperm(len(train), generator=generator)[: steps * batch_size]
+            view = epoch % self.views if self.views else None
+            found = tokens.batches(train, view, order, batch_size, again=epochs > max(1, self.views))
+            yield from zip(found, order.to(tokens.backbone.device).split(batch_size), strict=True)
+
+    def _labelled(self, tokens: "Tokens", selection: SelectionSplit) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, T, D) tokens of the selection split and their (B,) classes."""
+        everyone = torch.arange(len(selection))
+        found = tokens.batches(selection, None, everyone, self.batch_size, again=self.points > 1)
+        labels = torch.as_tensor(selection.labels).to(tokens.backbone.device)
+        return zip(found, labels.split(self.batch_size), strict=True)
+
+    def _best(
+        self, kind: str, heads: AttentiveHeads, tokens: "Tokens", selection: SelectionSplit, curve: list[Tensor]
+    ) -> Head:
+        """The best head of a kind on the selection split, after the last step."""
+        accuracy, loss = heads.score(self._labelled(tokens, selection))
+        curves = torch.stack([*curve, accuracy], 1).tolist()
+        scores = zip(self._lrs[kind], accuracy.tolist(), loss.tolist(), curves, strict=True)
+        candidates = [Head(kind, heads.pick(h), *s) for h, s in enumerate(scores) if math.isfinite(s[2])]
+        if not candidates:
+            raise UserError(f"every {kind} head diverged: give smaller {kind}_lrs than {min(self._lrs[kind])}")
+        return min(candidates, key=lambda head: head.order)
+
+    def _watched(self) -> list[int]:
+        """Steps, counted from 1, after which selection accuracy is taken; the last is among them."""
+        return sorted({max(1, round(self.iterations * point / self.points)) for point in range(1, self.points + 1)})
+
+
+@final
+class Tokens:
+    """Tokens of images, rounded to float16, and kept in memory while there is room; never on disk.
+
+    Each token has a scale of its own, a power of two, so that neither large nor tiny ones leave float16's range.
+
+    Args:
+        backbone: Whose tokens.
+        room: Bytes that may be kept.
+        unit: What tokens are divided by.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, room: int, unit: float = 1.0) -> None:
+        self.backbone, self.room, self.unit = backbone, room, unit
+        self._kept: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
+
+    def batches(
+        self, split: Split, view: int | None, order: Tensor, batch_size: int, again: bool = False
+    ) -> Iterator[Tensor]:
+        """(B, T, D) float32 tokens, batch after batch.
+
+        Args:
+            split: The images.
+            view: Number of the random crop of each; None for the images as they are.
+            order: (M,) places in the split.
+            batch_size: B; the last batch may be smaller.
+            again: Whether they will be asked for again: they are kept then, if there is room.
+        """
+        key = split_name(split), view
+        if again and key not in self._kept:
+            self._keep(split, view)
+        if key in self._kept:
+            halves, scales = self._kept[key]
+            for places in order.to(self.backbone.device).split(batch_size):
+                yield self._restored(halves[places], scales[places])
+            return
+        for part in self._rounded(split, view, order, batch_size):
+            yield self._restored(*part)
+
+    def _restored(self, halves: Tensor, scales: Tensor) -> Tensor:
+        return halves.float().mul_(scales / self.unit)
+
+    def _rounded(
+        self, split: Split, view: int | None, order: Tensor, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, T, D) float16 and (B, T, 1) float32, whose product the tokens are."""
+        part = dataclasses.replace(split, rows=split.rows[order.numpy()])
+        size, workers = self.backbone.img_size, self.backbone.num_workers
+        if view is None:
+            found = evaluation_batches(part, size, batch_size, workers)
+        else:
+            found = augmented_batches(part, crops(size), view, batch_size, workers)
+        for images, _ in found:
+            cost = Cost(len(images), len(images) * self.backbone.flops_per_image)
+            self.backbone.used["tokens"] = self.backbone.used.get("tokens", Cost()) + cost
+            pieces = [rounded(self.backbone.tokens(some)) for some in images.split(self.backbone.batch_size)]
+            yield torch.cat([halves for halves, _ in pieces]), torch.cat([scales for _, scales in pieces])
+
+    def _keep(self, split: Split, view: int | None) -> None:
+        """All of a split's, unless there is no room."""
+        size = self.backbone.img_size
+        _, count, dim = self.backbone.tokens(torch.zeros(1, 3, size, size)).shape
+        needed = len(split) * count * (2 * dim + 4)
+        if needed > self.room:
+            return
+        self.room -= needed
+        halves = torch.empty(len(split), count, dim, dtype=torch.float16, device=self.backbone.device)
+        scales = torch.empty(len(split), count, 1, device=self.backbone.device)
+        at, batch_size = 0, self.backbone.batch_size
+        with progress(f"tokens of the {split_name(split)} images", len(split)) as bar:
+            for some, scale in self._rounded(split, view, torch.arange(len(split)), batch_size):
+                halves[at : at + len(some)], scales[at : at + len(some)] = some, scale
+                at += len(some)
+                bar.update(len(some))
+        self._kept[split_name(split), view] = halves, scales
+
+
+def rounded(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, D) -> (B, T, D) float16 within [-1, 1] and the (B, T, 1) powers of two that it is multiplied by."""
+    exponent = tokens.abs().amax(2, keepdim=True).frexp().exponent.clamp(-126, 127)
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=tokens.dtype), exponent)
+    return (tokens / scale).half(), scale
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most ``most``."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)

@@ -1,0 +1,214 @@
+"""Distillation: what a student learns from what this network, fine-tuned on few labels, says of all images.
+
+SimCLRv2's third stage: Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", NeurIPS 2020
+(https://arxiv.org/abs/2006.10029), open to every method, so that a comparison gives none two more stages than others.
+
+1. Teacher: the backbone, fine-tuned on a share of the labels as finetune-1pct and finetune-10pct do it.
+2. Student: trained on all images, (1 - alpha) x cross entropy with the labels there are + alpha x cross entropy of its
+   softmax with the teacher's, both at a temperature. Crops and flips alone; the teacher, in eval mode, sees the same
+   crop.
+
+The student predicts the test images. The same network starts from the pretrained weights, at temperature 0.1
+(self-distillation); another one starts from nothing, at temperature 1, as in the paper.
+
+Ours, and why:
+- AdamW for all networks, with layer-wise rates for the pretrained student, not LARS: one recipe for ViTs and ResNets.
+- The loss is the paper's formula; its notebook multiplies by the temperature squared, which AdamW would not notice.
+- The teacher's rate is chosen by cross-validation inside its labels; the student's is fixed. Nothing else is chosen, so
+  the selection images are among the unlabelled ones, as in labels-1pct and labels-10pct.
+- The teacher starts from the encoder, for every method.
+
+Shapes: B images of a batch, N images, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.features import FrozenBackbone, Pixels
+from ssl_bench.few_labels import labelled, labels_of
+from ssl_bench.few_labels_finetuning import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
+from ssl_bench.finetuning import Batch, Batches, Recipe, Tuned, autocast, cross_entropy, drawing, logits_of, tune
+from ssl_bench.options import BackboneOptions
+from ssl_bench.randomness import derive
+
+LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069ff547fc1b6"}  # ImageNet's, md5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Who teaches and who has learned."""
+
+    teacher: Tuned
+    student: Tuned
+
+
+@final
+class Distill(Evaluation[Pair]):
+    """A student learns from all images what this backbone, fine-tuned on a share of the labels, says of them.
+
+    Args:
+        fraction: Share of the labels that the teacher, and the part of the loss with labels, see.
+        subset: File that names the labelled images; for ImageNet 1percent.txt or 10percent.txt as published. They are
+            drawn when not given.
+        student: Any backbone by name, which starts from nothing; this backbone from its pretrained weights when not
+            given.
+        temperature: Of both softmaxes; when not given, 0.1 for the same network and 1 for another.
+        alpha: Weight of the teacher; the rest is cross entropy with the labels.
+        epochs: Passes of the student over all images.
+        warmup_epochs: Of them, with a growing rate.
+        batch_size: Images per step, of student and teacher.
+        lr: Of the student, for 256 images.
+        layer_decay: Of a pretrained student that is no ResNet; others have one rate.
+        weight_decay: Of the student.
+        teacher_epochs: Passes over the labelled images.
+        teacher_warmup_epochs: Of them, with a growing rate; ResNets have none.
+        teacher_lrs: Rates of the teacher to choose from, for 256 images.
+        teacher_resnet_lrs: The same where it is a ResNet, which SGD trains.
+        folds: Of the cross-validation that chooses.
+        precision: auto (bf16-mixed where the hardware has it), bf16-mixed or 32-true.
+        seed: Of all that is random.
+    """
+
+    trains: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        fraction: float = 0.1,
+        subset: str | None = None,
+        student: str | None = None,
+        temperature: float | None = None,
+        alpha: float = 1.0,
+        epochs: int = 400,
+        warmup_epochs: float = 20.0,
+        batch_size: int = 1024,
+        lr: float = 5e-4,
+        layer_decay: float = 0.75,
+        weight_decay: float = 0.05,
+        teacher_epochs: int = 100,
+        teacher_warmup_epochs: float = 5.0,
+        teacher_lrs: tuple[float, ...] = (5e-4, 1e-3),
+        teacher_resnet_lrs: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1),
+        folds: int = 5,
+        precision: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        if not 0 < fraction <= 1 or not 0 <= alpha <= 1:
+            raise ValueError(f"fraction {fraction} must be in (0, 1] and alpha {alpha} in [0, 1]")
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"temperature {temperature} must be above 0")
+        if not teacher_lrs or not teacher_resnet_lrs or folds < 2:
+            raise ValueError(f"each kind of teacher_lrs needs a value, and folds must be at least 2, not {folds}")
+        self.fraction = fraction
+        self.subset = subset
+        self.student = student
+        self.temperature = temperature
+        self.alpha = alpha
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.teacher_epochs = teacher_epochs
+        self.teacher_warmup_epochs = teacher_warmup_epochs
+        self.teacher_lrs = teacher_lrs
+        self.teacher_resnet_lrs = teacher_resnet_lrs
+        self.folds = folds
+        self.precision = precision
+        self.seed = seed
+        self._recipe(pretrained=True)
+        self._teachers(resnet=False), self._teachers(resnet=True)
+
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        return "raw pixels have no network to train" if isinstance(backbone.network, Pixels) else None
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Pair]:
+        assert train.pool is selection.pool, "one pool holds both"
+        splits = train, selection
+        everyone, labels = np.concatenate([split.rows for split in splits]), labels_of(splits)
+        known = self._labelled(splits)
+        some = Labelled(train, everyone[known], int(labels.max()) + 1)
+        recipes = self._teachers(is_resnet(backbone))
+        recipe, accuracies = chosen_by_folds(recipes, backbone, some, "encoder", self.folds, derive(self.seed, 0, 1))
+        teacher, taken = trained(recipe, backbone, some.train(), some.classes, "encoder")
+        student = Tuned(self._student(backbone), some.classes, "avg", 0.0, self.seed)
+        own = self._recipe(pretrained=self.student is None and not is_resnet(backbone))
+        mask = np.isin(np.arange(len(everyone)), known)
+        batches = Batches(TrainSplit(train.pool, everyone), own, some.classes, backbone, mask)
+        temperature = self.temperature or (0.1 if self.student is None else 1.0)
+
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            with torch.no_grad(), autocast(own, backbone.device):
+                wanted = teacher(batch.images).float()
+            imitated = imitation(logits, wanted, temperature)
+            return (1 - self.alpha) * cross_entropy(logits, batch) + self.alpha * imitated
+
+        curve = {f"teacher {name}": series for name, series in taken.items()}
+        curve |= tune(student, batches, own, loss=loss, what="distillation")
+        kinds = tuple(kind for kind in (teacher.kind,) if kind in backbone.kinds)
+        if not accuracies:
+            return Fit(Pair(teacher, student), kinds, curve=curve)
+        grid = [r.lr for r in recipes]
+        edge = recipe.lr in (min(grid), max(grid))
+        curve["teacher accuracy"] = accuracies
+        chosen = {"teacher lr": recipe.lr}
+        return Fit(Pair(teacher, student), kinds, chosen, {"teacher lr": grid}, edge, curve, chosen_on="train")
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Pair], test: TestSplit) -> list[Prediction]:
+        models = {"student": fit.state.student, "teacher": fit.state.teacher}
+        return [Prediction(name, logits_of(model, backbone, test).argmax(1)) for name, model in models.items()]
+
+    def _labelled(self, splits: Sequence[Split]) -> np.ndarray:
+        """(n,) rising rows, among the images of all splits, of the labelled ones."""
+        if self.fraction == 1 and self.subset is None:
+            return np.arange(sum(map(len, splits)))
+        md5 = LISTS.get(self.fraction, "")
+        return labelled(splits, self.fraction, self.subset, [derive(self.seed, 0)], md5, "--distill.subset")[0]
+
+    def _student(self, backbone: FrozenBackbone) -> Backbone:
+        if self.student is None:
+            return backbone.trainable()
+        with drawing(derive(self.seed)):
+            built = Backbone(BackboneOptions(name=self.student, img_size=backbone.img_size))
+        return built.to(backbone.device)
+
+    def _recipe(self, pretrained: bool) -> Recipe:
+        """The student's."""
+        return replace(
+            crops_alone(self.epochs, self.batch_size, self.precision, self.seed),
+            warmup_epochs=self.warmup_epochs,
+            optimizer="adamw",
+            lr=self.lr,
+            layer_decay=self.layer_decay if pretrained else 1.0,
+            weight_decay=self.weight_decay,
+        )
+
+    def _teachers(self, resnet: bool) -> list[Recipe]:
+        """One for each rate."""
+        batch_size = min(self.batch_size, 256)
+        light = crops_alone(self.teacher_epochs, batch_size, self.precision, self.seed)
+        if resnet:
+            return [replace(light, lr=lr) for lr in self.teacher_resnet_lrs]
+        full = Recipe(
+            self.teacher_epochs,
+            self.teacher_warmup_epochs,
+            batch_size,
+            layer_decay=0.75,
+            precision=self.precision,
+            seed=self.seed,
+        )
+        return [replace(full, lr=lr) for lr in self.teacher_lrs]
+
+
+def imitation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean over images of the cross entropy of both (B, K) logits' softmaxes at a temperature."""
+    wanted = (teacher / temperature).softmax(1)
+    return -(wanted * (student / temperature).log_softmax(1)).sum(1).mean()

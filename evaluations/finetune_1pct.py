@@ -1,0 +1,104 @@
+"""Fine-tune 1 %: what a network can be made to tell apart when all of it learns from 1 % of the labels.
+
+The protocol of SimCLR (Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709, B.5), of BYOL (Grill et al., NeurIPS
+2020, https://arxiv.org/abs/2006.07733, C.1) and of SimCLRv2 (Chen et al., NeurIPS 2020, https://arxiv.org/abs/2006.10029),
+which starts not from the encoder but from the first layer of the projection head (`head1`): that alone moves results at
+1 % by ten points, so methods with a head get both variants. ResNets are trained as there: SGD with Nesterov's momentum,
+crops and flips alone, no warm-up, no weight decay. For other networks these papers have no recipe: theirs is that of
+finetune.
+
+Ours, and why:
+- The rate is chosen by stratified cross-validation inside the labelled images, and the network trained again from all
+  of them: no other label is seen, not those of the selection split either. Where each class has one image, it is the
+  first of the rates.
+- The labelled images are those of labels-1pct: ImageNet's published list, md5 checked, or drawn from train and
+  selection together, at least one of each class; those of 1 % are among those of 10 %.
+- Images are normalised as in pretraining. Batches are of 256, so that small data sets have several per epoch.
+
+Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 10 %.
+"""
+
+from typing import final
+
+from ssl_bench.few_labels_finetuning import FinetuneFewLabels, crops_alone
+from ssl_bench.finetuning import Recipe
+
+
+@final
+class Finetune1pct(FinetuneFewLabels):
+    """All of the network learns from 1 % of the labels; its rate is chosen by cross-validation inside them.
+
+    Args:
+        subset: File that names the labelled images, one in each line; for ImageNet 1percent.txt as published. They are
+            drawn when not given.
+        draws: Of the labelled images, where they are drawn; the accuracy is the mean.
+        folds: Of the cross-validation.
+        epochs: Passes over the labelled images; of ViTs and Swins.
+        resnet_epochs: The same of ResNets (SimCLR's).
+        warmup_epochs: Of `epochs`, with a growing rate.
+        batch_size: Images per step.
+        lrs: Learning rates of AdamW to choose from, for 256 images.
+        resnet_lrs: Learning rates of SGD to choose from, likewise (BYOL's).
+        layer_decay: Factor on the rate from block to block, downwards; not in ResNets.
+        drop_path: Stochastic depth at the last block; not in ResNets.
+        mixup: Alpha of mixup; 0 for none. Not for ResNets, as all that follows.
+        cutmix: Alpha of cutmix; 0 for none.
+        smoothing: Of labels.
+        randaugment: timm's description; none when null.
+        erase: Chance that a rectangle becomes noise.
+        precision: auto (bf16-mixed where the hardware has it), bf16-mixed or 32-true.
+        seed: Of all that is random.
+    """
+
+    fraction = 0.01
+    md5 = "b61c91b8ddb75fabdb02a9bb2ae3bd74"
+
+    def __init__(
+        self,
+        subset: str | None = None,
+        draws: int = 3,
+        folds: int = 5,
+        epochs: int = 200,
+        resnet_epochs: int = 60,
+        warmup_epochs: float = 5.0,
+        batch_size: int = 256,
+        lrs: tuple[float, ...] = (5e-4, 1e-3),
+        resnet_lrs: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1),
+        layer_decay: float = 0.75,
+        drop_path: float = 0.1,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        smoothing: float = 0.1,
+        randaugment: str | None = "rand-m9-mstd0.5-inc1",
+        erase: float = 0.25,
+        precision: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        vit = Recipe(
+            epochs,
+            warmup_epochs,
+            batch_size,
+            layer_decay=layer_decay,
+            drop_path=drop_path,
+            mixup=mixup,
+            cutmix=cutmix,
+            smoothing=smoothing,
+            randaugment=randaugment,
+            erase=erase,
+            precision=precision,
+            seed=seed,
+        )
+        resnet = crops_alone(resnet_epochs, batch_size, precision, seed)
+        super().__init__(vit, resnet, lrs, resnet_lrs, subset, draws, folds)
+        self.epochs = epochs
+        self.resnet_epochs = resnet_epochs
+        self.warmup_epochs = warmup_epochs
+        self.batch_size = batch_size
+        self.layer_decay = layer_decay
+        self.drop_path = drop_path
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.smoothing = smoothing
+        self.randaugment = randaugment
+        self.erase = erase
+        self.precision = precision

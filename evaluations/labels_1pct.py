@@ -1,0 +1,46 @@
+"""Labels 1 %: logistic regression on frozen features of 1 % of the labels.
+
+The protocol of DINO (https://arxiv.org/abs/2104.14294) and iBOT for the subsets of SimCLR
+(https://arxiv.org/abs/2002.05709): the backbone stays as it is. ImageNet's 1 % is the published list, 1percent.txt of
+https://github.com/google-research/simclr/tree/master/imagenet_subsets; its md5 is checked.
+
+Ours, and why:
+- C is chosen by stratified cross-validation inside the subset, and the classifier learned again from all of it: no
+  other label is seen, not those of the selection split either. Where each class has one image, C is 0.1.
+- Features are standardised over all training images, which takes no labels, so that one grid suits all networks.
+- Of other data the subset is drawn, from train and selection together: 1 % of each class, rounded, at least one image.
+  Three draws, whose mean is reported; each is part of the 10 % of the same draw.
+
+Shapes: see ssl_bench/few_labels.py, which does the work for 1 % and 10 %.
+"""
+
+from typing import final
+
+from ssl_bench.few_labels import FewLabels
+
+
+@final
+class Labels1pct(FewLabels):
+    """Logistic regression from 1 % of the labels; its penalty is chosen by cross-validation inside them.
+
+    Args:
+        subset: File that names the labelled images, one in each line; for ImageNet 1percent.txt as published. They are
+            drawn when not given.
+        draws: Of the labelled images, where they are drawn; the accuracy is the mean.
+        cs: Inverse penalties C to choose from, rising.
+        folds: Of the cross-validation.
+        seed: Of the draws and folds.
+    """
+
+    fraction = 0.01
+    md5 = "b61c91b8ddb75fabdb02a9bb2ae3bd74"
+
+    def __init__(
+        self,
+        subset: str | None = None,
+        draws: int = 3,
+        cs: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
+        folds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(subset, draws, cs, folds, seed)

@@ -1,0 +1,301 @@
+"""Partial fine-tuning: how good a classifier becomes when only the last k blocks may still learn.
+
+He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section 4.3 and figure 9
+(https://arxiv.org/abs/2111.06377): from k = 0, a linear probe, to k = L, full fine-tuning. Its code was not published;
+the recipe is that of MAE's fine-tuning (FINETUNE.md). k = 0.5 is the MLP of the last block, its norm included.
+
+What the paper leaves open, as it is here:
+- At every k > 0 the norm next to the pooling and the head learn, too. Embeddings, tokens and relative positions that
+  blocks share are frozen unless k = L. The frozen part is in eval mode and without stochastic depth.
+- Layer-wise rates and stochastic depth are those that a block has when all blocks learn.
+- k = 0 is the linear probe of MAE (as in `linear`, variant `mae`), not this recipe without blocks.
+- Pooling is as the method's authors fine-tune: the mean patch through a fresh norm for MAE, SimMIM, CAE and networks
+  that have learned nothing, the class token for all others. The other pooling is one more variant.
+- ResNets are tuned from 0 over their last block, last stage and last two stages to all; k counts their residual blocks,
+  and batch norms of the frozen part stay in eval mode. In Swins the merging of patches belongs to the block before it.
+- The number of the protocol is that of k = 4, or of the most blocks below it that are not all of them, fixed
+  beforehand: there the paper's methods differ most, and it is neither the probe's number nor fine-tuning's.
+
+Ours: the frozen part runs once for all k, on the same augmented and mixed batches; the curve comes with the area under
+accuracy over log2(1 + numbers that learn), and with k*, the fewest blocks that come within half a point of all of them.
+Both are taken on the selection split, as is the choice of epochs where several are asked for.
+
+Shapes: N images, B of a batch, D features, K classes, L blocks.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.features import FrozenBackbone, full_precision, progress
+from ssl_bench.finetuning import SELECTION, Batches, Recipe, Tuned, blocks
+from ssl_bench.heads import Head, Heads, Norm
+from ssl_bench.randomness import derive
+from ssl_bench.schedules import warmup_cosine
+from ssl_bench.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
+
+Pooling = Literal["avg", "cls"]
+HEADLINE = 4  # blocks
+MEAN_POOLED = ("cae", "mae", "simmim", "random")  # methods; the others have learned a class token
+NEAR = 0.005  # of full fine-tuning's accuracy: half a point
+# MAE's linear probe
+PROBE_EPOCHS, PROBE_VIEWS, PROBE_LR, PROBE_BATCH, TRUST = 90, 10, 0.1, 4096, 0.001
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was learned: variant -> top, the headline first, and the head of k = 0 if that is among the depths."""
+
+    tops: dict[str, Top]
+    probe: Head | None
+
+
+@final
+class PartialFinetune(Evaluation[Tuning]):
+    """Fine-tuning of the last k blocks, for several k at once.
+
+    Args:
+        depths: Each k: 0, 0.5, whole numbers, and .inf for all blocks; those that the network has not are left out.
+            When not given, 0, 0.5, 1, 2, 4, 6, 12, 18, 24 and all; a ResNet's last block, last stages and all.
+        epochs: Passes over the training images; of several, each k's is chosen on the selection split.
+        warmup_epochs: Of them, in which the learning rate rises from 0.
+        batch_size: Images per step, at most.
+        lr: For 256 images.
+        layer_decay: Factor on the learning rate per block, from the head down.
+        drop_path: Stochastic depth at the last block.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none.
+        randaugment: timm's description of RandAugment; None for none.
+        erase: Chance that a rectangle of an image becomes noise.
+        pooling: avg: the mean patch; cls: the class token; auto: as the method's authors do. Of ViTs.
+        other_pooling: Tune the headline's k with the other pooling, too.
+        precision: auto (bf16-mixed where the hardware has it), bf16-mixed or 32-true.
+        seed: Of all that is random.
+    """
+
+    trains: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        depths: tuple[float, ...] | None = None,
+        epochs: tuple[int, ...] = (50,),
+        warmup_epochs: float = 5.0,
+        batch_size: int = 1024,
+        lr: float = 5e-4,
+        layer_decay: float = 0.65,
+        drop_path: float = 0.1,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        randaugment: str | None = "rand-m9-mstd0.5-inc1",
+        erase: float = 0.25,
+        pooling: Literal["auto", "avg", "cls"] = "auto",
+        other_pooling: bool = True,
+        precision: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        if not epochs or (depths is not None and not any(depth > 0 for depth in depths)):
+            raise ValueError(f"epochs {epochs} and the depths above 0 of {depths} must be at least one")
+        self.depths = depths
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.layer_decay = layer_decay
+        self.drop_path = drop_path
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.randaugment = randaugment
+        self.erase = erase
+        self.pooling: Literal["auto", "avg", "cls"] = pooling
+        self.other_pooling = other_pooling
+        self.precision = precision
+        self.seed = seed
+        self._recipes = [self._recipe(count) for count in sorted(set(epochs))]
+
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        if not isinstance(backbone.network, Backbone):
+            return "raw pixels have no blocks to tune"
+        if self.pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.kinds:
+            return "it has no class token to pool"
+        return None
+
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuning]:
+        if len(selection) == 0:
+            raise UserError(
+                "the selection split, on which depths are compared, is empty: raise data.selection_fraction"
+            )
+        depths = self._depths(backbone)
+        classes = 1 + int(max(train.labels.max(), selection.labels.max()))
+        headline, wanted = self._wanted(backbone, depths)
+        candidates = {
+            name: [self._top(backbone, classes, depth, pooling, recipe) for recipe in self._recipes]
+            for name, (depth, pooling) in wanted.items()
+        }
+        every = [top for tops in candidates.values() for top in tops]
+        tune_together(every, Batches(train, self._recipes[-1], classes, backbone), selection, "partial fine-tuning")
+        # Of equals the one with fewer epochs: recipes are in the order of their epochs.
+        tops = {name: max(some, key=lambda top: top.curve[SELECTION][-1]) for name, some in candidates.items()}
+        probe = mae_probe(backbone, train, selection, classes, self.seed) if depths[0] == 0 else None
+        own = [top for name, top in tops.items() if wanted[name][1] == self._pooling(backbone)]
+        points = [(probe.trainable, probe.accuracy)] if probe is not None else []
+        points += [(top.trainable, top.curve[SELECTION][-1]) for top in own]
+        curve = summary(depths, points, own[-1].whole)
+        curve |= {f"{name} {series}": values for name, top in tops.items() for series, values in top.curve.items()}
+        chosen, grid = {}, {}
+        if len(self._recipes) > 1:
+            chosen = {f"epochs {name}": top.recipe.epochs for name, top in tops.items()}
+            grid = {name: [recipe.epochs for recipe in self._recipes] for name in chosen}
+        return Fit(
+            Tuning({headline: tops[headline]} | tops, probe.head if probe is not None else None),
+            features=(probe.head.kind,) if probe is not None else (),
+            chosen=chosen,
+            grid=grid,
+            on_edge=any(chosen[name] in (values[0], values[-1]) for name, values in grid.items()),
+            curve=curve,
+        )
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuning], test: TestSplit) -> list[Prediction]:
+        state = fit.state
+        logits = logits_of_all(list(state.tops.values()), backbone, test)
+        found = [Prediction(name, some.argmax(1)) for name, some in zip(state.tops, logits, strict=True)]
+        if state.probe is not None:
+            with full_precision():
+                probed = state.probe.logits(backbone.features(test, state.probe.kind))  # (N, K)
+            found.append(Prediction("k0", probed.argmax(1).cpu()))
+        return found
+
+    def _recipe(self, epochs: int) -> Recipe:
+        return Recipe(
+            epochs=epochs,
+            warmup_epochs=self.warmup_epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            layer_decay=self.layer_decay,
+            drop_path=self.drop_path,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            randaugment=self.randaugment,
+            erase=self.erase,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def _depths(self, backbone: FrozenBackbone) -> tuple[float, ...]:
+        """Rising; those asked for that there are."""
+        network = _network(backbone)
+        if self.depths is None:
+            return usual_depths(network)
+        asked = {len(blocks(network)) if depth == math.inf else depth for depth in self.depths}
+        found = tuple(sorted(depth for depth in asked if exists(network, depth)))
+        if not any(found):
+            raise UserError(f"none of the depths {self.depths} fits {len(blocks(network))} blocks: add .inf for all")
+        return found
+
+    def _pooling(self, backbone: FrozenBackbone) -> Pooling:
+        """That of the depths; a network without a class token has but one."""
+        if "cls" not in backbone.kinds:
+            return "avg"
+        if self.pooling != "auto":
+            return self.pooling
+        return "avg" if backbone.identity.get("method", "random") in MEAN_POOLED else "cls"
+
+    def _wanted(
+        self, backbone: FrozenBackbone, depths: Sequence[float]
+    ) -> tuple[str, dict[str, tuple[float, Pooling]]]:
+        """The headline variant, and of each variant that is tuned its depth and pooling."""
+        total, own = len(blocks(_network(backbone))), self._pooling(backbone)
+        names = {depth: "all" if depth == total else f"k{depth:g}" for depth in depths if depth > 0}
+        headline = max([depth for depth in names if depth <= HEADLINE and depth < total], default=min(names))
+        wanted = {name: (depth, own) for depth, name in names.items()}
+        if self.other_pooling and "cls" in backbone.kinds:
+            other: Pooling = "avg" if own == "cls" else "cls"
+            wanted[f"{names[headline]}-{other}"] = headline, other
+        return names[headline], wanted
+
+    def _top(self, backbone: FrozenBackbone, classes: int, depth: float, pooling: Pooling, recipe: Recipe) -> Top:
+        return Top(Tuned(backbone.trainable(), classes, pooling, recipe.drop_path, recipe.seed), depth, recipe)
+
+
+def summary(depths: Sequence[float], points: Sequence[tuple[int, float]], complete: bool) -> dict[str, list[float]]:
+    """Series over the depths, their area, and k* where the last depth is all blocks.
+
+    Args:
+        depths: Rising.
+        points: At each, how many numbers learn and the accuracy on the selection split.
+        complete: Whether the last is all blocks.
+    """
+    counts, accuracies = [count for count, _ in points], [accuracy for _, accuracy in points]
+    curve = {"k": list(depths), "trainable": [float(count) for count in counts], SELECTION: accuracies}
+    curve["area"] = [area(counts, accuracies)]
+    if complete:
+        curve["k*"] = [fewest(depths, accuracies)]
+    return curve
+
+
+def area(counts: Sequence[int], accuracies: Sequence[float]) -> float:
+    """Under accuracy over log2(1 + numbers that learn), by trapezoids."""
+    widths = [math.log2(1 + count) for count in counts]
+    return float(np.trapezoid(accuracies, widths))
+
+
+def fewest(depths: Sequence[float], accuracies: Sequence[float]) -> float:
+    """The smallest depth whose accuracy is at most half a point below that of the last."""
+    near = accuracies[-1] - NEAR - 1e-9  # which whole numbers of images rarely make an exact half point
+    return next(depth for depth, accuracy in zip(depths, accuracies, strict=True) if accuracy >= near)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear head, its accuracy on the selection split, and how many of its numbers learned."""
+
+    head: Head
+    accuracy: float
+    trainable: int
+
+
+def mae_probe(backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, classes: int, seed: int) -> Probe:
+    """A linear head by MAE's recipe: LARS, 90 epochs over random crops, batch norm with their exact statistics."""
+    kind, views = backbone.headline_kind, tuple(range(PROBE_VIEWS))
+    norm = Norm.of(*backbone.moments([train], kind, views))
+    labels, held_out_labels = (torch.as_tensor(split.labels).to(backbone.device) for split in (train, selection))
+    batch = min(PROBE_BATCH, len(train))
+    steps = math.ceil(PROBE_EPOCHS * len(train) / batch)
+    generator = torch.Generator().manual_seed(derive(seed, 0, 0))
+    start = 0.01 * torch.randn(1, classes, len(norm.mean), generator=generator)
+    heads = Heads(start.to(backbone.device), [PROBE_LR * batch / 256], trust=TRUST)
+    with full_precision(), progress("the probe of k = 0", steps, "steps") as bar:
+        for step, parts in enumerate(orders(len(train), batch, steps, seed)):
+            inputs = [backbone.features(train, kind, rows, view=epoch % len(views)) for epoch, rows in parts]
+            rows = torch.cat([rows for _, rows in parts]).to(backbone.device)
+            heads.step(norm(torch.cat(inputs)), labels[rows], warmup_cosine(step, steps, steps // 9, 1.0))
+            bar.update()
+        accuracy, _ = heads.score(norm(backbone.features(selection, kind)), held_out_labels)
+    return Probe(heads.head(0, kind, norm), float(accuracy), heads.weight.numel() + heads.bias.numel())
+
+
+def orders(images: int, batch_size: int, batches: int, seed: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """Batches as (epoch, rows) of each epoch that they touch: one permutation after another, without a break."""
+    epoch, left = -1, torch.empty(0, dtype=torch.int64)
+    for _ in range(batches):
+        parts, missing = [], batch_size
+        while missing:
+            if not len(left):
+                epoch += 1
+                left = torch.randperm(images, generator=torch.Generator().manual_seed(derive(seed, 1, epoch)))
+            parts.append((epoch, left[:missing]))
+            left, missing = left[missing:], missing - len(parts[-1][1])
+        yield parts
+
+
+def _network(backbone: FrozenBackbone) -> Backbone:
+    assert isinstance(backbone.network, Backbone), "see refusal"
+    return backbone.network
