@@ -1,9 +1,14 @@
 """What evaluations save by sharing work: each against the same protocols run one after another, in one process.
 
-    python benchmarks/evaluate.py --what partial
+    python benchmarks/evaluate.py --what knn partial
 
 The two sides take turns, so that whatever else the machine does slows both; a ratio is the median over rounds, with its
 lowest and highest.
+
+knn: 10,000 queries against a bank of 50,000 x 768 at k = 200, votes included, against lightly's `knn_predict` in
+batches of 128, the fastest of those tried; both on one thread and in processor time. Once with vectors in ten
+overlapping clusters, and once with such that all cosines are 0.98. Extra memory is what a process of its own needs at
+most beyond the float16 bank and the queries.
 
 partial: partial fine-tuning at k = 0, 0.5, 1, 2, 4 and 6 of a ViT's 12 blocks with the default recipe and augmentation,
 one frozen trunk for all of them against six runs with one k each. k = 0 is the linear probe on ten cached crops per
@@ -14,31 +19,40 @@ through blocks alone would be 0.60 without k = 0; the rest is augmentation done 
 """
 
 import argparse
+import multiprocessing
+import os
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import ssl_bench.torchvision_guard  # noqa: F401
 
 # isort: split
 import numpy as np
 import torch
+import torch.nn.functional as F
+from lightly.utils.benchmarking.knn import knn_predict
+from torch import Tensor
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.evaluations.knn import BANK_VALUES, votes
 from ssl_bench.evaluations.partial_finetune import mae_probe
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.finetuning import Batches, Recipe, Tuned
+from ssl_bench.neighbours import neighbours
 from ssl_bench.options import BackboneOptions
 from ssl_bench.shared_trunk import Top, tune_together
 from ssl_bench.speed import keep_freed_memory
 
 CLASSES = 10
+NEIGHBOURS, TEMPERATURE, DIM = 200, 0.07, 768  # of knn
 
 
 def main() -> None:
-    measures: dict[str, Callable[[argparse.Namespace], None]] = {"partial": partial}
+    measures: dict[str, Callable[[argparse.Namespace], None]] = {"knn": knn_against_lightly, "partial": partial}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=measures, nargs="+", default=list(measures))
     parser.add_argument("--backbone", default="vit_nano_patch4_32", help="made 12 blocks deep; of partial")
@@ -52,6 +66,68 @@ def main() -> None:
     keep_freed_memory()
     for what in given.what:
         measures[what](given)
+
+
+def knn_against_lightly(given: argparse.Namespace) -> None:
+    """The same predictions from the same unit vectors, and the most memory that ours takes."""
+    torch.set_num_threads(1)
+    for name, offset in (("spread out", 0.0), ("cosines of 0.98", 4.0)):
+        labels = torch.arange(60_000) % CLASSES
+        vectors = F.normalize(clusters(labels, offset).float(), dim=1)
+        bank, queries = vectors[:50_000], vectors[50_000:]
+        columns, known = bank.T.contiguous(), labels[:50_000]
+
+        def ours(bank: Tensor = bank, queries: Tensor = queries, known: Tensor = known) -> Tensor:
+            similarity, row = neighbours(lambda: [queries], bank.split(BANK_VALUES // DIM), NEIGHBOURS)
+            return votes(similarity, known[row], CLASSES, [NEIGHBOURS], TEMPERATURE)[NEIGHBOURS]
+
+        def theirs(columns: Tensor = columns, queries: Tensor = queries, known: Tensor = known) -> Tensor:
+            parts = queries.split(128)
+            return torch.cat([knn_predict(q, columns, known, CLASSES, NEIGHBOURS, TEMPERATURE)[:, 0] for q in parts])
+
+        agree = float((ours() == theirs()).double().mean())  # warms both up
+        rounds = [(processor_time(ours), processor_time(theirs)) for _ in range(given.rounds)]
+        our, their = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = spread([their / our for our, their in rounds])
+        print(f"k-NN, {name}: ours {our:.2f} s, lightly {their:.2f} s, {ratio} times; {agree:.2%} predicted alike")
+    for images in (50_000, 200_000):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(f"  extra memory, bank of {images:,}: {pool.apply(extra_memory, (images,)) / 2**20:,.0f} MiB")
+
+
+def clusters(labels: Tensor, offset: float) -> Tensor:
+    """(N, DIM) float16 features around the centres of their classes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 0.5 * torch.randn(CLASSES, DIM, generator=generator) + offset * torch.randn(DIM, generator=generator)
+    features = torch.empty(len(labels), DIM, dtype=torch.float16)
+    for some, out in zip(labels.split(4096), features.split(4096), strict=True):
+        out.copy_(centres[some] + torch.randn(len(some), DIM, generator=generator) * (1 if offset == 0 else 0.4))
+    return features
+
+
+def extra_memory(images: int) -> int:
+    """Bytes at most beyond the bank, in a fresh process."""
+    torch.set_num_threads(1)
+    bank = clusters(torch.arange(images) % CLASSES, 0.0)
+    queries = F.normalize(clusters(torch.arange(10_000) % CLASSES, 0.0).float(), dim=1)
+
+    def chunks() -> Iterator[Tensor]:
+        for half in bank.split(BANK_VALUES // DIM):
+            rows = half.float()
+            yield rows.div_(rows.norm(dim=1, keepdim=True))
+            del rows
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    neighbours(lambda: [queries], chunks(), NEIGHBOURS)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def processor_time(work: Callable[[], object]) -> float:
+    """Seconds of this process, whatever else the machine does."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def partial(given: argparse.Namespace) -> None:

@@ -112,7 +112,7 @@ class Attentive(Evaluation[Trained]):
         iterations: int = 2500,
         batch_size: int = 256,
         cae_lrs: tuple[float, ...] = (0.003125, 0.0125, 0.05, 0.2),
-        ep_lrs: tuple[float, ...] = (0.1, 0.4, 1.6),
+        ep_lrs: tuple[float, ...] = (0.1, 0.4, 1.6, 6.4),
         views: int = 4,
         queries: int = 32,
         points: int = 10,

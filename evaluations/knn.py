@@ -47,6 +47,7 @@ class Space:
                 if self.mean is not None and self.deviation is not None:
                     features.sub_(self.mean).div_(self.deviation)
                 yield features.div_(features.norm(dim=1, keepdim=True).clamp(min=1e-12))
+                del features  # before the next are there
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 def attend(tokens: Tensor, queries: Tensor) -> Tensor:
     """(B, T, D) tokens and (H, G, D) queries -> (B, H, G, D) means of tokens, by softmax over T of tokens x query."""
-    scores = queries.flatten(0, 1) @ tokens.transpose(1, 2)  # (B, HG, T)
-    return (scores.softmax(2) @ tokens).unflatten(1, queries.shape[:2])
+    scores = (tokens.flatten(0, 1) @ queries.flatten(0, 1).T).unflatten(0, tokens.shape[:2])  # (B, T, HG)
+    pooled: Tensor = scores.softmax(1).transpose(1, 2) @ tokens  # (B, HG, D)
+    return pooled.unflatten(1, queries.shape[:2])
 
 
 def by_group(pooled: Tensor, weight: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
 
 DEFAULT = "demo"
+DEFAULT_PROTOCOLS = ("knn", "linear")
 KEYS = ("methods", "data", "backbones", "seeds", "fit", "evaluate", "baselines", "by")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
@@ -185,7 +186,7 @@ def _evaluation(tree: Mapping[str, Any], images: Mapping[str, Any], jobs: Sequen
     first = {job.network for job in jobs if job.after is None}  # a follower on such a network adds none
     networks = [str(job.folder) for job in jobs if job.after is None or job.network not in first]
     options = dict(tree.get("evaluate") or {})
-    protocols = options.pop("protocols", list(registry.names("evaluations")))
+    protocols = options.pop("protocols", DEFAULT_PROTOCOLS)
     for protocol in protocols:
         registry.find("evaluations", protocol)
     baselines: list[str] = []

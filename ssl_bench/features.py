@@ -274,6 +274,7 @@ class FrozenBackbone:
             bank = self._extract(split, view)
             if rank() == 0:
                 _save(path, fields, bank)
+                bank = _load(path, fields) or bank  # mapped from the file: many views need not fit into memory
         assert bank is not None
         return bank
 

@@ -28,7 +28,7 @@ from ssl_bench.features import full_precision
 
 QUERIES = 512  # at a time: 768 float32 features of each stay in a processor's cache
 ROWS = 2**16  # of the bank at a time, at most: a row's number then has 16 bits
-GROUP = 4  # rows of which only the largest coarse similarity is looked at first
+GROUP = 8  # rows of which only the largest coarse similarity is looked at first
 CANDIDATES = 2**22  # at a time, at most, unless a single query has more
 PADDING = -1e30  # coarse similarity of rows that are none
 UNIT = 2.0**-24  # relative rounding error of float32
@@ -36,6 +36,7 @@ UNIT = 2.0**-24  # relative rounding error of float32
 Found = tuple[Tensor, Tensor]  # similarities and rows, the most similar first
 
 
+@full_precision()
 def neighbours(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], k: int) -> Found:
     """The k rows of the bank most similar to each query, or all if it has fewer; of equals, the lower row.
 
@@ -73,10 +74,10 @@ def merged(first: Found, second: Found, k: int) -> Found:
     return similarity.gather(1, order), row.gather(1, order)
 
 
+@full_precision()
 def ranked(rows: Tensor, query: Tensor, k: int) -> Found:
     """The same without a coarse search: (q, min(k, n)) similarities and rows."""
-    with full_precision():
-        similarity = query @ rows.T  # (q, n)
+    similarity = query @ rows.T  # (q, n)
     keys = (numbered(similarity) << 16) + torch.arange(len(rows), device=rows.device)
     keys = keys.topk(min(k, len(rows)), dim=1, largest=False).values
     return similarities(keys >> 16), keys & 0xFFFF
@@ -84,7 +85,7 @@ def ranked(rows: Tensor, query: Tensor, k: int) -> Found:
 
 def coarse_format() -> torch.dtype:
     """bfloat16 where this processor has instructions that multiply it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
     return torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32
 
 
@@ -94,7 +95,7 @@ class Part:
 
     Args:
         rows: (n, D), n at most ROWS.
-        centre: (D,), their mean c.
+        centre: (D,), about their mean: c.
         coarse: (m, E) rounded b - c, its product with c in two parts, and zeros.
         length: Of the longest b - c.
         rounding: Length of what rounding changed of a b - c, at most.
@@ -113,7 +114,7 @@ class Part:
     @classmethod
     def of(cls, rows: Tensor, coarse_as: torch.dtype) -> "Part":
         n, dim = rows.shape
-        centre = rows.mean(0)
+        centre = rows[:: -(-n // 4096)].mean(0)
         coarse = rows.new_zeros(-(-n // 64) * 64, -(-(dim + 2) // 32) * 32, dtype=coarse_as)
         coarse[n:, dim] = PADDING
         most = rows.new_zeros(3)
@@ -127,7 +128,8 @@ class Part:
             changes = moved - out[:, :dim].float()
             sizes = moved.norm(dim=1), changes.norm(dim=1), (rest - out[:, dim + 1].float()).abs()
             most = most.maximum(torch.stack([size.amax() for size in sizes]))
-        return cls(rows, centre, coarse, *most.tolist(), coarse.new_empty(len(coarse) * QUERIES))
+        length, rounding, remainder = most.tolist()
+        return cls(rows, centre, coarse, length, rounding, remainder, coarse.new_empty(len(coarse) * QUERIES))
 
     def nearest(self, query: Tensor, k: int, known: Tensor | None = None) -> Found:
         """(q, min(k, n)) similarities and rows; -inf and any row instead of such as others rule out.
@@ -165,11 +167,14 @@ class Part:
             # Positive floats are ordered as their bits are. It takes changing the bits only where some are negative.
             if ordered:
                 bits = monotonic(bits)
-            groups = bits.reshape(GROUP, m // GROUP, q).max(0)
+            groups = torch.from_numpy(bits).view(GROUP, m // GROUP, q).amax(0).numpy()
             kth = kth_of_maxima(groups, k)  # (q,)
-            bound = torch.from_numpy(monotonic(kth) if ordered else kth).view(similarity.dtype).float()
-            bound -= torch.finfo(similarity.dtype).eps / 2 * bound.abs()  # what its own rounding may have added
-            least = (bound - 2 * error - exact).maximum(lowest).to(similarity.dtype)
+            least = lowest
+            if kth is not None:
+                bound = torch.from_numpy(monotonic(kth) if ordered else kth).view(similarity.dtype).float()
+                bound -= torch.finfo(similarity.dtype).eps / 2 * bound.abs()  # what its own rounding may have added
+                least = lowest.maximum(bound - 2 * error - exact)
+            least = least.to(similarity.dtype)
             if bool((least > 0).all()):
                 break
         least_bits = least.view(torch.from_numpy(bits).dtype).numpy()
@@ -192,9 +197,8 @@ class Part:
         moved = query - self.centre
         coarse = F.pad(moved, (0, width - dim)).to(self.coarse.dtype)  # (q, E)
         coarse[:, dim : dim + 2] = 1
-        with full_precision():
-            room = self.room[: len(self.coarse) * len(query)].view(-1, len(query))
-            similarity = torch.mm(self.coarse, coarse.T, out=room)
+        room = self.room[: len(self.coarse) * len(query)].view(-1, len(query))
+        similarity = torch.mm(self.coarse, coarse.T, out=room)
         rounded = coarse[:, :dim].float()
         length, rounding = rounded.norm(dim=1), (moved - rounded).norm(dim=1)
         summing = (width + 16) * UNIT  # of a sum, in whatever order; of the steps before it
@@ -208,15 +212,15 @@ def monotonic(bits: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
     return bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)
 
 
-def kth_of_maxima(groups: NDArray[np.signedinteger], k: int) -> NDArray[np.signedinteger]:
-    """(q,) lower bounds of the k-th largest of all that (g, q) maxima are of; the lowest number if g is too few.
+def kth_of_maxima(groups: NDArray[np.signedinteger], k: int) -> NDArray[np.signedinteger] | None:
+    """(q,) lower bounds of the k-th largest of all that (g, q) maxima are of; None if they are too few.
 
     The maxima of larger groups bound it less closely, but are fewer.
     """
     g, q = groups.shape
-    wide = next((wide for wide in (8, 4, 2, 1) if g // wide >= 2 * k and g % wide == 0), 0)
+    wide = next((wide for wide in (4, 2, 1) if g // wide >= 2 * k and g % wide == 0), 0)
     if wide == 0:
-        return np.full(q, np.array(PADDING, np.float32).view(np.int32) >> (32 - 8 * groups.itemsize), groups.dtype)
+        return None
     maxima = np.ascontiguousarray(groups.reshape(wide, g // wide, q).max(0).T)
     return np.partition(maxima, g // wide - k, axis=1)[:, g // wide - k]
 
@@ -227,7 +231,8 @@ def dots(rows: Tensor, query: Tensor, row: Tensor, column: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that sparse tensors are in beta state
         wanted = torch.sparse_csr_tensor(ends, column, query.new_zeros(len(row)), (len(rows), len(query)))
-    return torch.sparse.sampled_addmm(wanted, rows, query.T, beta=0.0).values()
+    products: Tensor = torch.sparse.sampled_addmm(wanted, rows, query.T, beta=0.0).values()
+    return products
 
 
 def numbered(similarity: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ssl_bench.evaluations.knn import votes
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.neighbours import neighbours
 from ssl_bench.options import ProbeOptions
+from ssl_bench.ridge import LeastSquares
 from ssl_bench.spectra import effective_rank, singular_values
 
 
@@ -53,10 +54,8 @@ def ridge_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tenso
     """Accuracy on M queries of a linear least-squares classifier of N standardised features, in closed form."""
     mean, std = bank.double().mean(0), bank.double().std(0).clamp(min=1e-12)
     x, q = (bank.double() - mean) / std, (queries.double() - mean) / std
-    targets = F.one_hot(labels).double()
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weights = torch.linalg.solve(gram, x.T @ (targets - targets.mean(0)))  # (D, K)
-    return float(((q @ weights + targets.mean(0)).argmax(1) == answers).double().mean())
+    weight, bias = LeastSquares(lambda: [x], labels, int(labels.max()) + 1).classifier(penalty)
+    return float((F.linear(q, weight, bias).argmax(1) == answers).double().mean())
 
 
 @final

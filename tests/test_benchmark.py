@@ -19,7 +19,7 @@ def write(tmp_path: Path, **tree: object) -> Path:
     shared = {k: yaml.safe_load(v) for k, v in FIT.items() if k.startswith(("trainer", "probe", "data.batch"))}
     shared |= {"optim.warmup_epochs": 1}
     methods = [{"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}, "simclr"]
-    evaluate = {"protocols": ["knn", "linear"], "linear": {"iterations": 20, "batch_size": 64}}
+    evaluate = {"protocols": ["knn", "linear"], "linear": {"iterations": 20, "batch_size": 64, "views": 0, "epochs": 0}}
     backbones = [{"name": "vit_pico_patch4_32", "img_size": 8, "depth": 1}]
     whole = {"methods": methods, "data": ["digits"], "backbones": backbones, "seeds": [0, 1], "fit": shared}
     file = tmp_path / "grid.yaml"

@@ -104,7 +104,7 @@ def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:
     again = capsys.readouterr()
     assert again.out.splitlines() == [folder] and "already done" in again.err
     subjects = [folder, "random:vit_pico_patch4_32", "pixels"]
-    options = ["--data", "digits", "--backbone.img_size", "8", "--linear.iterations", "50", "--linear.batch_size", "64"]
+    options = ["--data", "digits", "--backbone.img_size", "8", "--linear.iterations", "50", "--linear.batch_size", "64", "--linear.views=0"]
     assert main(["evaluate", *subjects, *options, *runs]) == 0
     folders = capsys.readouterr().out.splitlines()
     assert folders[0] == folder and len(folders) == 3
@@ -126,6 +126,28 @@ def test_transfer_is_recorded_beside_not_over(tiny_run: Path, capsys: Capture) -
     assert main(["evaluate", str(tiny_run), *options]) == 0
     assert main(["evaluate", str(tiny_run), *options, "--data", "digits-canvas"]) == 0
     assert sorted(p.name for p in (tiny_run / "results").glob("*.json")) == ["knn.json", "knn@digits-canvas.json"]
+
+
+def test_student_and_teacher_are_evaluated_side_by_side(tmp_path: Path, capsys: Capture) -> None:
+    own = ["--method.prototypes=32", "--method.hidden_dim=16", "--method.bottleneck_dim=8", "--method.local_views=0"]
+    tiny = [flag for flag in TINY if not flag.startswith("--method.")]
+    runs = [f"--runs={tmp_path}"]
+    assert main(["fit", "--method=dino", *tiny, *own, "--trainer.max_epochs=1", "--optim.warmup_epochs=0", *runs]) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads((folder / "run.json").read_text())["branch"] == "teacher"
+    assert (folder / "backbone-student.safetensors").read_bytes() != (folder / "backbone.safetensors").read_bytes()
+    assert main(["evaluate", str(folder), "--protocols=ridge", "--branch=student"]) == 0
+    assert [file.name for file in (folder / "results").iterdir()] == ["ridge.student.json"]
+    assert main(["evaluate", str(folder), "--protocols=ridge"]) == 0
+    values = {file.name: json.loads(file.read_text()) for file in (folder / "results").iterdir()}
+    assert {name: value["branch"] for name, value in values.items()} == {
+        "ridge.json": "teacher",
+        "ridge.student.json": "student",
+    }
+    assert main(["leaderboard", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "branch=student" in shown and "branch=teacher" in shown
+    assert main(["evaluate", str(folder), "--protocols=ridge", "--branch=both"]) == 2
 
 
 def test_an_unfinished_run_is_not_evaluated(tiny_run: Path, capsys: Capture) -> None:

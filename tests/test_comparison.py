@@ -180,6 +180,19 @@ def test_verdicts_and_the_set_not_significantly_worse_than_the_best() -> None:
     assert [pair.adjusted for pair in comparison.pairs] == holm([pair.p for pair in comparison.pairs])
 
 
+def test_only_the_best_decides_who_is_significantly_worse() -> None:
+    """`worse` is a part of `near`, which beats it clearly; `best` errs on other images, so that nothing is clear."""
+    n = 2000
+    near, best = np.arange(n) % 10 < 7, (np.arange(n) + 5) % 10 < 7
+    best[np.flatnonzero(~best)[:20]] = True
+    worse = near.copy()
+    worse[np.flatnonzero(near)[:15]] = False
+    comparison = compared([run("worse", worse), run("near", near), run("best", best)], np.zeros(n, int), draws=500)
+    verdicts = {(pair.a, pair.b): pair.verdict for pair in comparison.pairs}
+    assert verdicts == {("best", "near"): "undecided", ("best", "worse"): "undecided", ("near", "worse"): "better"}
+    assert comparison.unbeaten == ("best", "near", "worse")
+
+
 def test_the_same_answers_are_a_tie() -> None:
     right = np.random.default_rng(0).random((3, 1, 500)) < 0.7
     several = compared([Answers("a", right, (0, 1, 2)), run("b", right[0, 0])], np.arange(500) % 5)

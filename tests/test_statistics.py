@@ -131,21 +131,26 @@ def test_over_classes_is_students_interval_of_the_classes_where_they_are_of_one_
 
 
 def test_over_classes_weighs_a_class_by_its_images() -> None:
-    """Against the linearised error of a ratio: sqrt(K / (K - 1) sum n_c^2 (p_c - p)^2) / N, with Student's quantile."""
-    counts = [400, 800, 1200, 2000, 600, 900, 1500, 700, 1000, 1300, 500, 1100]
-    right, labels = by_class([0.7, 0.8, 0.75, 0.72, 0.78, 0.74, 0.8, 0.7, 0.77, 0.73, 0.71, 0.79], counts)
-    mean, n = right.mean(), np.array(counts)
-    p = np.bincount(labels, right) / n
-    half = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11 * (n**2 * (p - mean) ** 2).sum()) / n.sum()
-    found = over_classes(right, labels, draws=40_000)
-    assert found is not None and found[1] - found[0] == pytest.approx(2 * half, rel=0.04)
+    """Against a loop that draws whole classes: with as many images, those within them add nothing."""
+    counts = [4000, 5000, 4000, 4500, 4000, 5000, 800, 900, 1000, 800, 700, 900]
+    right, labels = by_class([0.72, 0.76, 0.74, 0.78, 0.75, 0.73, 0.5, 0.95, 0.6, 0.55, 0.9, 0.85], counts)
+    rights, rng = np.bincount(labels, right), np.random.default_rng(1)
+    mean, moved = right.mean(), []
+    for _ in range(20_000):
+        drawn = rng.integers(0, 12, 12)
+        accuracy = sum(rights[c] for c in drawn) / sum(counts[c] for c in drawn)
+        moved.append(mean + (accuracy - mean) * math.sqrt(12 / 11) * math.sqrt(11 / rng.chisquare(11)))
+    found = over_classes(right, labels, draws=20_000)
+    assert found is not None
+    low, high = np.quantile(moved, [0.025, 0.975])
+    assert found == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
 def test_over_classes_of_repetitions() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 200)
     hard = rng.beta(8, 3, 20)[labels]
-    right = rng.random((4, 4000)) < np.clip(hard + np.array([[-0.1], [0.05], [0.0], [0.05]]), 0, 1)
+    right = rng.random((4, 4000)) < np.clip(hard + np.array([[-0.04], [0.02], [0.0], [0.02]]), 0, 1)
     conditions, draws = over_classes(right, labels, "conditions"), over_classes(right, labels, "draws")
     assert conditions is not None and draws is not None
     shares = [right[:, labels == c].mean() for c in range(20)]
@@ -155,6 +160,15 @@ def test_over_classes_of_repetitions() -> None:
     df = (classes + seeds) ** 2 / (classes**2 / 19 + seeds**2 / 3)
     half = stats.t.ppf(0.975, df) * math.sqrt(classes + seeds)
     assert (draws[1] - draws[0]) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_over_classes_of_one_condition_twice_is_that_of_the_condition() -> None:
+    """Of classes that differ by chance alone: all of the interval comes from the images drawn within them."""
+    right = np.random.default_rng(4).random(150) < 0.7
+    once = over_classes(right, np.arange(150) % 5, draws=40_000)
+    twice = over_classes(np.stack([right, right]), np.arange(150) % 5, "conditions", draws=40_000)
+    assert once is not None and once[1] - once[0] > 1.2 * np.ptp(wilson(int(right.sum()), 150))
+    assert twice == pytest.approx(once, abs=0.01)
 
 
 def test_over_classes_is_never_narrower_than_over_images() -> None:

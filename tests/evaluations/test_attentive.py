@@ -28,6 +28,7 @@ from ssl_bench.evaluations import attentive
 from ssl_bench.evaluations.attentive import Attentive, Head, Tokens, divisor, rounded
 from ssl_bench.features import FrozenBackbone, Pixels
 from ssl_bench.options import BackboneOptions
+from ssl_bench.randomness import derive
 
 D, K = 12, 3
 VIT = BackboneOptions(name="vit_pico_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
@@ -264,6 +265,7 @@ def test_several_kinds_share_a_pass_over_the_images() -> None:
 @pytest.mark.parametrize("power", [-100, -20, 0, 20, 100])
 def test_tokens_of_any_size_survive_float16(power: int) -> None:
     tokens = torch.randn(4, 5, 8, generator=seeded()) * 2.0**power
+    tokens[1:, 1:3] *= 2.0**-20  # beside others
     halves, scales = rounded(tokens)
     assert halves.dtype == torch.float16 and halves.abs().max() <= 1 and scales.shape == (4, 5, 1)
     back = halves.float() * scales
@@ -375,6 +377,44 @@ def test_what_it_learns_is_where_to_look() -> None:
     assert fit.curve["selection accuracy"][-1] == best.accuracy == max(h.accuracy for h in fit.state.best)
 
 
+def test_training_is_plain_sgd_on_batches_of_tokens() -> None:
+    """By PyTorch's layers and optimiser: train mode, rate x batch / 256, warm-up and cosine, a permutation an epoch."""
+    rates, steps, size = {"cae": 0.3, "ep": 3.0}, 36, 24
+    protocol = QUICK(iterations=steps, cae_lrs=(0.3,), ep_lrs=(3.0,), views=0, points=2)
+    backbone, (train, selection, _) = frozen(), splits()
+    fit = protocol.fit(backbone, train, selection)
+    reader = Tokens(backbone, 0, fit.state.unit)
+    tokens = torch.cat(list(reader.batches(train, None, torch.arange(72), 72)))
+    orders = [torch.randperm(72, generator=seeded(derive(0, 1, epoch))) for epoch in range(12)]
+    batches = [rows for order in orders for rows in order.split(size)]
+    labels = torch.tensor(train.labels)
+    for head in fit.state.best[1:]:
+        one = One(protocol._heads(backbone, K)[head.kind], 0)
+        own = torch.optim.SGD(one.parameters(), 1.0, momentum=0.9)
+        for step in range(steps):
+            schedule = step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / (steps - 4)))
+            own.param_groups[0]["lr"] = rates[head.kind] * size / 256 * schedule
+            own.zero_grad()
+            F.cross_entropy(one(tokens[batches[step]]), labels[batches[step]]).backward()
+            own.step()
+        found = dict(head.heads.pool.named_parameters())
+        assert all((found[name][0] - p).abs().max() < 1e-4 for name, p in one.own.items())
+        assert (head.heads.weight[0] - one.classifier.weight).abs().max() < 1e-4
+        assert (head.heads.bias[0] - one.classifier.bias).abs().max() < 1e-4
+        assert head.heads.weight.abs().max() > 0.1, "it has learned"
+
+
+@pytest.mark.parametrize("better", ["cae", "ep"])
+def test_the_kind_is_chosen_too(better: str) -> None:
+    rates = {"cae_lrs": (1e-6,), "ep_lrs": (1e-6,)} | {f"{better}_lrs": (1.0,)}
+    protocol, backbone, (train, selection, test) = QUICK(**rates), frozen(), splits()
+    fit = protocol.fit(backbone, train, selection)
+    assert fit.chosen["head"] == better and fit.state.best[0].kind == better
+    predictions = {p.variant: p.labels for p in protocol.predict(backbone, fit, test)}
+    assert torch.equal(predictions["chosen"], predictions[better])
+    assert not torch.equal(predictions["cae"], predictions["ep"])
+
+
 def test_the_last_steps_heads_have_the_train_images_statistics() -> None:
     backbone, (train, selection, test) = frozen(), splits()
     protocol = QUICK()
@@ -391,6 +431,20 @@ def test_the_last_steps_heads_have_the_train_images_statistics() -> None:
     before = copy.deepcopy(fit.state.best[0].heads.state_dict())
     protocol.predict(backbone, fit, test)
     assert all(torch.equal(v, before[k]) for k, v in fit.state.best[0].heads.state_dict().items())
+
+
+def test_the_scale_of_tokens_does_not_matter() -> None:
+    train, selection, test = splits()
+    protocol, found = QUICK(iterations=30), []
+    for scale in (1, 2**10):
+        backbone = frozen()
+        for parameter in (backbone.network.model.norm.weight, backbone.network.model.norm.bias):
+            parameter.data *= scale
+        fit = protocol.fit(backbone, train, selection)
+        found.append((fit.state.unit, [p.labels for p in protocol.predict(backbone, fit, test)]))
+    (unit, labels), (larger, same) = found
+    assert larger == pytest.approx(2**10 * unit, rel=1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(labels, same, strict=True))
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:
@@ -437,6 +491,7 @@ def test_diverged_heads_are_never_chosen() -> None:
 
 def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int | None, int, bool]] = []
+    orders: set[tuple[int, ...]] = set()
     train, selection, _ = splits()
 
     class Spy(Tokens):  # type: ignore[misc]
@@ -444,6 +499,7 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(split, TrainSplit):
                 asked.append((view, len(order), again))
                 assert len(set(order.tolist())) == len(order)
+                orders.add(tuple(order.tolist()[:20]))
             return super().batches(split, view, order, size, again)
 
     monkeypatch.setattr(attentive, "Tokens", Spy)
@@ -452,6 +508,7 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unit[:2] == (None, 20)
     assert training[:4] == [(0, 60, True), (1, 60, True), (0, 60, True), (1, 20, True)]
     assert training[4:] == [(None, 72, False)], "statistics, of all images as they are"
+    assert len(orders) == len(asked), "each epoch has its own"
     asked.clear()
     QUICK(iterations=5, batch_size=500, views=0).fit(frozen(), train, selection)  # fewer images than that
     assert [a[:2] for a in asked[1:]] == [(None, 72)] * 6
@@ -467,7 +524,9 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_kind_of_network(options: BackboneOptions, heads: int, queries: int) -> None:
     backbone = frozen(options)
-    found = QUICK()._heads(backbone, K)
+    found, other = (QUICK(seed=seed)._heads(backbone, K) for seed in (0, 1))
+    assert all(not torch.equal(found[kind].weight, other[kind].weight) for kind in found)
+    assert (found["cae"].eps, found["ep"].eps) == (1e-5, 1e-6)
     assert found["cae"].pool.num_heads == heads and found["ep"].pool.queries.shape[1] == queries
     size = backbone.img_size
     tokens = backbone.tokens(torch.rand(2, 3, size, size)).clone()

@@ -136,6 +136,13 @@ def test_a_class_without_images_is_given_no_chance() -> None:
     assert scores.softmax(1)[:, [1, 3, 5]].max() < 1e-3
 
 
+def test_large_logits_do_not_overflow() -> None:
+    features, labels = overlapping(50, 4)
+    problem = Problem(torch.tensor(features).float(), torch.tensor(labels), 3)
+    loss, gradient, _ = problem.loss(1e4 * torch.ones(3, 5).cumsum(0), 0.0)
+    assert 0 < loss < 1e6 and gradient.isfinite().all()
+
+
 # --- the page
 
 
@@ -143,7 +150,8 @@ def test_the_page_from_end_to_end(problem: Callable) -> None:
     """C and kind by accuracy on the selection split, then learned from train and selection together."""
     good, labels = overlapping(900, 20)
     good = good.astype(np.float32).astype(np.float64)
-    values = {"avg": torch.tensor(overlapping(900, 6, 5)[0]), "cls": 30 * torch.tensor(good) + 4}
+    cls = 30 * torch.tensor(good) + 4
+    values = {"avg": torch.tensor(overlapping(900, 6, 5)[0]), "cls": cls, "cls_raw": cls}
     backbone, train, selection, test = problem(values, labels, 400, 200)
     protocol = Logistic(cs=CS, tolerance=1e-7)
     fit = protocol.fit(backbone, train, selection)

@@ -31,9 +31,10 @@ def problem_of(features: np.ndarray, labels: np.ndarray, chunk: int = 64) -> Lea
 
 @pytest.mark.parametrize("shape", [(200, 30), (40, 90), (50, 50)])
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_classifier_against_scikit_learn(shape: tuple[int, int], penalty: float) -> None:
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_classifier_against_scikit_learn(shape: tuple[int, int], penalty: float, chunk: int) -> None:
     features, labels = classes(*shape)
-    weight, bias = problem_of(features, labels).classifier(penalty)
+    weight, bias = problem_of(features, labels, chunk).classifier(penalty)
     oracle = SklearnRidge(alpha=penalty * len(labels), solver="svd").fit(features, 2 * np.eye(4)[labels] - 1)
     np.testing.assert_allclose(weight.numpy(), oracle.coef_, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(bias.numpy(), oracle.intercept_, rtol=1e-6, atol=1e-7)
