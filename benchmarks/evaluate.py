@@ -1,6 +1,6 @@
 """What evaluations save by sharing work: each against the same protocols run one after another, in one process.
 
-    python benchmarks/evaluate.py --what knn partial
+    python benchmarks/evaluate.py --what knn suite partial
 
 The two sides take turns, so that whatever else the machine does slows both; a ratio is the median over rounds, with its
 lowest and highest.
@@ -9,6 +9,10 @@ knn: 10,000 queries against a bank of 50,000 x 768 at k = 200, votes included, a
 batches of 128, the fastest of those tried; both on one thread and in processor time. Once with vectors in ten
 overlapping clusters, and once with such that all cosines are 0.98. Extra memory is what a process of its own needs at
 most beyond the float16 bank and the queries.
+
+suite: k-NN, ridge, logistic regression, few shots, 1 % and 10 % of the labels, diagnostics and the linear probe's 13
+learning rates on ten crops, all on features computed once, against the same one after another, each computing its own,
+a learning rate at a time.
 
 partial: partial fine-tuning at k = 0, 0.5, 1, 2, 4 and 6 of a ViT's 12 blocks with the default recipe and augmentation,
 one frozen trunk for all of them against six runs with one k each. k = 0 is the linear probe on ten cached crops per
@@ -19,12 +23,14 @@ through blocks alone would be 0.60 without k = 0; the rest is augmentation done 
 """
 
 import argparse
+import functools
 import multiprocessing
-import os
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import ssl_bench.torchvision_guard  # noqa: F401
 
@@ -37,9 +43,17 @@ from torch import Tensor
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
-from ssl_bench.evaluations.knn import BANK_VALUES, votes
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.evaluation import Evaluation
+from ssl_bench.evaluations.diagnostics import Diagnostics
+from ssl_bench.evaluations.fewshot import Fewshot
+from ssl_bench.evaluations.knn import BANK_VALUES, Knn, votes
+from ssl_bench.evaluations.labels_1pct import Labels1pct
+from ssl_bench.evaluations.labels_10pct import Labels10pct
+from ssl_bench.evaluations.linear import Linear
+from ssl_bench.evaluations.logistic import Logistic
 from ssl_bench.evaluations.partial_finetune import mae_probe
+from ssl_bench.evaluations.ridge import Ridge
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.finetuning import Batches, Recipe, Tuned
 from ssl_bench.neighbours import neighbours
@@ -52,7 +66,11 @@ NEIGHBOURS, TEMPERATURE, DIM = 200, 0.07, 768  # of knn
 
 
 def main() -> None:
-    measures: dict[str, Callable[[argparse.Namespace], None]] = {"knn": knn_against_lightly, "partial": partial}
+    measures: dict[str, Callable[[argparse.Namespace], None]] = {
+        "knn": knn_against_lightly,
+        "suite": suite,
+        "partial": partial,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=measures, nargs="+", default=list(measures))
     parser.add_argument("--backbone", default="vit_nano_patch4_32", help="made 12 blocks deep; of partial")
@@ -117,10 +135,12 @@ def extra_memory(images: int) -> int:
             yield rows.div_(rows.norm(dim=1, keepdim=True))
             del rows
 
-    with open("/proc/self/statm", encoding="ascii") as file:
-        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def memory(name: str) -> int:
+        return 1024 * int(re.findall(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))[0])
+
+    before = memory("VmRSS")
     neighbours(lambda: [queries], chunks(), NEIGHBOURS)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return memory("VmHWM") - before
 
 
 def processor_time(work: Callable[[], object]) -> float:
@@ -128,6 +148,52 @@ def processor_time(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def suite(given: argparse.Namespace) -> None:
+    """The protocols on frozen features, shared against separate."""
+    train, selection = splits(8 * given.images)
+    test = TestSplit(train.pool, selection.rows)
+    network = Backbone(BackboneOptions(given.backbone, img_size=32, depth=12))
+    rates = Linear().lrs
+    small = {"iterations": 300, "batch_size": 256, "epochs": 0, "seeds": 1}
+    pages: dict[str, list[Evaluation[Any]]] = {
+        "knn": [Knn()],
+        "ridge": [Ridge()],
+        "logistic": [Logistic()],
+        "fewshot": [Fewshot()],
+        "labels-1pct": [Labels1pct()],
+        "labels-10pct": [Labels10pct()],
+        "diagnostics": [Diagnostics()],
+        "linear": [Linear(lrs=(rate,), **small) for rate in rates],  # type: ignore[arg-type]
+    }
+    together = [*(page for name, group in pages.items() if name != "linear" for page in group), Linear(**small)]  # type: ignore[arg-type]
+
+    def fresh() -> FrozenBackbone:
+        return FrozenBackbone(network, (0.5,) * 3, (0.25,) * 3, {}, device=given.device)
+
+    def run(page: Evaluation[Any], subject: FrozenBackbone) -> None:
+        page.predict(subject, page.fit(subject, train, selection), test)
+
+    def alone(page: Evaluation[Any]) -> float:
+        subject = fresh()
+        return seconds(lambda: run(page, subject), subject)
+
+    def on_one() -> list[float]:
+        subject = fresh()
+        return [seconds(functools.partial(run, page, subject), subject) for page in together]
+
+    ratios = []
+    for _ in range(given.rounds):
+        separate = {name: sum(map(alone, group)) for name, group in pages.items()}
+        shared = on_one()
+        ratios.append(sum(separate.values()) / sum(shared))
+    print(
+        f"{given.backbone}, 12 blocks, {len(train):,} training images; seconds of the last round, separate and shared:"
+    )
+    for (name, spent), own in zip(separate.items(), shared, strict=True):
+        print(f"  {name:14}{spent:8.1f}{own:8.1f}")
+    print(f"  {'all':14}{sum(separate.values()):8.1f}{sum(shared):8.1f}   separate over shared: {spread(ratios)}")
 
 
 def partial(given: argparse.Namespace) -> None:

@@ -115,7 +115,7 @@ class Part:
     def of(cls, rows: Tensor, coarse_as: torch.dtype) -> "Part":
         n, dim = rows.shape
         centre = rows[:: -(-n // 4096)].mean(0)
-        coarse = rows.new_zeros(-(-n // 64) * 64, -(-(dim + 2) // 32) * 32, dtype=coarse_as)
+        coarse = rows.new_zeros(-(-n // 64) * 64, -(-(dim + 2) // 16) * 16, dtype=coarse_as)
         coarse[n:, dim] = PADDING
         most = rows.new_zeros(3)
         for part, out in zip(rows.split(256), coarse[:n].split(256), strict=True):
