@@ -182,11 +182,12 @@ class Part:
         pairs = np.flatnonzero(groups >= least_bits)  # of a group and a query
         if len(pairs) * GROUP > CANDIDATES and q > 1:
             return None
-        column = (pairs.astype(np.int32) % q).astype(np.int64)
-        members = np.take(bits.reshape(GROUP, -1), pairs, axis=1)  # (GROUP, pairs)
-        member, found = np.divmod(np.flatnonzero(members >= least_bits[column]).astype(np.int32), len(pairs) or 1)
-        group = (pairs - column)[found] // q
-        return torch.from_numpy(member * (m // GROUP) + group), torch.from_numpy(column[found])
+        group, column = divided(pairs, q)
+        where = torch.from_numpy(pairs).expand(GROUP, -1)
+        members = torch.from_numpy(bits).view(GROUP, -1).gather(1, where).numpy()  # (GROUP, pairs)
+        member, found = divided(np.flatnonzero(members >= least_bits[column]), max(1, len(pairs)))
+        row = member * np.int32(m // GROUP) + group[found]
+        return torch.from_numpy(row).long(), torch.from_numpy(column[found]).long()
 
     def _coarse_similarity(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """(m, q) coarse similarities, less that of each query with the centre, and the (q,) largest errors.
@@ -205,6 +206,13 @@ class Part:
         error = rounding * self.length + length * self.rounding + self.remainder
         error += summing * ((length + rounding) * (self.length + self.rounding) + 3 * self.centre.norm() * self.length)
         return similarity, 1.001 * error
+
+
+def divided(numbers: NDArray[np.int64], by: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Quotients and remainders of numbers below 2^31."""
+    small = numbers.astype(np.int32)
+    quotients = small // np.int32(by)
+    return quotients, small - quotients * np.int32(by)
 
 
 def monotonic(bits: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
