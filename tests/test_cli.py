@@ -104,7 +104,17 @@ def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:
     again = capsys.readouterr()
     assert again.out.splitlines() == [folder] and "already done" in again.err
     subjects = [folder, "random:vit_pico_patch4_32", "pixels"]
-    options = ["--data", "digits", "--backbone.img_size", "8", "--linear.iterations", "50", "--linear.batch_size", "64", "--linear.views=0"]
+    options = [
+        "--data",
+        "digits",
+        "--backbone.img_size",
+        "8",
+        "--linear.iterations",
+        "50",
+        "--linear.batch_size",
+        "64",
+        "--linear.views=0",
+    ]
     assert main(["evaluate", *subjects, *options, *runs]) == 0
     folders = capsys.readouterr().out.splitlines()
     assert folders[0] == folder and len(folders) == 3
