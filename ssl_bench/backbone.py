@@ -108,7 +108,8 @@ class Backbone(nn.Module):
                 self.model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
                 nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
                 self.model.maxpool = nn.Identity()
-            self.model.to(memory_format=torch.channels_last)
+            self.memory_format = _memory_format(self.model)
+            self.model.to(memory_format=self.memory_format)
         else:
             kind = type(self.model).__name__
             raise UserError(f"backbone {options.name} is a {kind}: only timm's {FAMILIES} fit here")
@@ -187,7 +188,7 @@ class Backbone(nn.Module):
             tokens = self.tokens(images)  # (B, M, D)
             return {kind: {"avg": tokens.mean(1)}[kind] for kind in kinds}
         if not self.is_vit:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=self.memory_format)
             return {kind: {"gap": self.model}[kind](images) for kind in kinds}
         classes: list[Tensor] = []  # (B, D) after each block
         raw = self._trunk(self._embed(images, None, None, None), classes if "cls_4" in kinds else None)  # (B, P + N, D)
@@ -234,7 +235,7 @@ class Backbone(nn.Module):
         """(B, T, D) of all that a network says of an image's places: a ViT's tokens, prefix first, or a final map."""
         if not self.is_resnet:
             return self.tokens(images)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         return self.model.forward_features(images).flatten(2).transpose(1, 2)  # (B, h * w, D)
 
     def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
@@ -293,6 +294,17 @@ class Backbone(nn.Module):
         prefix = self.model.pos_embed.shape[1] - len(table)
         self.model.pos_embed.data = torch.cat([table.new_zeros(prefix, self.dim), table])[None]
         self.model.pos_embed.requires_grad_(False)
+
+
+def _memory_format(resnet: nn.Module) -> torch.memory_format:
+    """Channels last, the fastest for convolutions, but for very narrow networks.
+
+    There oneDNN writes past the gradient of the weights of a 1 x 1 convolution with stride and fewer than 16 input
+    channels (torch 2.13 on AVX-512; the process dies of it, here or later).
+    """
+    convolutions = [module for module in resnet.modules() if isinstance(module, nn.Conv2d)]
+    narrow = any(c.in_channels < 16 and c.kernel_size == (1, 1) and c.stride != (1, 1) for c in convolutions)
+    return torch.contiguous_format if narrow else torch.channels_last
 
 
 def _masked(patches: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:

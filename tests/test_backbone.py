@@ -491,6 +491,17 @@ def test_stem_of_a_resnet_can_be_chosen() -> None:
     assert deep(torch.randn(2, 3, 32, 32)).shape == (2, 512)
 
 
+@pytest.mark.parametrize(("channels", "last"), [((8, 8, 16, 16), False), ((16, 24, 32, 48), True)])
+def test_narrow_resnets_keep_clear_of_channels_last(channels: tuple[int, ...], last: bool) -> None:
+    """Strided 1 x 1 convolutions of fewer than 16 channels: oneDNN's gradient of their weights corrupts memory."""
+    backbone = Backbone(BackboneOptions("resnet18", img_size=16, timm_args={"channels": channels}))
+    seen: list[torch.Tensor] = []
+    backbone.model.conv1.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    backbone(torch.zeros(2, 3, 16, 16)), backbone.token_grid(torch.zeros(2, 3, 16, 16))
+    tensors = [backbone.model.conv1.weight, *seen]
+    assert [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors] == [last] * 3
+
+
 @pytest.mark.parametrize("img_size", [32, 96])
 def test_features_of_a_resnet_are_timms(img_size: int) -> None:
     backbone = network("resnet_nano", img_size=img_size)
