@@ -32,7 +32,7 @@ from torch import Tensor
 from ssl_bench.backbone import Backbone
 from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, Pixels
+from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import labelled, labels_of
 from ssl_bench.few_labels_finetuning import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
 from ssl_bench.finetuning import Batch, Batches, Recipe, Tuned, autocast, cross_entropy, drawing, logits_of, tune
@@ -126,9 +126,6 @@ class Distill(Evaluation[Pair]):
         self.seed = seed
         self._recipe(pretrained=True)
         self._teachers(resnet=False), self._teachers(resnet=True)
-
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
-        return "raw pixels have no network to train" if isinstance(backbone.network, Pixels) else None
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Pair]:
         assert train.pool is selection.pool, "one pool holds both"

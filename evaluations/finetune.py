@@ -22,8 +22,18 @@ from typing import ClassVar, Literal, final
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import Batches, Diverged, Recipe, Tuned, accuracy, logits_of, mean_loss, tune
+from ssl_bench.features import FrozenBackbone
+from ssl_bench.finetuning import (
+    Batches,
+    Diverged,
+    Recipe,
+    Tuned,
+    accuracy,
+    logits_of,
+    mean_loss,
+    refused_pooling,
+    tune,
+)
 
 
 @final
@@ -99,11 +109,7 @@ class Finetune(Evaluation[Tuned]):
         self._recipes()
 
     def refusal(self, backbone: FrozenBackbone) -> str | None:
-        if isinstance(backbone.network, Pixels):
-            return "raw pixels have no network to train"
-        if self.pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.kinds:
-            return "it has no class token to pool"
-        return None
+        return super().refusal(backbone) or refused_pooling(backbone, self.pooling)
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuned]:
         recipes = self._recipes()

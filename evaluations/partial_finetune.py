@@ -37,7 +37,7 @@ from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, full_precision, progress
-from ssl_bench.finetuning import SELECTION, Batches, Recipe, Tuned, blocks
+from ssl_bench.finetuning import SELECTION, Batches, Recipe, Tuned, blocks, refused_pooling
 from ssl_bench.heads import Head, Heads, Norm
 from ssl_bench.randomness import derive
 from ssl_bench.schedules import warmup_cosine
@@ -122,11 +122,7 @@ class PartialFinetune(Evaluation[Tuning]):
         self._recipes = [self._recipe(count) for count in sorted(set(epochs))]
 
     def refusal(self, backbone: FrozenBackbone) -> str | None:
-        if not isinstance(backbone.network, Backbone):
-            return "raw pixels have no blocks to tune"
-        if self.pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.kinds:
-            return "it has no class token to pool"
-        return None
+        return super().refusal(backbone) or refused_pooling(backbone, self.pooling)
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuning]:
         if len(selection) == 0:

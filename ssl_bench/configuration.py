@@ -295,5 +295,6 @@ def _flag(flags: Sequence[str], name: str) -> str | None:
 
 
 def say(text: str) -> None:
-    """To standard error: standard output belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """To standard error, since standard output belongs to results; once, however many processes torchrun started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ Shapes: N test images.
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 import ssl_bench
 from ssl_bench.collectives import rank
+from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
@@ -170,12 +170,6 @@ def _recorded(run_dir: Path, blank: Result) -> Result | None:
         say(f"{error}; evaluating again")
         return None
     return found if all(getattr(found, name) == getattr(blank, name) for name in SAME) else None
-
-
-def say(text: str) -> None:
-    """To standard error, once however many processes there are."""
-    if rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _shown(result: Result) -> str:

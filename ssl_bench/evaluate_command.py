@@ -172,8 +172,7 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
     with together(given.device) as device:
         opened: dict[str, Data] = {}
         for number, subject in enumerate(given.subjects, 1):
-            if rank() == 0:
-                say(f"[{number}/{len(given.subjects)}] {subject.name}")
+            say(f"[{number}/{len(given.subjects)}] {subject.name}")
             own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
             if subject.folder and not own and "name" not in given.data:
                 raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")

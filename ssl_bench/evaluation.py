@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from torch import Tensor
 
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
-from ssl_bench.features import FrozenBackbone
+from ssl_bench.features import FrozenBackbone, Pixels
 
 Fitted = TypeVar("Fitted")
 
@@ -74,7 +74,7 @@ class Evaluation(ABC, Generic[Fitted]):
 
     def refusal(self, backbone: FrozenBackbone) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
-        return None
+        return "raw pixels have no network to train" if self.trains and isinstance(backbone.network, Pixels) else None
 
     @abstractmethod
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Fitted]:

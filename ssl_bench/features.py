@@ -22,7 +22,6 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +30,7 @@ from tqdm import tqdm
 import ssl_bench
 from ssl_bench.backbone import Backbone
 from ssl_bench.classifier import Classifier
-from ssl_bench.collectives import rank, world_size
+from ssl_bench.collectives import rank, total, world_size
 from ssl_bench.data.geometry import short_side
 from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split
@@ -270,7 +269,7 @@ class FrozenBackbone:
         fields = self._fields(split, view)
         path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
         bank = _load(path, fields)
-        if not _everywhere(bank is not None):
+        if int(self._total(torch.tensor(int(bank is not None)))) < world_size():
             bank = self._extract(split, view)
             if rank() == 0:
                 _save(path, fields, bank)
@@ -312,6 +311,10 @@ class FrozenBackbone:
         for images, rows in found:
             yield images, torch.tensor([place[int(row)] for row in rows])
 
+    def _total(self, values: Tensor) -> Tensor:
+        """Sum over processes, which talk through the device."""
+        return values if world_size() == 1 else total(values.to(self.device)).cpu()
+
     def _extract(self, split: Split, view: int | None) -> Bank:
         """One pass over the split, shared by all processes.
 
@@ -330,8 +333,8 @@ class FrozenBackbone:
                 for kind, batch in self.embed(images).items():
                     features[kind][places] = batch.cpu()
                 bar.update(len(places))
-        for part in (seen, *features.values()):
-            _sum_over_processes(part, self.device)  # zeros but for one process's part: the sum is exact
+        seen = self._total(seen)
+        features = {kind: self._total(values) for kind, values in features.items()}  # 0 but in one process: exact
         if (seen != 1).any():
             raise RuntimeError(
                 f"{split_name(split)} features: {int((seen == 0).sum())} of {len(split)} images missing, "
@@ -359,25 +362,6 @@ def split_name(split: Split) -> str:
 
 def _bank_name(split: Split, view: int | None) -> str:
     return split_name(split) + ("" if view is None else f"-view{view}")
-
-
-def _everywhere(here: bool) -> bool:
-    """Whether something holds on all processes."""
-    holds = torch.tensor(int(here))
-    _sum_over_processes(holds, torch.device("cpu"))
-    return int(holds) == world_size()
-
-
-def _sum_over_processes(values: Tensor, device: torch.device) -> None:
-    """In place; through the device where the processes' backend asks for one."""
-    if world_size() == 1:
-        return
-    if dist.get_backend() == "nccl":
-        there = values.to(device if device.type == "cuda" else "cuda")
-        dist.all_reduce(there)
-        values.copy_(there)
-    else:
-        dist.all_reduce(values)
 
 
 def rows_digest(split: Split) -> str:

@@ -80,9 +80,6 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
         self.folds = folds
         self.seed = vit.seed
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
-        return "raw pixels have no network to train" if isinstance(backbone.network, Pixels) else None
-
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Starts]:
         assert train.pool is selection.pool, "one pool holds both"
         splits = train, selection

@@ -497,6 +497,14 @@ def drawing(seed: int, device: torch.device | None = None) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def refused_pooling(backbone: FrozenBackbone, pooling: str) -> str | None:
+    """Why a backbone cannot be pooled so; None if it can."""
+    assert isinstance(backbone.network, Backbone)
+    if pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.kinds:
+        return "it has no class token to pool"
+    return None
+
+
 # --- the loop
 
 SELECTION = "selection accuracy"
