@@ -12,7 +12,7 @@ from ssl_bench.errors import UserError, near
 COMMANDS = {
     "fit": "pretrain a backbone",
     "evaluate": "measure what pretrained backbones, or baselines, have learned",
-    "benchmark": "methods x data x backbones x seeds: fit, evaluate, leaderboard; skips what is done",
+    "benchmark": "methods x data x backbones x seeds x any option: fit, evaluate, leaderboard; skips what is done",
     "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
     "compare": "which differences between methods are significant, image by image; ranks over protocols",
     "import": "a checkpoint of an official repository becomes a run folder",

@@ -73,7 +73,7 @@ def fit(
     folder = run_folder(runs, config)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return Fitted(folder, already_done=True)
-    _prepare_process()
+    prepare_process()
     trainer_options = TrainerOptions(**config["trainer"])
     pl.seed_everything(config["seed"], verbose=False)
     data, method, module = build(config)
@@ -174,8 +174,8 @@ def _labelled(data: Data, method: Method) -> Data:
     return data.labelled(method.unlabelled_too)
 
 
-def _prepare_process() -> None:
-    """What makes Lightning quiet and the CPU fast."""
+def prepare_process() -> None:
+    """What makes Lightning quiet and the CPU fast, once per process."""
     import logging
     import warnings
 

@@ -1,24 +1,28 @@
 """A grid of runs: planned without torch, done once, and not stopped by one that fails."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tiny import TINY
 
-from ssl_bench.benchmark import Job, find_file, parse_benchmark, plan
+from ssl_bench.benchmark import Benchmark, Grid, _gpus, find_file, parse_benchmark
+from ssl_bench.benchmark_plan import Job, plan
 from ssl_bench.cli import main
 from ssl_bench.configuration import flatten, read_yaml
 from ssl_bench.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
+MAE: dict[str, Any] = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}
 FIT = dict(flag.removeprefix("--").split("=") for flag in TINY)
 
 
 def write(tmp_path: Path, **tree: object) -> Path:
     shared = {k: yaml.safe_load(v) for k, v in FIT.items() if k.startswith(("trainer", "probe", "data.batch"))}
     shared |= {"optim.warmup_epochs": 1}
-    methods = [{"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}, "simclr"]
+    methods = [MAE, "simclr"]
     evaluate = {"protocols": ["knn", "linear"], "linear": {"iterations": 20, "batch_size": 64, "views": 0, "epochs": 0}}
     backbones = [{"name": "vit_pico_patch4_32", "img_size": 8, "depth": 1}]
     whole = {"methods": methods, "data": ["digits"], "backbones": backbones, "seeds": [0, 1], "fit": shared}
@@ -27,30 +31,177 @@ def write(tmp_path: Path, **tree: object) -> Path:
     return file
 
 
+def subjects_of(benchmark: Benchmark) -> dict[str, str | None]:
+    """What is evaluated -> the run that has to be finished first."""
+    jobs = [job for job in benchmark.jobs if job.folder is None]
+    return {job.argv[1]: None if job.after is None else str(job.after) for job in jobs}
+
+
 def test_the_plan_is_the_product(tmp_path: Path) -> None:
     benchmark = parse_benchmark(["-c", str(write(tmp_path)), "--runs", str(tmp_path / "runs"), "--dry-run"])
     assert len(benchmark.fits) == 2 * 2
     assert len({job.folder for job in benchmark.fits}) == 4
-    (evaluation,) = benchmark.evaluations
-    runs = {str(job.folder) for job in benchmark.fits}
-    assert {a for a in evaluation.argv if a in runs} == runs
-    assert {a.removeprefix("random:") for a in evaluation.argv if a.startswith("random:")} == runs
-    assert evaluation.argv.count("pixels") == 1
+    folders = [str(job.folder) for job in benchmark.fits]
+    subjects = subjects_of(benchmark)
+    randoms = {"random:vit_pico_patch4_32@0": None, "random:vit_pico_patch4_32@1": None}  # the methods share networks
+    assert subjects == {**{folder: folder for folder in folders}, **randoms, "pixels": None}
+    random = next(job for job in benchmark.jobs if "random:vit_pico_patch4_32@1" in job.argv)
+    assert {"--backbone.img_size=8", "--backbone.depth=1"} < set(random.argv)
 
 
-def test_grid_runs_reports_failure_and_skips_what_is_done(tmp_path: Path, capfd: Capture) -> None:
-    broken = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 3}}
-    good = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}
-    file = write(tmp_path, methods=[broken, good], seeds=[0])
-    argv = ["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
-    assert main(argv) == 1
+def test_from_a_file_to_the_leaderboard(tmp_path: Path, capfd: Capture) -> None:
+    file = write(tmp_path, methods=[MAE], seeds=[0], baselines=["pixels"])
+    tree = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**tree, "evaluate": {"protocols": ["knn"]}}))
+    argv = ["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs")]
+    assert main([*argv, "--jobs", "2"]) == 0
     first = capfd.readouterr()
-    assert "no multiple of decoder_heads 3" in first.err and "again: ssl-bench fit" in first.err
-    assert "random" in first.out and "mae" in first.out
+    assert "1 runs, 0 of them done; 2 evaluations" in first.err and "[3/3]" in first.err
+    assert "pixels" in first.out and "mae" in first.out
     assert (tmp_path / "runs" / "leaderboard.html").exists()
-    file = write(tmp_path, methods=[good], seeds=[0])
-    assert main(["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs")]) == 0
-    assert "1 runs, 1 of them done" in capfd.readouterr().err
+    assert main([*argv, "--dry-run", "--no-estimate"]) == 0
+    again = capfd.readouterr()
+    assert "1 runs, 1 of them done" in again.err and again.out.startswith("done  mae")
+
+
+# Slots. Commands that answer at once stand for runs: what is tested is which are begun, and when.
+
+
+def grid(tmp_path: Path, jobs: list[Job], slots: int = 1, retry: bool = False) -> dict[str, str]:
+    """Title of what failed -> the end of its log."""
+    benchmark = Benchmark(jobs, tmp_path, slots, dry_run=False, estimate=False, retry_failed=retry, by="views")
+    return {job.title: tail for job, tail in Grid(benchmark).run().items()}
+
+
+def job(name: str, *argv: str, folder: Path | None = None, after: Path | None = None) -> Job:
+    return Job(name, argv or ("list", "methods"), name, folder, after)
+
+
+def begun(tmp_path: Path) -> list[str]:
+    logs = sorted((tmp_path / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime_ns)
+    return [log.stem for log in logs]
+
+
+def test_what_fails_stops_its_followers_only(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    jobs = [
+        job("breaks", "list", "nonsense", folder=a),
+        job("works", folder=b),
+        job("evaluation of a", after=a),
+        job("evaluation of b", after=b),
+        job("pixels"),
+    ]
+    failed = grid(tmp_path, jobs)
+    assert begun(tmp_path) == ["breaks", "works", "evaluation of b", "pixels"]
+    assert "nothing called 'nonsense'" in failed["breaks"]
+    assert failed["evaluation of a"] == f"  not begun: {a} is not finished" and len(failed) == 2
+
+
+def test_what_failed_is_taken_up_when_asked(tmp_path: Path) -> None:
+    jobs = [job("breaks", "list", "nonsense"), job("works")]
+    first = grid(tmp_path, jobs)
+    for log in (tmp_path / "logs").glob("*.log"):
+        log.unlink()
+    assert grid(tmp_path, jobs) == first
+    assert begun(tmp_path) == ["works"]
+    assert grid(tmp_path, jobs, retry=True) == first
+    assert begun(tmp_path) == ["breaks", "works"]  # evaluations skip what they have done themselves
+    mended = [job("breaks", "list", "methods")]  # another command is another chance
+    assert grid(tmp_path, mended) == {} and not list((tmp_path / "logs").glob("*.failed"))
+
+
+def test_slots_work_side_by_side_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float, str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> None:
+            self.env = env
+
+        def wait(self) -> int:
+            start = time.monotonic()
+            time.sleep(0.2)
+            seen.append((start, time.monotonic(), self.env["OMP_NUM_THREADS"]))
+            return 0
+
+    monkeypatch.setattr("ssl_bench.benchmark.subprocess.Popen", Process)
+    monkeypatch.setattr("ssl_bench.benchmark.os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert grid(tmp_path, [job(str(i)) for i in range(6)], slots=2) == {}
+    at_a_time = [sum(start < other < end for other, _, _ in seen) for start, end, _ in seen]
+    assert len(seen) == 6 and max(at_a_time) == 1  # one other begins while one runs, never two
+    assert sum(at_a_time) >= 2
+    assert {threads for _, _, threads in seen} == {"4"}
+
+
+def test_each_slot_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Process:
+        def __init__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self) -> int:
+            time.sleep(0.1)
+            return 0
+
+    monkeypatch.setattr("ssl_bench.benchmark.subprocess.Popen", Process)
+    monkeypatch.setattr("ssl_bench.benchmark._gpus", lambda: 2)
+    assert grid(tmp_path, [job(str(i)) for i in range(6)], slots=3) == {}
+    assert set(seen[:3]) == {"0", "1"} and set(seen) == {"0", "1"}
+
+
+def test_gpus_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert _gpus() == 0
+
+
+# Axes
+
+
+def test_axes_vary_any_option(tmp_path: Path) -> None:
+    file = write(tmp_path, methods=[MAE], axes={"method.mask_ratio": [0.5, 0.75], "seed": [3, 4, 5]})
+    jobs = parse_benchmark(["-c", str(file), "--runs", str(tmp_path)]).fits
+    found = {(job.config["method"]["mask_ratio"], job.config["seed"]) for job in jobs if job.config}
+    assert found == {(ratio, seed) for ratio in (0.5, 0.75) for seed in (3, 4, 5)} and len(jobs) == 6
+    assert "method.mask_ratio=0.5" in jobs[0].title
+
+
+def test_groups_of_axes_follow_each_other(tmp_path: Path) -> None:
+    axes = [{"method.mask_ratio": [0.5, 0.75]}, {"method.decoder_depth": [1, 2], "method.norm_pix": [True, False]}]
+    file = write(tmp_path, methods=[{**MAE, "method": {**MAE["method"], "mask_ratio": 0.75}}], axes=axes, seeds=[0])
+    jobs = parse_benchmark(["-c", str(file), "--runs", str(tmp_path)]).fits
+    names = ("mask_ratio", "decoder_depth", "norm_pix")
+    found = [tuple(job.config["method"][name] for name in names) for job in jobs if job.config]
+    usual = (0.75, 1, True)
+    assert found == [(0.5, 1, True), usual, (0.75, 1, False), (0.75, 2, True), (0.75, 2, False)]  # the usual one once
+
+
+def test_axes_vary_the_first_stage_of_a_chain(tmp_path: Path) -> None:
+    chain = {"name": "simclrv2", "then": [TUNED]}
+    axes = {"backbone.width": [1, 2]}
+    file = write(tmp_path, methods=[chain], backbones=[{"name": "resnet_micro"}], seeds=[0], axes=axes)
+    jobs = parse_benchmark(["-c", str(file), "--runs", str(tmp_path)]).fits
+    assert [job.config["backbone"]["width"] for job in jobs if job.config] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([["method.mask_ratio"]], "axes are `option: [values]`"),
+        ({"method.mask_ratio": 0.5}, "method.mask_ratio needs a list of values"),
+        ({"method.mask_ratio": []}, "method.mask_ratio needs a list of values"),
+    ],
+)
+def test_wrong_axes(axes: object, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        plan({"methods": ["mae"], "data": ["digits"], "axes": axes}, Path("runs"))
+    assert message in str(error.value)
+
+
+def test_an_axis_that_no_method_has(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        plan({"methods": ["mae"], "data": ["digits"], "axes": {"method.mask_ratoi": [0.5]}}, Path("runs"))
+    assert "did you mean 'method.mask_ratio'" in capsys.readouterr().err
 
 
 # Stages
@@ -79,10 +230,10 @@ def test_followers_start_from_the_run_before(tmp_path: Path) -> None:
         assert (value(distilled, "backbone.name"), value(distilled, "backbone.width")) == ("resnet_nano", None)
         assert len({value(job, "seed") for job in (first, tuned, distilled, fewer)}) == 1
     assert len({job.folder for job in benchmark.fits}) == 8
-    (evaluation,) = benchmark.evaluations
-    assert {str(job.folder) for job in benchmark.fits} <= set(evaluation.argv)
-    randoms = [a.removeprefix("random:") for a in evaluation.argv if a.startswith("random:")]
-    assert randoms == [str(benchmark.fits[i].folder) for i in (0, 2, 4, 6)]  # each network once
+    subjects = subjects_of(benchmark)
+    assert {str(job.folder) for job in benchmark.fits} <= set(subjects)
+    randoms = {subject for subject in subjects if subject.startswith("random:")}
+    assert randoms == {f"random:{name}@{seed}" for name in ("resnet_micro", "resnet_nano") for seed in (0, 1)}
 
 
 def test_chains_that_begin_alike_share_the_run(tmp_path: Path) -> None:
@@ -100,25 +251,6 @@ def test_a_runs_identity_is_the_same_wherever_the_run_before_lies(tmp_path: Path
         for runs in ("here", str(tmp_path / "there"))
     ]
     assert names[0] == names[1]
-
-
-def test_a_failed_stage_fails_its_followers_only(tmp_path: Path, capfd: Capture) -> None:
-    broken = {"name": "simclrv2", "method": {"projection_layers": 1}, "then": [{**TUNED, "then": [DISTILLED]}]}
-    good = {"name": "simclrv2", "then": [FEWER]}  # one layer is too few to start from: the second stage fails
-    file = write(
-        tmp_path, methods=[broken, good], backbones=[{"name": "resnet_micro"}], seeds=[0], baselines=["pixels"]
-    )
-    tree = yaml.safe_load(file.read_text())
-    tree["evaluate"] = {"protocols": ["classifier"]}
-    file.write_text(yaml.safe_dump(tree))
-    argv = ["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs")]
-    assert main(argv) == 1
-    shown = capfd.readouterr()
-    jobs = parse_benchmark(argv[1:]).fits
-    assert [job.done for job in jobs] == [True, False, False, True, True]
-    assert "no projection head of more than 1 layers" in shown.err
-    assert f"not begun: {jobs[1].folder} is not finished" in shown.err
-    assert len(list((tmp_path / "runs").glob("*/results/classifier.json"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,8 +287,8 @@ def test_a_wrong_file(tree: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize("file", sorted((find_file("demo").parent).rglob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_benchmark_can_be_planned(file: Path) -> None:
-    fits, evaluations = plan(read_yaml(file), Path("runs"))
-    assert fits and evaluations
+    jobs = plan(read_yaml(file), Path("runs"))
+    assert {job.folder is None for job in jobs} == {True, False}
     assert flatten(read_yaml(file), str(file))
 
 
