@@ -7,10 +7,11 @@ Shapes: B images, N patches of p x p pixels, K visible, M = N - K hidden, D enco
 
 Where the two disagree, this is the code with the README's options, which made the published models: base rate 1.5e-4,
 normalised pixels as target. Exact savings: only visible patches are embedded, only hidden ones predicted.
+`mask_sampling` and `encoder_mask_tokens` are the paper's ablations (table 1, f and c).
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone, patchify, sincos_positions
 from ssl_bench.errors import UserError
+from ssl_bench.masks import block_masks
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
 from ssl_bench.views import View, Views
@@ -35,6 +37,8 @@ class MAE(Method):
         decoder_heads: Its attention heads.
         norm_pix: Predict each patch's pixels relative to that patch's mean and deviation.
         crop_scale: Smallest part of the image's area in the view.
+        mask_sampling: Hidden anywhere, as rectangles of BEiT's sizes, or all but one of every four in a regular grid.
+        encoder_mask_tokens: Show the encoder a token in place of each hidden patch, rather than nothing.
         optim: AdamW with betas 0.9 and 0.95, 1.5e-4 per 256 images, 40 epochs of warm-up.
     """
 
@@ -47,6 +51,8 @@ class MAE(Method):
         decoder_heads: int = 16,
         norm_pix: bool = True,
         crop_scale: float = 0.2,
+        mask_sampling: Literal["random", "block", "grid"] = "random",
+        encoder_mask_tokens: bool = False,
         optim: Optim = Optim("adamw", base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),
     ) -> None:
         super().__init__(backbone, optim)
@@ -61,14 +67,17 @@ class MAE(Method):
             raise UserError(f"--method.decoder_dim {decoder_dim} is no multiple of decoder_heads {decoder_heads}")
         if int(backbone.grid**2 * (1 - mask_ratio)) < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} leaves none of {backbone.grid**2} patches visible")
+        if mask_sampling == "grid" and (mask_ratio != 0.75 or backbone.grid % 2):
+            raise UserError("--method.mask_sampling grid: mask_ratio 0.75 and an even number of patches along a side")
         self.mask_ratio, self.norm_pix, self.crop_scale = mask_ratio, norm_pix, crop_scale
+        self.mask_sampling, self.encoder_mask_tokens = mask_sampling, encoder_mask_tokens
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         mlp_ratio = backbone.args.get("mlp_ratio", 4.0)  # one for encoder and decoder
         backbone.fix_positions("mae")
         positions = sincos_positions(decoder_dim, backbone.grid, "mae")  # (N, E)
         positions = torch.cat([positions.new_zeros(1, decoder_dim), positions])[None]  # (1, 1 + N, E)
         self.decoder_embed = nn.Linear(backbone.dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.dim if encoder_mask_tokens else decoder_dim))
         self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_blocks = nn.Sequential(
             *(
@@ -93,21 +102,31 @@ class MAE(Method):
 
     def split_patches(self, batch: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Random visible (B, K) and hidden (B, M) patches of each image, K = int(N * (1 - ratio))."""
-        patches = self.backbone.grid**2
+        grid = self.backbone.grid
+        kept = int(grid**2 * (1 - self.mask_ratio))
         if noise is None:
-            noise = torch.rand(batch, patches, device=self.mask_token.device)
+            noise = torch.rand(batch, grid**2, device=self.mask_token.device)
+            if self.mask_sampling == "block":  # 16 patches at least, as in BEiT
+                noise = noise + block_masks(batch, grid, grid**2 - kept, 16, exact=True).to(noise.device)
+            elif self.mask_sampling == "grid":
+                odd = torch.arange(grid, device=noise.device) % 2 == 1
+                noise = noise + (odd[:, None] | odd).flatten()
         order = noise.argsort(dim=1)
-        kept = int(patches * (1 - self.mask_ratio))
         return order[:, :kept], order[:, kept:]
 
     def reconstruct(self, images: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, 3pp), the decoder's prediction of the hidden patches from the visible ones."""
-        encoded = self.decoder_embed(self.backbone.tokens(images, keep=keep))  # (B, P + K, E)
-        prefix = encoded.shape[1] - keep.shape[1]
-        visible = encoded[:, prefix:]
-        where = keep[..., None].expand(-1, -1, visible.shape[2])
-        full = self.mask_token.to(visible.dtype).repeat(len(images), self.backbone.grid**2, 1)  # (B, N, E)
-        full = full.scatter(1, where, visible)
+        if self.encoder_mask_tokens:
+            mask = torch.ones(len(images), self.backbone.grid**2, device=images.device).scatter(1, keep, 0.0).bool()
+            tokens = self.backbone.tokens(images, mask=mask, mask_token=self.mask_token)  # (B, P + N, D)
+            encoded = self.decoder_embed(tokens)  # (B, P + N, E)
+            full = encoded[:, self.backbone.prefix :]
+        else:
+            encoded = self.decoder_embed(self.backbone.tokens(images, keep=keep))  # (B, P + K, E)
+            visible = encoded[:, self.backbone.prefix :]
+            where = keep[..., None].expand(-1, -1, visible.shape[2])
+            full = self.mask_token.to(visible.dtype).repeat(len(images), self.backbone.grid**2, 1)  # (B, N, E)
+            full = full.scatter(1, where, visible)
         full = torch.cat([encoded[:, :1], full], dim=1) + self.decoder_pos_embed  # (B, 1 + N, E)
         decoded = self.decoder_blocks(full)[:, 1:].take_along_dim(hidden[..., None], 1)  # (B, M, E)
         return self.decoder_pred(self.decoder_norm(decoded))

@@ -344,6 +344,63 @@ def test_each_image_has_its_own_mask() -> None:
     assert often.min() > 0.7 and often.max() < 0.8  # each patch is hidden three times out of four
 
 
+# The paper's ablations
+
+
+def hidden_map(method: MAE, count: int) -> Tensor:
+    """(B, g, g), True where hidden."""
+    _, hidden = method.split_patches(count)
+    grid = method.backbone.grid
+    return torch.zeros(count, grid**2, dtype=torch.bool).scatter(1, hidden, True).view(count, grid, grid)
+
+
+def test_a_grid_keeps_one_of_every_four() -> None:
+    masks = hidden_map(mae(mask_sampling="grid"), 5)
+    for y in range(8):
+        for x in range(8):
+            assert (masks[:, y, x] == bool(y % 2 or x % 2)).all()
+
+
+def neighbours_alike(masks: Tensor) -> float:
+    """Part of patches that are as hidden as the one to their right."""
+    return (masks[:, :, 1:] == masks[:, :, :-1]).float().mean().item()
+
+
+def test_blocks_hide_as_many_patches_side_by_side() -> None:
+    torch.manual_seed(0)
+    blocks, anywhere = (hidden_map(mae(mask_sampling=name, mask_ratio=0.5), 64) for name in ("block", "random"))
+    assert (blocks.sum((1, 2)) == 32).all() and (anywhere.sum((1, 2)) == 32).all()
+    assert len({tuple(mask.flatten().tolist()) for mask in blocks}) == 64
+    assert neighbours_alike(blocks) > 0.75 > 0.55 > neighbours_alike(anywhere)
+
+
+@pytest.mark.parametrize(("sizes", "given"), [({"img_size": 36}, {}), ({}, {"mask_ratio": 0.5})])
+def test_grids_that_do_not_fit(sizes: dict[str, int], given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="mask_sampling grid: mask_ratio 0.75 and an even number of patches"):
+        mae(mask_sampling="grid", **sizes, **given)
+
+
+def test_mask_tokens_in_the_encoder_are_the_long_way() -> None:
+    """All patches embedded, hidden ones replaced before positions are added, no token put in afterwards."""
+    method = mae(encoder_mask_tokens=True).double()
+    assert method.mask_token.shape == (1, 1, 48)
+    images, noise = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.rand(2, 64)
+    keep, hidden = method.split_patches(2, noise)
+    vit = method.backbone.model
+    rows = []
+    for i in range(2):
+        patches = vit.patch_embed.proj(images[i : i + 1]).flatten(2).transpose(1, 2)[0]
+        tokens = [method.mask_token[0, 0] if n in hidden[i] else patches[n] for n in range(64)]
+        tokens = [token + vit.pos_embed[0, 1 + n] for n, token in enumerate(tokens)]
+        rows.append(torch.stack([vit.cls_token[0, 0] + vit.pos_embed[0, 0], *tokens]))
+    encoded = vit.norm(vit.blocks(torch.stack(rows)))
+    decoded = method.decoder_blocks(method.decoder_embed(encoded) + method.decoder_pos_embed)
+    expected = method.decoder_pred(method.decoder_norm(decoded))[:, 1:].take_along_dim(hidden[..., None], 1)
+    assert_close(method.reconstruct(images, keep, hidden), expected)
+    method.loss([images], noise=noise).backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
 def test_target_stays_exact_in_half_precision() -> None:
     method = mae()
     images = torch.rand(2, 3, 32, 32)
