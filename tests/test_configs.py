@@ -10,6 +10,7 @@ from ssl_bench.configuration import parse_fit
 
 FILES = sorted((registry.folder("configs") / "methods").rglob("*.yaml"))
 BENCHMARKS = sorted((registry.folder("configs") / "benchmarks").rglob("*.yaml"))
+STUDIES = sorted((registry.folder("configs") / "studies").rglob("*.yaml"))
 
 
 def method_of(file: Path) -> str:
@@ -20,8 +21,21 @@ def method_of(file: Path) -> str:
 def test_none_is_missing() -> None:
     assert len(FILES) >= 6  # as published, CIFAR-10, demo, for each method
     assert BENCHMARKS
-    assert set(FILES + BENCHMARKS) == set(registry.folder("configs").rglob("*.yaml"))
+    assert set(FILES + BENCHMARKS + STUDIES) == set(registry.folder("configs").rglob("*.yaml"))
     assert set(registry.names("methods")) <= {file.stem for file in FILES}
+
+
+def test_a_study_for_a_laptop_has_a_full_sized_twin() -> None:
+    names = {file.stem for file in STUDIES}
+    small = {name for name in names if not name.endswith("-imagenet")}
+    assert len(small) == 7 and names == small | {f"{name}-imagenet" for name in small}
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_a_study_says_how_to_run_it(file: Path) -> None:
+    header = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(f"ssl-bench benchmark -c {file.stem}" in line for line in header)
+    assert any("easured" in line for line in header), "no measured number, nor that there is none"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
