@@ -57,14 +57,15 @@ from ssl_bench.evaluations.labels_1pct import Labels1pct
 from ssl_bench.evaluations.labels_10pct import Labels10pct
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.logistic import Logistic
-from ssl_bench.evaluations.partial_finetune import mae_probe
+from ssl_bench.evaluations.partial_finetune import probed
 from ssl_bench.evaluations.ridge import Ridge
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning import Batches, Recipe, Tuned
+from ssl_bench.finetuning_images import Batches
 from ssl_bench.neighbours import neighbours
 from ssl_bench.options import BackboneOptions
 from ssl_bench.shared_trunk import Top, tune_together
 from ssl_bench.speed import keep_freed_memory
+from ssl_bench.tuned import Recipe, Tuned
 
 CLASSES = 10
 NEIGHBOURS, TEMPERATURE, DIM = 200, 0.07, 768  # of knn
@@ -221,7 +222,7 @@ def partial(given: argparse.Namespace) -> None:
     def probing() -> float:
         """Seconds of k = 0, features included."""
         subject = fresh()
-        return seconds(lambda: mae_probe(subject, train, selection, CLASSES, 0), subject)
+        return seconds(lambda: probed(subject, train, selection, 0), subject)
 
     rounds = []
     for _ in range(given.rounds + 1):

@@ -35,9 +35,11 @@ from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import labelled, labels_of
 from ssl_bench.few_labels_finetuning import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
-from ssl_bench.finetuning import Batch, Batches, Recipe, Tuned, autocast, cross_entropy, drawing, logits_of, tune
+from ssl_bench.finetuning import autocast, cross_entropy, logits_of, tune
+from ssl_bench.finetuning_images import Batch, Batches, drawing
 from ssl_bench.options import BackboneOptions
 from ssl_bench.randomness import derive
+from ssl_bench.tuned import Recipe, Tuned
 
 LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069ff547fc1b6"}  # ImageNet's, md5
 

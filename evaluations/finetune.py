@@ -23,17 +23,9 @@ from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning import (
-    Batches,
-    Diverged,
-    Recipe,
-    Tuned,
-    accuracy,
-    logits_of,
-    mean_loss,
-    refused_pooling,
-    tune,
-)
+from ssl_bench.finetuning import Diverged, accuracy, logits_of, mean_loss, tune
+from ssl_bench.finetuning_images import Batches
+from ssl_bench.tuned import Recipe, Tuned, refused_pooling
 
 
 @final

@@ -20,8 +20,7 @@ Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 
 
 from typing import final
 
-from ssl_bench.few_labels_finetuning import FinetuneFewLabels, crops_alone
-from ssl_bench.finetuning import Recipe
+from ssl_bench.few_labels_finetuning import FinetuneFewLabels
 
 
 @final
@@ -74,10 +73,16 @@ class Finetune1pct(FinetuneFewLabels):
         precision: str = "auto",
         seed: int = 0,
     ) -> None:
-        vit = Recipe(
-            epochs,
-            warmup_epochs,
-            batch_size,
+        super().__init__(
+            subset=subset,
+            draws=draws,
+            folds=folds,
+            epochs=epochs,
+            resnet_epochs=resnet_epochs,
+            warmup_epochs=warmup_epochs,
+            batch_size=batch_size,
+            lrs=lrs,
+            resnet_lrs=resnet_lrs,
             layer_decay=layer_decay,
             drop_path=drop_path,
             mixup=mixup,
@@ -88,17 +93,3 @@ class Finetune1pct(FinetuneFewLabels):
             precision=precision,
             seed=seed,
         )
-        resnet = crops_alone(resnet_epochs, batch_size, precision, seed)
-        super().__init__(vit, resnet, lrs, resnet_lrs, subset, draws, folds)
-        self.epochs = epochs
-        self.resnet_epochs = resnet_epochs
-        self.warmup_epochs = warmup_epochs
-        self.batch_size = batch_size
-        self.layer_decay = layer_decay
-        self.drop_path = drop_path
-        self.mixup = mixup
-        self.cutmix = cutmix
-        self.smoothing = smoothing
-        self.randaugment = randaugment
-        self.erase = erase
-        self.precision = precision

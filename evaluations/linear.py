@@ -121,7 +121,7 @@ class Linear(Evaluation[dict[str, Head]]):
             raise UserError("the selection split, on which linear chooses, is empty: raise data.selection_fraction")
         kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
         asked = tuple(dict.fromkeys([*kinds, *([backbone.headline_kind] if self.epochs else [])]))
-        norms = {kind: Norm.of(*backbone.moments([train], kind, self._views)) for kind in asked}
+        norms = {kind: Norm.of(*backbone.moments([train], kind, self.crops)) for kind in asked}
         batch = min(self.batch_size, len(train))
         per_kind = {}
         for kind in kinds:
@@ -133,14 +133,9 @@ class Linear(Evaluation[dict[str, Head]]):
         best = min(per_kind.values(), key=lambda candidate: candidate.order)
         state = {"chosen": best.head} | {kind: candidate.head for kind, candidate in per_kind.items()}
         curve = _curve("", self.iterations, best)
-        if self.epochs:
-            batch = min(MAE_BATCH, len(train))
-            steps = math.ceil(self.epochs * len(train) / batch)
-            kind = backbone.headline_kind
-            course = Course(kind, norms[kind], (MAE_LR,), batch, steps, warmup=steps // 9, trust=MAE_TRUST)
-            for mae in self._trained(backbone, train, selection, course):  # none if it has diverged
-                state["mae"] = mae.head
-                curve |= _curve("mae ", steps, mae)
+        if self.epochs and (mae := self.mae(backbone, train, selection, norms[backbone.headline_kind])) is not None:
+            state["mae"] = mae.head
+            curve |= _curve("mae ", self._mae_steps(len(train)), mae)
         return Fit(
             state,
             features=asked,
@@ -158,6 +153,18 @@ class Linear(Evaluation[dict[str, Head]]):
             predictions.append(Prediction(variant, logits.argmax(1).cpu()))
         return predictions
 
+    def mae(
+        self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, norm: Norm
+    ) -> Candidate | None:
+        """The head of MAE's recipe, behind the norm of its kind of features; None if it has diverged."""
+        steps = self._mae_steps(len(train))
+        batch, kind = min(MAE_BATCH, len(train)), backbone.headline_kind
+        course = Course(kind, norm, (MAE_LR,), batch, steps, warmup=steps // 9, trust=MAE_TRUST)
+        return next(iter(self._trained(backbone, train, selection, course)), None)
+
+    def _mae_steps(self, images: int) -> int:
+        return math.ceil(self.epochs * images / min(MAE_BATCH, images))
+
     def _trained(
         self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, course: "Course"
     ) -> list[Candidate]:
@@ -170,7 +177,7 @@ class Linear(Evaluation[dict[str, Head]]):
         peaks = [lr * course.batch_size / 256 for lr in course.lrs for _ in starts]  # of R x S heads
         heads = Heads(torch.stack(starts * len(course.lrs)).to(backbone.device), peaks, trust=course.trust)
         watched, curve = set(_watched(course.steps)), []
-        batches = stream(backbone, train, course, self._views, self.seed)
+        batches = stream(backbone, train, course, self.crops, self.seed)
         with full_precision(), progress(f"linear heads on {course.kind}", course.steps, "steps") as bar:
             for step, (rows, inputs) in enumerate(batches):
                 heads.step(inputs, labels[rows], warmup_cosine(step, course.steps, course.warmup, 1.0))
@@ -191,7 +198,8 @@ class Linear(Evaluation[dict[str, Head]]):
         ]
 
     @property
-    def _views(self) -> tuple[int | None, ...]:
+    def crops(self) -> tuple[int | None, ...]:
+        """The views of a training image that the epochs go round."""
         return tuple(range(self.views)) or (None,)
 
 

@@ -24,31 +24,28 @@ Shapes: N images, B of a batch, D features, K classes, L blocks.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, full_precision, progress
-from ssl_bench.finetuning import SELECTION, Batches, Recipe, Tuned, blocks, refused_pooling
-from ssl_bench.heads import Head, Heads, Norm
-from ssl_bench.randomness import derive
-from ssl_bench.schedules import warmup_cosine
+from ssl_bench.evaluations.linear import Linear
+from ssl_bench.features import FrozenBackbone, full_precision
+from ssl_bench.finetuning import SELECTION, Diverged
+from ssl_bench.finetuning_images import Batches
+from ssl_bench.heads import Head, Norm
 from ssl_bench.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
+from ssl_bench.tuned import Recipe, Tuned, blocks, refused_pooling
 
 Pooling = Literal["avg", "cls"]
 HEADLINE = 4  # blocks
 MEAN_POOLED = ("cae", "mae", "simmim", "random")  # methods; the others have learned a class token
 NEAR = 0.005  # of full fine-tuning's accuracy: half a point
-# MAE's linear probe
-PROBE_EPOCHS, PROBE_VIEWS, PROBE_LR, PROBE_BATCH, TRUST = 90, 10, 0.1, 4096, 0.001
 
 
 @dataclass(frozen=True)
@@ -140,9 +137,11 @@ class PartialFinetune(Evaluation[Tuning]):
         tune_together(every, Batches(train, self._recipes[-1], classes, backbone), selection, "partial fine-tuning")
         # Of equals the one with fewer epochs: recipes are in the order of their epochs.
         tops = {name: max(some, key=lambda top: top.curve[SELECTION][-1]) for name, some in candidates.items()}
-        probe = mae_probe(backbone, train, selection, classes, self.seed) if depths[0] == 0 else None
+        probe, points = None, []
+        if depths[0] == 0:
+            probe, point = probed(backbone, train, selection, self.seed)
+            points.append(point)
         own = [top for name, top in tops.items() if wanted[name][1] == self._pooling(backbone)]
-        points = [(probe.trainable, probe.accuracy)] if probe is not None else []
         points += [(top.trainable, top.curve[SELECTION][-1]) for top in own]
         curve = summary(depths, points, own[-1].whole)
         curve |= {f"{name} {series}": values for name, top in tops.items() for series, values in top.curve.items()}
@@ -151,8 +150,8 @@ class PartialFinetune(Evaluation[Tuning]):
             chosen = {f"epochs {name}": top.recipe.epochs for name, top in tops.items()}
             grid = {name: [recipe.epochs for recipe in self._recipes] for name in chosen}
         return Fit(
-            Tuning({headline: tops[headline]} | tops, probe.head if probe is not None else None),
-            features=(probe.head.kind,) if probe is not None else (),
+            Tuning({headline: tops[headline]} | tops, probe),
+            features=(probe.kind,) if probe is not None else (),
             chosen=chosen,
             grid=grid,
             on_edge=any(chosen[name] in (values[0], values[-1]) for name, values in grid.items()),
@@ -165,8 +164,8 @@ class PartialFinetune(Evaluation[Tuning]):
         found = [Prediction(name, some.argmax(1)) for name, some in zip(state.tops, logits, strict=True)]
         if state.probe is not None:
             with full_precision():
-                probed = state.probe.logits(backbone.features(test, state.probe.kind))  # (N, K)
-            found.append(Prediction("k0", probed.argmax(1).cpu()))
+                below = state.probe.logits(backbone.features(test, state.probe.kind))  # (N, K)
+            found.append(Prediction("k0", below.argmax(1).cpu()))
         return found
 
     def _recipe(self, epochs: int) -> Recipe:
@@ -249,47 +248,20 @@ def fewest(depths: Sequence[float], accuracies: Sequence[float]) -> float:
     return next(depth for depth, accuracy in zip(depths, accuracies, strict=True) if accuracy >= near)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A linear head, its accuracy on the selection split, and how many of its numbers learned."""
+def probed(
+    backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, seed: int
+) -> tuple[Head, tuple[int, float]]:
+    """The head of k = 0, by MAE's recipe; how many numbers learned, and the accuracy on the selection split.
 
-    head: Head
-    accuracy: float
-    trainable: int
-
-
-def mae_probe(backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, classes: int, seed: int) -> Probe:
-    """A linear head by MAE's recipe: LARS, 90 epochs over random crops, batch norm with their exact statistics."""
-    kind, views = backbone.headline_kind, tuple(range(PROBE_VIEWS))
-    norm = Norm.of(*backbone.moments([train], kind, views))
-    labels, held_out_labels = (torch.as_tensor(split.labels).to(backbone.device) for split in (train, selection))
-    batch = min(PROBE_BATCH, len(train))
-    steps = math.ceil(PROBE_EPOCHS * len(train) / batch)
-    generator = torch.Generator().manual_seed(derive(seed, 0, 0))
-    start = 0.01 * torch.randn(1, classes, len(norm.mean), generator=generator)
-    heads = Heads(start.to(backbone.device), [PROBE_LR * batch / 256], trust=TRUST)
-    with full_precision(), progress("the probe of k = 0", steps, "steps") as bar:
-        for step, parts in enumerate(orders(len(train), batch, steps, seed)):
-            inputs = [backbone.features(train, kind, rows, view=epoch % len(views)) for epoch, rows in parts]
-            rows = torch.cat([rows for _, rows in parts]).to(backbone.device)
-            heads.step(norm(torch.cat(inputs)), labels[rows], warmup_cosine(step, steps, steps // 9, 1.0))
-            bar.update()
-        accuracy, _ = heads.score(norm(backbone.features(selection, kind)), held_out_labels)
-    return Probe(heads.head(0, kind, norm), float(accuracy), heads.weight.numel() + heads.bias.numel())
-
-
-def orders(images: int, batch_size: int, batches: int, seed: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """Batches as (epoch, rows) of each epoch that they touch: one permutation after another, without a break."""
-    epoch, left = -1, torch.empty(0, dtype=torch.int64)
-    for _ in range(batches):
-        parts, missing = [], batch_size
-        while missing:
-            if not len(left):
-                epoch += 1
-                left = torch.randperm(images, generator=torch.Generator().manual_seed(derive(seed, 1, epoch)))
-            parts.append((epoch, left[:missing]))
-            left, missing = left[missing:], missing - len(parts[-1][1])
-        yield parts
+    Raises:
+        Diverged: Its loss is not a number.
+    """
+    probe = Linear(seeds=1, seed=seed)
+    norm = Norm.of(*backbone.moments([train], backbone.headline_kind, probe.crops))
+    found = probe.mae(backbone, train, selection, norm)
+    if found is None:
+        raise Diverged("the linear probe of k = 0 diverged: leave 0 out of --partial_finetune.depths")
+    return found.head, (found.head.weight.numel() + found.head.bias.numel(), found.curve[-1])
 
 
 def _network(backbone: FrozenBackbone) -> Backbone:

@@ -23,7 +23,7 @@ from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.evaluation import Fit
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning import Tuned
+from ssl_bench.tuned import Tuned
 
 
 @final

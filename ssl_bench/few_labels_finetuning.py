@@ -17,8 +17,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, Pixels
 from ssl_bench.few_labels import folds_of, labelled, labels_of
-from ssl_bench.finetuning import Batches, Diverged, Recipe, Tuned, logits_of, tune
+from ssl_bench.finetuning import Diverged, logits_of, tune
+from ssl_bench.finetuning_images import Batches
 from ssl_bench.randomness import derive
+from ssl_bench.tuned import Recipe, Tuned
 
 Starts = dict[str, list[Tuned]]  # where fine-tuning starts -> the fine-tuned network of each draw
 
@@ -60,25 +62,39 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
 
     def __init__(
         self,
-        vit: Recipe,
-        resnet: Recipe,
-        lrs: tuple[float, ...],
-        resnet_lrs: tuple[float, ...],
+        *,
         subset: str | None,
         draws: int,
         folds: int,
+        epochs: int,
+        resnet_epochs: int,
+        warmup_epochs: float,
+        batch_size: int,
+        lrs: tuple[float, ...],
+        resnet_lrs: tuple[float, ...],
+        seed: int,
+        precision: str,
+        **augmentation: Any,
     ) -> None:
         if not lrs or not resnet_lrs or min(*lrs, *resnet_lrs) <= 0:
             raise ValueError("lrs and resnet_lrs need at least one value each, all above 0")
         if draws < 1 or folds < 2:
             raise ValueError(f"draws must be at least 1 and folds at least 2, not {draws} and {folds}")
-        self._vit, self._resnet = vit, resnet
-        self.lrs = lrs
-        self.resnet_lrs = resnet_lrs
         self.subset = subset
         self.draws = draws
         self.folds = folds
-        self.seed = vit.seed
+        self.epochs = epochs
+        self.resnet_epochs = resnet_epochs
+        self.warmup_epochs = warmup_epochs
+        self.batch_size = batch_size
+        self.lrs = lrs
+        self.resnet_lrs = resnet_lrs
+        self.seed = seed
+        self.precision = precision
+        vars(self).update(augmentation)
+        shared = {"precision": precision, "seed": seed}
+        self._vit = Recipe(epochs, warmup_epochs, batch_size, **augmentation, **shared)
+        self._resnet = crops_alone(resnet_epochs, batch_size, precision, seed)
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Starts]:
         assert train.pool is selection.pool, "one pool holds both"

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, final
 
 import ssl_bench.torchvision_guard  # noqa: F401  before timm, which imports torchvision
@@ -27,28 +28,10 @@ from ssl_bench.backbone import Backbone
 from ssl_bench.data.loaders import evaluation_batches
 from ssl_bench.data.splits import SelectionSplit, Split
 from ssl_bench.features import FrozenBackbone, full_precision, progress
-from ssl_bench.finetuning import (
-    POINTS,
-    SELECTION,
-    STEP,
-    Batch,
-    Batches,
-    Diverged,
-    Recipe,
-    Tuned,
-    accuracy,
-    autocast,
-    blocks,
-    cross_entropy,
-    drawing,
-    mixed,
-    optimizer,
-    rate,
-    set_rate,
-)
-from ssl_bench.optim import clip_gradients
-from ssl_bench.randomness import derive
+from ssl_bench.finetuning import POINTS, SELECTION, Diverged, accuracy, autocast, mixed, update
+from ssl_bench.finetuning_images import Batch, Batches
 from ssl_bench.speed import write_out_attention
+from ssl_bench.tuned import Recipe, Tuned, blocks, optimizer
 
 # Blocks whose MLP is a residual branch of its own, after that of the attention.
 HALVED = (vision_transformer.Block, beit.Block, swin_transformer.SwinTransformerBlock)
@@ -226,19 +209,9 @@ class Top:
         return self.model.classify(resumed(self.model.backbone, state, self.depth))
 
     def step(self, state: Tensor, batch: Batch, step: int, batches: Batches) -> Tensor:
-        """One update, exactly that of `finetuning.tune`; the loss before it."""
+        """One update; the loss before it."""
         assert self.optimizer is not None, "it has learned already"
-        device = state.device
-        set_rate(self.optimizer, rate(self.recipe, step, batches.steps, batches.batch_size))
-        with drawing(derive(self.recipe.seed, STEP, step), device):
-            with autocast(self.recipe, device):
-                logits = self.logits(state)
-            loss = cross_entropy(logits.float(), batch)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
-        clip_gradients(self.trained, self.recipe.clip, "model")
-        self.optimizer.step()
-        return loss.detach()
+        return update(self.optimizer, self.recipe, batches, step, batch, partial(self.logits, state))
 
     def finish(self) -> None:
         """No more steps: eval mode, and the optimiser's memory is free."""

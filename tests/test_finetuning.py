@@ -22,28 +22,10 @@ from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning import (
-    Batch,
-    Batches,
-    Diverged,
-    Recipe,
-    Tuned,
-    accuracy,
-    blocks,
-    cross_entropy,
-    drawing,
-    groups,
-    layer_ids,
-    logits_of,
-    mean_loss,
-    optimizer,
-    posterize,
-    rate,
-    set_drop_path,
-    set_rate,
-    tune,
-)
+from ssl_bench.finetuning import Diverged, accuracy, cross_entropy, logits_of, mean_loss, tune
+from ssl_bench.finetuning_images import Batch, Batches, drawing, posterize
 from ssl_bench.options import BackboneOptions
+from ssl_bench.tuned import Recipe, Tuned, blocks, groups, layer_ids, optimizer, rate, set_drop_path, set_rate
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=3, num_heads=2)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.finetuning import blocks
 from ssl_bench.options import BackboneOptions
 from ssl_bench.shared_trunk import exists, restrict, resumed, states, usual_depths
+from ssl_bench.tuned import blocks
 
 SMALL = {"img_size": 8, "patch_size": 2}
 OPTIONS = {

@@ -14,8 +14,10 @@ from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.evaluations import distill as page
 from ssl_bench.evaluations.distill import Distill, imitation
 from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import Batch, Batches, Recipe, Tuned, cross_entropy
+from ssl_bench.finetuning import cross_entropy
+from ssl_bench.finetuning_images import Batch, Batches
 from ssl_bench.options import BackboneOptions
+from ssl_bench.tuned import Recipe, Tuned
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})

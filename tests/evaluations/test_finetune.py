@@ -17,8 +17,9 @@ from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct
 from ssl_bench.evaluations.finetune_10pct import Finetune10pct
 from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import Batches, Recipe, Tuned
+from ssl_bench.finetuning_images import Batches
 from ssl_bench.options import BackboneOptions
+from ssl_bench.tuned import Recipe, Tuned
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})

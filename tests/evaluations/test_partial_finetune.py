@@ -14,11 +14,13 @@ from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluations.linear import Linear
-from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest, orders
+from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest
 from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import SELECTION, Batches, Diverged, Recipe, Tuned, blocks, set_drop_path, tune
+from ssl_bench.finetuning import SELECTION, Diverged, tune
+from ssl_bench.finetuning_images import Batches
 from ssl_bench.options import BackboneOptions
 from ssl_bench.shared_trunk import Top, logits_of_all, states, tune_together
+from ssl_bench.tuned import Recipe, Tuned, blocks, set_drop_path
 
 SIZE, CLASSES = 8, 3
 OPTIONS = {
@@ -347,15 +349,6 @@ def test_no_blocks_is_the_linear_probe_of_mae(splits: Splits) -> None:
     expected = {p.variant: p.labels for p in linear.predict(subject, linear.fit(subject, *splits[:2]), splits[2])}
     found = {p.variant: p.labels for p in page.predict(subject, fit, splits[2])}
     assert torch.equal(found["k0"], expected["mae"])
-
-
-def test_the_probe_goes_through_whole_permutations() -> None:
-    batches = list(orders(5, 3, 5, seed=0))  # 15 images: three epochs
-    assert all(sum(len(rows) for _, rows in batch) == 3 for batch in batches)
-    for epoch in range(3):
-        rows = torch.cat([rows for batch in batches for number, rows in batch if number == epoch])
-        assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
-    assert [[epoch for epoch, _ in batch] for batch in batches] == [[0], [0, 1], [1], [1, 2], [2]]
 
 
 @pytest.mark.parametrize(
