@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -88,18 +88,24 @@ class LARS(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            for p in params:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            updates: list[Tensor] = [p.grad for p in params]
-            if group["decay"]:
-                updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
-                torch._foreach_mul_(updates, trust_ratios(params, updates, group["trust"]))
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["rate_in_momentum"] else 1.0)
-            torch._foreach_add_(params, buffers, alpha=-1.0 if group["rate_in_momentum"] else -group["lr"])
+            # A tensor at a time stays in a processor's cache; all at once are fewer launches on a device.
+            alone = params[0].device.type == "cpu"
+            for some in [[p] for p in params] if alone else [params]:
+                self._update(some, group)
         return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        updates: list[Tensor] = [cast(Tensor, p.grad) for p in params]
+        if group["decay"]:
+            updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
+            torch._foreach_mul_(updates, trust_ratios(params, updates, group["trust"]))
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["rate_in_momentum"] else 1.0)
+        torch._foreach_add_(params, buffers, alpha=-1.0 if group["rate_in_momentum"] else -group["lr"])
 
 
 def trust_ratios(params: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
