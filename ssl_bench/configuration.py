@@ -169,7 +169,8 @@ def recipe_for(method: str, data: Mapping[str, Any], asked: str | None) -> tuple
         if asked not in known:
             raise UserError(f"no recipe {asked!r}{near(asked, known)} (ssl-bench list recipes)")
         return asked, known[asked]
-    for name in (f"{method}-{data_title(dict(data))}", method):
+    own = f"{method}-{data_title(dict(data))}"  # a folder called `finetune` must not make simclrv2 another method
+    for name in (own if own not in registry.names("methods") else method, method):
         if name in known:
             return name, known[name]
     return None

@@ -158,6 +158,8 @@ def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
     if not method.standardize:
         data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if method.needs_labels:
+        if data_options.label_fraction is not None:
+            say(f"learning from {100 * data_options.label_fraction:g} % of the labels: --data.label_fraction")
         data = _labelled(data, method)
     elif data_options.label_fraction is not None:
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"

@@ -123,3 +123,10 @@ def test_no_method_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
         parse()
     assert stop.value.code == 2
     assert "mae" in capsys.readouterr().err
+
+
+def test_a_folder_named_as_a_stage_does_not_choose_that_stages_recipe(tmp_path: Path) -> None:
+    argv = ["--method", "simclrv2", "--data", "folder", "--data.root", str(tmp_path / "finetune")]
+    assert parse_fit(argv, {}).recipe == "simclrv2"
+    named = ["--method", "simclrv2", "--data", "folder", "--data.root", str(tmp_path / "cifar10")]
+    assert parse_fit(named, {}).recipe == "simclrv2-cifar10"
