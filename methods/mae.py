@@ -71,7 +71,7 @@ class MAE(Method):
             raise UserError("--method.mask_sampling grid: mask_ratio 0.75 and an even number of patches along a side")
         self.mask_ratio, self.norm_pix, self.crop_scale = mask_ratio, norm_pix, crop_scale
         self.mask_sampling, self.encoder_mask_tokens = mask_sampling, encoder_mask_tokens
-        layer_norm = partial(nn.LayerNorm, eps=1e-6)
+        layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)
         mlp_ratio = backbone.args.get("mlp_ratio", 4.0)  # one for encoder and decoder
         backbone.fix_positions("mae")
         positions = sincos_positions(decoder_dim, backbone.grid, "mae")  # (N, E)

@@ -44,12 +44,14 @@ class Backbone(nn.Module):
         UserError: The name is unknown, of another family, or an option does not apply to it.
     """
 
+    model: Any  # timm's; what its attributes are depends on the family
+
     def __init__(self, options: BackboneOptions) -> None:
         super().__init__()
         self.options = options
         self.architecture, self.args = _timm_arguments(options)
         self.timm_can_build = True  # whether `timm.create_model(architecture, **args)` alone gives this network
-        stem: type[nn.Module] | None = None  # of the ResNet that is widened
+        stem: Any = None  # of the ResNet that is widened
         try:
             if _family(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
                 with torch.device("meta"):
@@ -67,13 +69,14 @@ class Backbone(nn.Module):
             if isinstance(error, TypeError):  # an option of ours that none of the families refuses
                 raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
             raise
-        if isinstance(self.model, Beit):
+        family = type(self.model)
+        if issubclass(family, Beit):
             self.img_size: int = self.model.patch_embed.img_size[0]
             self.patch_size: int = self.model.patch_embed.patch_size[0]
             self.dim: int = self.model.embed_dim
             if self.dim % (heads := self.model.blocks[0].attn.num_heads):  # timm finds out in the forward
                 raise UserError(f"--backbone.width {self.dim} is no multiple of {options.name}'s {heads} heads")
-        elif isinstance(self.model, SwinTransformer):
+        elif issubclass(family, SwinTransformer):
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.num_features
@@ -85,14 +88,14 @@ class Backbone(nn.Module):
                 positions = torch.zeros(1, self.grid**2, self.embed_dim)
                 self.timm_can_build = False
                 self.model.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
-        elif isinstance(self.model, VisionTransformer):
+        elif issubclass(family, VisionTransformer):
             embeds = isinstance(self.model.patch_embed, PatchEmbed)
             if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
                 raise UserError(f"backbone {options.name} is no plain ViT: try vit_small_patch16_224")
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.embed_dim
-        elif isinstance(self.model, ResNet):
+        elif issubclass(family, ResNet):
             self.img_size = options.img_size or 224
             self.dim = self.model.num_features
             self.small_stem = options.small_stem if options.small_stem is not None else self.img_size <= 64
@@ -136,7 +139,7 @@ class Backbone(nn.Module):
 
     @property
     def _relative_blocks(self) -> bool:
-        return isinstance(self.model, Beit) and self.model.blocks[0].attn.relative_position_bias_table is not None
+        return issubclass(type(self.model), Beit) and self.model.blocks[0].attn.relative_position_bias_table is not None
 
     @property
     def grid(self) -> int:

@@ -9,5 +9,5 @@ class Batch(NamedTuple):
     """Views of B images, in the order in which the method described them."""
 
     views: list[Tensor]  # each (B, C, H, W), normalised; a view with count n stands n times
-    index: Tensor  # (B,) row of the training set
+    index: Tensor  # type: ignore[assignment]  # (B,) row of the training set
     labels: Tensor | None = None  # (B,) classes, -1 where not to be seen; only for methods that learn from labels

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ssl_bench
 from ssl_bench.errors import UserError, near
@@ -243,7 +244,7 @@ def _completion(argv: list[str]) -> int:
     return 0
 
 
-def _refuse(parser: argparse.ArgumentParser) -> Callable[[str], None]:
+def _refuse(parser: argparse.ArgumentParser) -> Any:
     """argparse's message in one line, with the nearest option."""
 
     def error(message: str) -> None:

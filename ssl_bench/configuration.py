@@ -187,7 +187,8 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
         found = registry.find("methods", method)
         pretrains = signatures.takes(found, "backbone")
         cls = signatures.read(found)
-        optim = next((f.default_factory() for f in fields(cls) if f.name == "optim"), optim)
+        made: Any = next((f.default_factory for f in fields(cls) if f.name == "optim"), Optim)
+        optim = made()
         parser.add_class_arguments(cls, "method", skip={"optim"})
     if pretrains:
         parser.add_class_arguments(BackboneOptions, "backbone")

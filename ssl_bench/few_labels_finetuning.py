@@ -92,8 +92,7 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
         self.seed = seed
         self.precision = precision
         vars(self).update(augmentation)
-        shared = {"precision": precision, "seed": seed}
-        self._vit = Recipe(epochs, warmup_epochs, batch_size, **augmentation, **shared)
+        self._vit = Recipe(epochs, warmup_epochs, batch_size, precision=precision, seed=seed, **augmentation)
         self._resnet = crops_alone(resnet_epochs, batch_size, precision, seed)
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Starts]:

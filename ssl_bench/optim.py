@@ -27,7 +27,8 @@ def parameter_groups(model: nn.Module, undecayed: Collection[str] = ()) -> list[
     in ``undecayed``. LARS scales the first group's steps alone.
     """
     assert set(undecayed) <= {name for name, _ in model.named_parameters()}, f"no such parameters: {undecayed}"
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             bare = parameter.ndim < 2 or name.endswith(".bias") or name in undecayed

@@ -51,7 +51,7 @@ def read(found: registry.Found) -> type:
             continue
         if annotation is inspect.Parameter.empty or default is inspect.Parameter.empty:
             raise UserError(f"{found.module}.{found.class_name}: parameter {name!r} needs a type and a default")
-        fields.append((name, annotation, dataclasses.field(default_factory=lambda value=default: value)))
+        fields.append((name, annotation, dataclasses.field(default_factory=lambda value=default: value)))  # type: ignore[misc]
     cls = dataclasses.make_dataclass(found.class_name, fields, frozen=True)
     cls.__doc__ = doc
     return cls

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 import ssl_bench.torchvision_guard  # noqa: F401  before timm, which imports torchvision
 
@@ -37,6 +38,7 @@ def write_out_attention(network: nn.Module) -> None:
     On a CPU in bf16 the fused kernel is the slow one for short sequences: measured with 65 tokens, 64 to 96 wide, steps
     take half the time without it (a Xeon with AMX, one thread).
     """
+    module: Any
     for module in network.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False

@@ -36,9 +36,10 @@ class Teacher(nn.Module):
             raise UserError(f"--method.momentum {momentum} must lie between 0 and 1")
         self.momentum, self.final_momentum = momentum, final_momentum
         self.module = copy.deepcopy(student).requires_grad_(False)
-        for module in self.module.modules():
-            if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0  # a teacher sees its whole network, in training mode too (DINO, iBOT)
+        part: Any  # timm's drop path among them
+        for part in self.module.modules():
+            if hasattr(part, "drop_prob"):
+                part.drop_prob = 0.0  # a teacher sees its whole network, in training mode too (DINO, iBOT)
         followed = dict(student.named_parameters())
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
             (own, followed[name]) for name, own in self.module.named_parameters()
