@@ -15,6 +15,7 @@ from typing import Any
 from ssl_bench import registry
 from ssl_bench.configuration import flatten, parse_fit
 from ssl_bench.errors import UserError, near
+from ssl_bench.evaluate_command import parse_evaluate
 from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
 
@@ -166,6 +167,7 @@ def _evaluations(
         registry.find("evaluations", protocol)
     flags = [f"--{key}={_text(value)}" for key, value in {**images, **flatten(options, "evaluate")}.items()]
     flags = [f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags, *extra]
+    parse_evaluate(["pixels", *flags])  # a wrong option is found now, not after days of pretraining
 
     def evaluation(name: str, after: Path | None, *subject: str) -> Job:
         title = f"evaluate {name} on {images['data.name']}"

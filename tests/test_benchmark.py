@@ -285,6 +285,13 @@ def test_a_wrong_file(tree: dict[str, object], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_wrong_option_of_an_evaluation_is_found_before_anything_is_pretrained(capsys: Capture) -> None:
+    evaluate = {"protocols": ["linear"], "linear": {"iteration": 10}}
+    with pytest.raises(SystemExit):
+        plan({"methods": ["mae"], "data": ["digits"], "evaluate": evaluate}, Path("runs"))
+    assert "did you mean 'linear.iterations'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted(find_file("demo").parents[1].glob("[bs]*/*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_benchmark_can_be_planned(file: Path) -> None:
     jobs = plan(read_yaml(file), Path("runs"))
