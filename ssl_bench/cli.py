@@ -84,7 +84,7 @@ def _fit(argv: list[str]) -> int:
 
     command = ["ssl-bench", "fit", *argv]
     try:
-        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, parsed.wandb_project)
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb)
     except DivergenceError as error:
         say(f"ssl-bench: {error}")
         return 1
