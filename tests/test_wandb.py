@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tiny import TINY
-from wandb_server import KEY, RunRecord, WandbServer, serving
+from wandb_server import RunRecord, WandbServer, client_of, serving
 
 from ssl_bench.cli import main
 from ssl_bench.configuration import parse_fit
@@ -48,18 +48,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
 
     with serving() as started:
         wandb.teardown()
-        for name, value in environment(started, tmp_path).items():
+        for name, value in client_of(started, tmp_path).items():
             monkeypatch.setenv(name, value)
         yield started
         wandb.teardown()
-
-
-def environment(server: WandbServer, home: Path) -> dict[str, str]:
-    """What makes a client talk to the server, and to nothing else."""
-    home = home / "home"
-    home.mkdir(exist_ok=True)
-    key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
-    return {**key, "HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home)}
 
 
 @pytest.fixture
@@ -90,7 +82,7 @@ def table(run: RunRecord, name: str) -> list[list[Any]]:
 
 def sync(server: WandbServer, home: Path, *arguments: str) -> None:
     """`wandb sync`, by its own command."""
-    own = {**os.environ, **environment(server, home)}
+    own = {**os.environ, **client_of(server, home)}
     command = [sys.executable, "-m", "wandb", "sync", *arguments]
     done = subprocess.run(command, env=own, cwd=home, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -293,7 +285,7 @@ def test_killed_and_resumed_is_one_history(tmp_path: Path) -> None:
     long = ("--trainer.max_epochs=30", "--trainer.limit_train_batches=20", "--probe.every_n_epochs=0")
     argv = ["fit", "--method=mae", *TINY, *long, "--wandb=online", "--wandb_project=team/p", f"--runs={tmp_path}/runs"]
     with serving() as server:
-        own = {**os.environ, **environment(server, tmp_path), "PYTHONPATH": str(ROOT)}
+        own = {**os.environ, **client_of(server, tmp_path), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "ssl_bench", *argv]
         process = subprocess.Popen(command, env=own, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         last = ""

@@ -10,10 +10,10 @@ import gzip
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, final
 from urllib.parse import unquote
 
@@ -203,11 +203,15 @@ class WandbServer:
                 "allViews": {"edges": views, **page},
                 "artifact": None,
             },
-            "models": {"edges": [{"node": {"id": "p", "name": project, "entityName": entity}}], **page},
+            "models": {"edges": [{"node": self._project(project, entity)}], **page},
             "entity": {"organization": None, "xxhashDigestsEnabled": False},
             "clientIDMapping": None,
             "view": next(iter(self.views.values()), None),
         }
+
+    def _project(self, name: str, entity: str) -> dict[str, Any]:
+        known = {"id": "p", "name": name, "entityName": entity, "createdAt": "2026-01-01T00:00:00Z"}
+        return {**known, "isBenchmark": False, "user": None}
 
     def _upsert_run(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]
@@ -315,14 +319,9 @@ def serving(mode: str = "ok") -> Iterator[WandbServer]:
             server.stop()
 
 
-def wait_until(met: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Until something has arrived.
-
-    Raises:
-        TimeoutError: It has not, in so many seconds.
-    """
-    deadline = time.monotonic() + seconds
-    while not met():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.02)
+def client_of(server: WandbServer, folder: Path) -> dict[str, str]:
+    """Environment of a client that knows this server, and keeps what it keeps in a folder."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    places = {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home)}
+    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false", **places}
