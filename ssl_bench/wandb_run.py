@@ -6,14 +6,16 @@ written once more, offline, at the end.
 """
 
 import http.client
+import logging
 import os
 import shlex
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -23,9 +25,10 @@ from ssl_bench.options import WandbOptions
 
 PROBE_SECONDS = 5.0  # for a first answer of the server
 INIT_SECONDS = 20.0  # for a run to be begun there, once it has answered
-CALL_SECONDS = 30.0  # for what the client asks the server while we wait
-FINISH_SECONDS = 30.0  # for what is not sent yet, at the end
-BYTES_PER_SECOND = 2**20  # of an artifact, for which the end may take longer
+CALL_SECONDS = 10.0  # for what the client asks the server while we wait
+FINISH_SECONDS = 20.0  # for what is not sent yet, at the end
+CHECKPOINT_SECONDS = 600.0  # the same where there are checkpoints to be sent
+BYTES_PER_SECOND = 10 * 2**20  # of an artifact, to be read and copied
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ class WandbRun:
 
     def __init__(self, run: Any = None) -> None:
         self._run = run
-        self._bytes = 0
         self._stuck = False
         self.error = ""
 
@@ -116,7 +118,6 @@ class WandbRun:
             files: Name in the artifact -> file.
         """
         size = sum(path.stat().st_size for path in files.values())
-        self._bytes += size
 
         def act() -> None:
             import wandb
@@ -130,11 +131,6 @@ class WandbRun:
 
     def finish(self, exit_code: int = 0) -> None:
         """Send the rest, as long as that takes no longer than it may."""
-        if not self.on:
-            return
-        if self._bytes and "WANDB_FINISH_TIMEOUT" not in os.environ:
-            with suppress(Exception):  # a setting that cannot be changed any more: then it has the usual time
-                self._run.settings.finish_timeout = FINISH_SECONDS + self._bytes / BYTES_PER_SECOND
         self._safely(lambda: self._run.finish(exit_code=exit_code))
 
     def _within(self, seconds: float, act: Callable[[], None]) -> None:
@@ -144,12 +140,13 @@ class WandbRun:
         if not self.online:
             self._safely(act)
             return
+        start = time.monotonic()
         thread = threading.Thread(target=self._safely, args=(act,), daemon=True)
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
-            self._stuck = True
             self.error = self.error or f"the server took longer than {seconds:.0f} s"
+        self._stuck = bool(self.error) and time.monotonic() - start > PROBE_SECONDS
 
     def _safely(self, act: Callable[[], None]) -> None:
         if not self.on:
@@ -267,7 +264,8 @@ def _unreachable(url: str) -> str | None:
 
 
 def _init(wandb: Any, mode: str, options: WandbOptions, identity: Identity, folder: Path) -> Any:
-    limits = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    finish = CHECKPOINT_SECONDS if options.checkpoints else FINISH_SECONDS
+    limits = {"init_timeout": INIT_SECONDS, "finish_timeout": finish}
     limits = {name: value for name, value in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
     return wandb.init(
         id=identity.id,
@@ -290,9 +288,11 @@ def _init(wandb: Any, mode: str, options: WandbOptions, identity: Identity, fold
 def _environment(**values: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
+    loud, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk fails the client's log at every line
     try:
         yield
     finally:
+        logging.raiseExceptions = loud
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
