@@ -84,9 +84,8 @@ class WandbRun:
         return str(self._run.url or "") if self.online else ""
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """A row of history; one that W&B has of an earlier process, before that was interrupted, is left out."""
-        if self.on and step >= self._run.starting_step:
-            self._safely(lambda: self._run.log(dict(values), step=step))
+        """A row of history; the client leaves out one that the server has of an earlier process."""
+        self._safely(lambda: self._run.log(dict(values), step=step))
 
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Numbers of the whole run, in the place of earlier ones of the same names."""

@@ -68,6 +68,8 @@ def test_protocols_that_disagree() -> None:
     assert flip in texts
     weaker = protocol("finetune", {"mae": 0.95, "dino": 0.93}, [])
     assert not any("both are significant" in text for text in said(knn, weaker))
+    vague = protocol("knn", {"dino": 0.9, "mae": 0.7}, [])
+    assert not any("both are significant" in text for text in said(vague, tuned))
 
 
 def test_many_reversals_are_counted() -> None:

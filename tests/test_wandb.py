@@ -157,9 +157,10 @@ def test_offline_is_synced_later_in_parts(
     with logged(folder, OFFLINE) as run:
         run.log({"loss": 2.0}, 0)
         run.log({"loss": 1.5}, 4)
-    with logged(folder, OFFLINE) as run:
+    with logged(folder, WandbOptions("offline", "p", "team", checkpoints=True)) as run:
         run.log({"loss": 1.25}, 8)
     assert server.operations == []
+    assert not list((folder.parents[1] / "home").rglob("artifacts/staging/*"))  # all is in the run folder
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(line.startswith("W&B: to upload it: wandb sync ") for line in said)
     parts = [line.rpartition(" ")[2] for line in said]
@@ -169,6 +170,8 @@ def test_offline_is_synced_later_in_parts(
     assert arrived.summary["linear/accuracy"] == 0.625 and arrived.config["method_name"] == "mae"
     assert len(table(arrived, "results")) == 2
     assert any(name.endswith(".png") for name in arrived.files)
+    (checkpoint,) = [one for one in server.artifacts if one.type == "checkpoint"]
+    assert checkpoint.committed and b"weights" in server.artifact_files(checkpoint).values()
 
 
 @pytest.mark.parametrize(("key", "warnings"), [("", 0), ("too short", 1)])
@@ -213,7 +216,10 @@ def test_a_server_that_is_ill_from_the_start(
 def test_a_server_that_dies_halfway(
     mode: str, server: WandbServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    if mode == "hang":  # the client's own variable wins
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    else:
+        monkeypatch.setattr("ssl_bench.wandb_run.FINISH_SECONDS", 1.0)
     monkeypatch.setattr("ssl_bench.wandb_run.CALL_SECONDS", 1.0)
     start = time.monotonic()
     with logged(folder, ONLINE) as run:

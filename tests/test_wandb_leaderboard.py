@@ -88,6 +88,9 @@ def test_a_leaderboard_arrives_and_is_updated_in_place(server: WandbServer, runs
     over = [grid["metadata"]["runSets"][0]["filters"]["filters"][0]["value"] for grid in grids]
     assert over == [["leaderboard-study"], ["00050000", "00050001", "00030000", "00030001", "00060000"]]
 
+    groups = [grid["metadata"]["runSets"][0]["grouping"] for grid in grids]
+    assert groups[0] == [] and groups[1] == [{"section": "config", "name": "method_name.value"}]
+
     add(runs, "simclr", 0, {"knn": 190, "finetune": 195})
     (runs / "leaderboard" / "report-id.json").unlink()  # as from another machine: found by its title
     assert main(["leaderboard", str(runs), "--wandb", "team/p"]) == 0
