@@ -234,8 +234,10 @@ def wandb_options(namespace: Namespace) -> WandbOptions:
     return WandbOptions(namespace.wandb, project, owner, namespace.wandb_group, namespace.wandb_checkpoints)
 
 
-NOT_CONFIG = ("config", "runs", "recipe", "print_config")
-NOT_CONFIG += ("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints")
+NOT_CONFIG = (
+    *("config", "runs", "recipe", "print_config"),
+    *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
+)
 
 
 @dataclass(frozen=True)

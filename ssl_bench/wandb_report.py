@@ -4,6 +4,7 @@ The specification needs neither network nor key. W&B's own needs both (a set of 
 server knows), so ours is kept as JSON and W&B's is made of it when there is a server.
 """
 
+import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -94,8 +95,8 @@ def read_specification(path: Path) -> Specification:
         blocks = []
         for block in value["blocks"]:
             panels = tuple(Panel(p["kind"], p["title"], tuple(p["metrics"])) for p in block.pop("panels"))
-            lists = {name: tuple(block.pop(name)) for name in ("items", "runs")}
-            blocks.append(ReportBlock(**block, **lists, panels=panels))
+            items, runs = tuple(block.pop("items")), tuple(block.pop("runs"))
+            blocks.append(ReportBlock(**block, items=items, runs=runs, panels=panels))
         return Specification(value["title"], value["description"], tuple(blocks))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -157,7 +158,7 @@ def create(specification: Specification, entity: str, project: str, known: str =
     import wandb
 
     try:
-        import wandb_workspaces.reports.v2 as reports
+        reports: Any = importlib.import_module("wandb_workspaces.reports.v2")
     except ImportError:
         raise UserError(MISSING) from None
     there = [(str(one.id), str(one.display_name)) for one in wandb.Api().reports(f"{entity}/{project}")]
