@@ -85,7 +85,7 @@ def _fit(argv: list[str]) -> int:
 
     command = ["ssl-bench", "fit", *argv]
     try:
-        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, parsed.wandb_project)
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb)
     except DivergenceError as error:
         say(f"ssl-bench: {error}")
         return 1
@@ -123,10 +123,15 @@ def _leaderboard(argv: list[str]) -> int:
     parser.add_argument("--format", default="table", help=" | ".join(FORMATS) + " (default: table)")
     parser.add_argument("--by", default="views", help="budget that a block shares: views (default) | epochs | nothing")
     parser.add_argument("--output", type=Path, help="write to this file; by default to standard output")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="log it there, with a report; a report.json: that")
     parser.error = _refuse(parser)  # type: ignore[method-assign]
     given = parser.parse_args(argv)
     if given.format not in FORMATS:
         raise UserError(f"no format {given.format!r}{near(given.format, FORMATS)} ({', '.join(FORMATS)})")
+    if given.wandb is not None:
+        from ssl_bench.wandb_leaderboard import publish
+
+        return publish(given.runs_given or [given.runs], given.wandb, given.by)
     text = leaderboard(given.runs_given or [given.runs], given.format, given.by)
     if given.output is None:
         print(text, end="")

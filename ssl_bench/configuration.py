@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ssl_bench import registry, signatures
 from ssl_bench.errors import UserError, near
-from ssl_bench.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions
+from ssl_bench.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.run_folder import data_title
 
 ENVIRONMENT = "SSL_BENCH_"
@@ -213,9 +213,33 @@ def common_arguments(parser: Parser) -> None:
     modes = ["off", "auto", "online", "offline"]
     parser.add_argument("--wandb", default="off", choices=modes, help="log to W&B as well")
     parser.add_argument("--wandb_project", default="ssl-bench", help="W&B project, or entity/project")
+    parser.add_argument("--wandb_entity", type=str | None, help="W&B user or team; by default the key's own")
+    parser.add_argument("--wandb_group", type=str | None, help="under which W&B shows runs together")
+    parser.add_argument("--wandb_checkpoints", type=bool, default=False, help="weights and checkpoint as an artifact")
 
 
-NOT_CONFIG = ("config", "runs", "wandb", "wandb_project", "recipe", "print_config")
+def wandb_options(namespace: Namespace) -> WandbOptions:
+    """The W&B options among the parsed ones.
+
+    Raises:
+        UserError: The project is named in a way that W&B does not know.
+    """
+    entity, slash, project = namespace.wandb_project.rpartition("/")
+    if not project or "/" in entity or (slash and not entity):
+        raise UserError(f"--wandb_project {namespace.wandb_project}: PROJECT, or ENTITY/PROJECT")
+    if entity and namespace.wandb_entity not in (None, entity):
+        raise UserError(
+            f"--wandb_project {namespace.wandb_project} and --wandb_entity {namespace.wandb_entity} name two owners: "
+            "give one of them"
+        )
+    owner = namespace.wandb_entity or entity or None
+    return WandbOptions(namespace.wandb, project, owner, namespace.wandb_group, namespace.wandb_checkpoints)
+
+
+NOT_CONFIG = (
+    *("config", "runs", "recipe", "print_config"),
+    *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
+)
 
 
 @dataclass(frozen=True)
@@ -226,16 +250,14 @@ class FitConfig:
         config: The whole configuration, plain types: what config.yaml holds and the identity is made of.
         runs: Where run folders live.
         recipe: Name of the recipe it started from, for people.
-        wandb: off, auto, online or offline.
-        wandb_project: Project, or entity/project.
+        wandb: Whether and where it is logged to W&B.
         print_config: Only print it.
     """
 
     config: dict[str, Any]
     runs: Path
     recipe: str | None
-    wandb: str
-    wandb_project: str
+    wandb: WandbOptions
     print_config: bool
 
 
@@ -268,8 +290,7 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
         config=plain(namespace),
         runs=Path(namespace.runs),
         recipe=recipe[0] if recipe else None,
-        wandb=namespace.wandb,
-        wandb_project=namespace.wandb_project,
+        wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
     )
 

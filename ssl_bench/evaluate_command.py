@@ -16,11 +16,13 @@ from ssl_bench.configuration import (
     say,
     split_argv,
     stack,
+    wandb_options,
 )
 from ssl_bench.errors import UserError
-from ssl_bench.options import BackboneOptions, DataOptions
+from ssl_bench.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
+from ssl_bench.wandb_results import logged
 
 if TYPE_CHECKING:
     from ssl_bench.data.opened import Data
@@ -61,6 +63,7 @@ class Evaluate:
         force: Evaluate again what is recorded.
         branch: The one network of methods that have a student and a teacher; both when None, as far as a protocol does
             not train copies of them.
+        wandb: Whether and where results are logged to W&B.
     """
 
     subjects: list[Subject]
@@ -70,6 +73,7 @@ class Evaluate:
     device: str
     force: bool
     branch: str | None = None
+    wandb: WandbOptions = WandbOptions()
 
 
 def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Evaluate:
@@ -125,6 +129,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         device=namespace.device,
         force=namespace.force,
         branch=namespace.branch,
+        wandb=wandb_options(namespace),
     )
 
 
@@ -188,6 +193,8 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
                     pages = {name: page for name, page in pages.items() if not page.trains}
                 evaluate(frozen, opened[key], _accepted(pages, frozen, given, subject), folder, force=given.force)
             if rank() == 0:
+                with logged(folder, given.wandb):  # all that the folder holds by now
+                    pass
                 yield str(folder)
 
 

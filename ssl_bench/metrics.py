@@ -9,8 +9,8 @@ from typing import Any, final
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from ssl_bench.configuration import say
 from ssl_bench.files import write_text
+from ssl_bench.wandb_run import WandbRun
 
 
 @final
@@ -69,27 +69,25 @@ class MetricsFile(Logger):
         self.write()
 
 
-def wandb_logger(mode: str, project: str, run_id: str, folder: Path, config: dict[str, Any]) -> list[Logger]:
-    """Lightning's W&B logger, or nothing and a warning: a failure of W&B never ends training.
+@final
+class WandbMetrics(Logger):
+    """The same rows to W&B, under the same steps.
 
     Args:
-        mode: online, offline, or auto: online if a key is configured.
-        project: Project, or entity/project.
-        run_id: The run's identity, so that a resumed run continues its W&B run.
-        folder: Where W&B may write.
-        config: Shown with the run.
+        run: Where they go; nowhere, if it is off.
     """
-    try:
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
 
-        if mode == "auto":
-            mode = "online" if wandb.Api is not None and wandb.setup().settings.api_key else "offline"
-        entity, _, name = project.rpartition("/")
-        where = {"project": name, "entity": entity or None, "save_dir": str(folder)}
-        logger = WandbLogger(id=run_id, name=folder.name, mode=mode, resume="allow", **where)
-        logger.experiment.config.update(config, allow_val_change=True)
-        return [logger]
-    except Exception as error:
-        say(f"warning: no W&B for this run ({type(error).__name__}: {str(error)[:200]})")
-        return []
+    def __init__(self, run: WandbRun) -> None:
+        super().__init__()
+        self.run = run
+
+    name = "wandb"
+    version = 0
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run has its configuration from the start."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.run.log(metrics, int(step or 0))

@@ -151,3 +151,22 @@ class ProbeOptions:
 
     every_n_epochs: int | None = None
     images: int = 4096
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """Whether and where runs are logged to W&B.
+
+    Args:
+        mode: off, online, offline (written into the run folder, for `wandb sync`), or auto: online if a key is there.
+        project: Name of the W&B project, or entity/project.
+        entity: User or team it belongs to; None for the key's own, or the one of entity/project.
+        group: Under which W&B shows runs together.
+        checkpoints: Upload weights and the last checkpoint too, as an artifact.
+    """
+
+    mode: str = "off"
+    project: str = "ssl-bench"
+    entity: str | None = None
+    group: str | None = None
+    checkpoints: bool = False

@@ -51,3 +51,9 @@ def run_folder(runs: Path, config: dict[str, Any]) -> Path:
     parts = (method, data_title(config["data"]), *backbone, f"s{config['seed']}")
     safe = (re.sub(r"[^\w.+-]+", "_", part)[:60] for part in parts)
     return runs / "-".join((*safe, identity(config)))
+
+
+def folder_identity(folder: Path) -> str:
+    """The hash that a run folder's name ends in; of a folder named by its user, one of the name."""
+    found = re.search(r"-([0-9a-f]{8})$", folder.name)
+    return found[1] if found else hashlib.sha256(folder.name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -36,14 +36,16 @@ from ssl_bench.errors import UserError
 from ssl_bench.features import peak_memory
 from ssl_bench.files import write_json, write_text
 from ssl_bench.method import Method
-from ssl_bench.metrics import MetricsFile, wandb_logger
-from ssl_bench.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions
+from ssl_bench.metrics import MetricsFile, WandbMetrics
+from ssl_bench.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.probe import OnlineProbe
 from ssl_bench.progress import Progress
 from ssl_bench.randomness import derive
 from ssl_bench.results import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
-from ssl_bench.run_folder import identity, run_folder
+from ssl_bench.run_folder import run_folder
 from ssl_bench.speed import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
+from ssl_bench.wandb_results import logged
+from ssl_bench.wandb_run import WandbRun
 from ssl_bench.watch import DivergenceError, StopAtNaN
 
 
@@ -61,7 +63,7 @@ class Fitted:
 
 
 def fit(
-    config: dict[str, Any], runs: Path, command: Sequence[str] = (), wandb: str = "off", wandb_project: str = ""
+    config: dict[str, Any], runs: Path, command: Sequence[str] = (), wandb: WandbOptions = WandbOptions()
 ) -> Fitted:
     """Pretrain as the configuration says, continuing an interrupted run of the same configuration.
 
@@ -87,10 +89,19 @@ def fit(
     precision = effective_precision(trainer_options.precision, trainer_options.accelerator)
     write_json(folder / "environment.json", {**describe(), "precision": precision})
     write_run(folder, info)
-    trainer = _trainer(trainer_options, config, folder, data, wandb, wandb_project)
+    with logged(folder, WandbOptions() if trainer_options.fast_dev_run else wandb) as run:
+        _train(_trainer(trainer_options, config, folder, data, run), method, module, info, folder, flops_per_image)
+    return Fitted(folder, already_done=False)
+
+
+def _train(
+    trainer: pl.Trainer, method: Method, module: DataModule, info: RunInfo, folder: Path, flops_per_image: float
+) -> None:
+    """From the last checkpoint, if there is one, to the end; the record says how it ended."""
+    options, data = TrainerOptions(**info.options["trainer"]), module.data
     if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
         write_out_attention(method)
-    if trainer_options.compile:
+    if options.compile:
         compile_blocks(method)
     last = folder / "checkpoints" / "last.ckpt"
     try:
@@ -104,7 +115,7 @@ def fit(
             write_run(folder, replace(info, status="interrupted"))
             raise KeyboardInterrupt from None
         raise
-    if trainer.is_global_zero and not trainer_options.fast_dev_run:
+    if trainer.is_global_zero and not options.fast_dev_run:
         if method.product == "tokenizer":
             save_tokenizer(folder, method)
         else:
@@ -112,7 +123,6 @@ def fit(
             if (classifier := method.evaluated_classifier) is not None:
                 save_classifier(folder, classifier, classifier.names or data.classes or ())
         write_run(folder, _finished(trainer, info, flops_per_image))
-    return Fitted(folder, already_done=False)
 
 
 @final
@@ -191,13 +201,8 @@ def prepare_process() -> None:
     keep_freed_memory()
 
 
-def _trainer(
-    options: TrainerOptions, config: dict[str, Any], folder: Path, data: Data, wandb: str, project: str
-) -> pl.Trainer:
-    run_id = identity(config)
-    loggers: list[Any] = [MetricsFile(folder / "metrics.csv")]
-    if wandb != "off":
-        loggers += wandb_logger(wandb, project, run_id, folder, config)
+def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data: Data, run: WandbRun) -> pl.Trainer:
+    loggers: list[Any] = [MetricsFile(folder / "metrics.csv"), WandbMetrics(run)]
     probe = OnlineProbe(data, ProbeOptions(**config["probe"]))
     callbacks = [SeedEachBatch(config["seed"]), StopAtNaN(), probe, Progress(probe), SaveLast(folder, config)]
     return pl.Trainer(
