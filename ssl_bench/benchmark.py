@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from jsonargparse import Namespace
+
 from ssl_bench import registry
 from ssl_bench.benchmark_plan import Job, plan
-from ssl_bench.configuration import Parser, common_arguments, read_yaml, say, split_argv
+from ssl_bench.configuration import Parser, common_arguments, read_yaml, say, split_argv, wandb_options
 from ssl_bench.errors import UserError, near
 from ssl_bench.files import write_json, write_text
 from ssl_bench.leaderboard.table import checked_by
@@ -82,10 +84,16 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     for file in files or [find_file(DEFAULT)]:
         tree |= read_yaml(find_file(str(file)))
     runs = Path(given.runs)
-    wandb = () if given.wandb == "off" else ("--wandb", given.wandb, "--wandb_project", given.wandb_project)
-    jobs = plan(tree, runs, wandb)
+    wandb_options(given)  # one that is wrong is found now
+    jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given))
     by = checked_by(str(tree.get("by", "views")))
     return Benchmark(jobs, runs, given.jobs, given.dry_run, given.estimate, given.retry_failed, by)
+
+
+def _wandb_flags(given: Namespace) -> list[str]:
+    """The same options for every job."""
+    options = {name: value for name, value in given.items() if name.startswith("wandb") and value is not None}
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
 def find_file(name: str) -> Path:

@@ -11,8 +11,9 @@ from tiny import TINY
 from ssl_bench.benchmark import Benchmark, Grid, _gpus, find_file, parse_benchmark
 from ssl_bench.benchmark_plan import Job, plan
 from ssl_bench.cli import main
-from ssl_bench.configuration import flatten, read_yaml
+from ssl_bench.configuration import flatten, parse_fit, read_yaml
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate_command import parse_evaluate
 
 Capture = pytest.CaptureFixture[str]
 MAE: dict[str, Any] = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}
@@ -214,6 +215,16 @@ DISTILLED = {"name": "simclrv2-distill", "method": {"teacher": "$previous"}, "ba
 def value(job: Job, option: str) -> str | None:
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in job.argv[1:])
     return flags.get(option)
+
+
+def test_every_job_logs_to_the_same_place(tmp_path: Path) -> None:
+    flags = ["--wandb=offline", "--wandb_project=lab/digits", "--wandb_group=first", "--wandb_checkpoints=true"]
+    jobs = parse_benchmark(["-c", str(write(tmp_path)), "--runs", str(tmp_path / "runs"), *flags]).jobs
+    wanted = {*flags[:3], "--wandb_checkpoints=True"}
+    assert all({flag for flag in job.argv if flag.startswith("--wandb")} == wanted for job in jobs)
+    assert parse_fit(jobs[0].argv[1:]).wandb.group == "first" and parse_evaluate(jobs[-1].argv[1:]).wandb.checkpoints
+    silent = parse_benchmark(["-c", str(write(tmp_path)), "--runs", str(tmp_path / "runs")]).jobs
+    assert not any("wandb" in flag for job in silent for flag in job.argv)
 
 
 def test_followers_start_from_the_run_before(tmp_path: Path) -> None:
