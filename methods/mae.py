@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone, patchify, sincos_positions
 from ssl_bench.errors import UserError
+from ssl_bench.masks import hidden_mask
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.reconstruction import Reconstruction, of_pixels
 from ssl_bench.views import View, Views
 
 
@@ -119,6 +121,15 @@ class MAE(Method):
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
             target = (target - mean) / (variance + 1e-6).sqrt()
         return target
+
+    def masks(self, batch: int) -> Tensor:
+        return hidden_mask(self.split_patches(batch)[1], self.backbone.grid**2)[None]
+
+    @torch.no_grad()
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction:
+        keep, hidden = self.split_patches(len(images), drawn.get("noise"))
+        predicted = self.reconstruct(images, keep, hidden)
+        return of_pixels(images, hidden, predicted, self.backbone.patch_size, self.norm_pix)
 
     def _initialize(self) -> None:
         """Xavier for every Linear (fused qkv as one matrix) and the patch projection, N(0, 0.02) for the two tokens."""
