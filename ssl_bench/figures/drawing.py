@@ -14,7 +14,7 @@ from torch import Tensor
 
 LIMIT = 300 * 1024  # bytes of a file
 MARGIN, GAP, LINE = 16, 8, 17  # pixels; LINE is a line of text
-PAGE = 900  # pixels that a sheet may be wide if it can be narrower
+PAGE = 960  # pixels that a sheet may be wide if it can be narrower
 PAPER, INK, MUTED, HIDDEN = "#ffffff", "#1f2328", "#57606a", (222, 222, 218)
 RIGHT, WRONG = "#1a7f37", "#b42318"
 
@@ -60,13 +60,16 @@ def fitted(text: str, width: float, size: int = 13) -> str:
     return text + "…"
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[Cell]], breaks: Sequence[int] = ()) -> Image.Image:
+def grid(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], breaks: Sequence[int] = (), blocks: Sequence[int] = ()
+) -> Image.Image:
     """Cells in rows and columns, a line of text above each column.
 
     Args:
         header: Of each column.
         rows: As many cells each.
         breaks: Columns before which there is a wider gap.
+        blocks: Columns before which there is a much wider one.
     """
     columns = list(zip(*rows, strict=True))
     words = [max(font().getlength(text) for text in title.split("\n")) for title in header]
@@ -78,7 +81,7 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Cell]], breaks: Sequence
     texts = [LINE if any(cell.text or cell.mark for cell in row) else 0 for row in rows]
     lefts, x = [], MARGIN
     for number, width in enumerate(widths):
-        x += 2 * GAP * (number in breaks)
+        x += 2 * GAP * (number in breaks) + 5 * GAP * (number in blocks)
         lefts.append(x)
         x += width + GAP
     top = MARGIN + LINE * max(title.count("\n") + 1 for title in header) + 4 if any(header) else MARGIN
@@ -95,14 +98,16 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Cell]], breaks: Sequence
 
 
 def folded(header: Sequence[str], rows: Sequence[Sequence[Cell]], breaks: Sequence[int] = ()) -> Image.Image:
-    """The same, in as many blocks side by side as a page is wide; down the first block, then down the next."""
-    blocks = max(1, min((PAGE - 2 * MARGIN) // (grid(header, rows, breaks).width - 2 * MARGIN + 3 * GAP), len(rows)))
+    """The same, in blocks side by side as far as a page is wide; down the first block, then down the next."""
+    width = grid(header, rows, breaks).width - 2 * MARGIN
+    most = max(1, (PAGE - 2 * MARGIN + 6 * GAP) // (width + 6 * GAP))
+    even = max(n for n in range(1, most + 1) if len(rows) % n == 0)
+    blocks = even if even > 1 else min(most, len(rows))
     length = -(-len(rows) // blocks)
-    blocks = -(-len(rows) // length)
     filled = [*rows, *([[Cell()] * len(header)] * (blocks * length - len(rows)))]
     wide = [[cell for block in range(blocks) for cell in filled[block * length + row]] for row in range(length)]
     starts = [block * len(header) for block in range(blocks)]
-    return grid(list(header) * blocks, wide, [s + b for s in starts for b in (0, *breaks) if s + b])
+    return grid(list(header) * blocks, wide, [s + b for s in starts for b in breaks], starts[1:])
 
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, at: tuple[int, int], width: int) -> None:
@@ -145,9 +150,10 @@ def sign(draw: ImageDraw.ImageDraw, at: tuple[int, int], mark: str) -> None:
 
 
 def encoded(sheet: Image.Image) -> bytes:
-    """PNG of at most LIMIT bytes: in true colours, else in 256 of its own, else smaller."""
+    """PNG of at most LIMIT bytes: in true colours, else in 256 of its own, smoothly or not, else smaller."""
     while True:
-        for image in (sheet, sheet.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)):
+        few = [sheet.convert("RGB").quantize(256, dither=d) for d in (Image.Dither.FLOYDSTEINBERG, Image.Dither.NONE)]
+        for image in (sheet, *few):
             buffer = io.BytesIO()
             image.save(buffer, "PNG", optimize=True)
             if buffer.tell() <= LIMIT:

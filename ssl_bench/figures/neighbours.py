@@ -25,6 +25,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
     places = run.chosen(count)
     similarity, found = nearest(run, places)
     names = run.data.classes or ()
+    short = max(map(len, names), default=0) < 4  # then there is room for the cosine
     size = run.network.img_size
     rows = []
     for place, alike, each in zip(places, similarity, found, strict=True):
@@ -32,7 +33,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
         cells = [Cell(to_image(run.seen(test, np.array([place]), size)[0], SIDE), names[answer])]
         for image, row, value in zip(run.seen(train, each.numpy(), size), each, alike, strict=True):
             label = int(train.labels[int(row)])
-            text = f"{names[label]}, {float(value):.3f}" if len(names[label]) < 4 else names[label]
+            text = f"{names[label]}, {float(value):.3f}" if short else names[label]
             cells.append(Cell(to_image(image, SIDE), text, "right" if label == answer else "wrong"))
         rows.append(cells)
     right = sum(cell.mark == "right" for row in rows for cell in row[1:])

@@ -3,6 +3,8 @@
 Shapes: B images, N images of a split, 3 x s x s pixels.
 """
 
+import contextlib
+import io
 import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +48,16 @@ class _Clock:
     current_epoch: int
 
 
+@dataclass(frozen=True)
+class _Built:
+    """A method with its weights, and what feeds it."""
+
+    data: Data
+    method: Method
+    module: DataModule
+    clock: _Clock
+
+
 @final
 @dataclass(frozen=True)
 class OpenedRun:
@@ -86,21 +98,24 @@ class OpenedRun:
             raise LeftOut(f"its run is {self.info.status}: there is no backbone yet")
         return speaking_network(self.folder, self.data, self.options.num_workers, self.device)
 
+    @property
+    def _built(self) -> "_Built":
+        if isinstance(self._attempt, LeftOut):
+            raise LeftOut(*self._attempt.args)
+        return self._attempt
+
     @cached_property
-    def _built(self) -> tuple[Data, Method, DataModule, _Clock]:
+    def _attempt(self) -> "_Built | LeftOut":
+        """The method, built once; or why it cannot be."""
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
-            reason = {
-                "baseline": "it is a baseline, which no method trained",
-                "imported": "its encoder alone was imported",
-            }
-            raise LeftOut(reason.get(self.info.kind, "it has no checkpoints/last.ckpt"))
-        data = self.data
+            kinds = {"baseline": "it is a baseline: no method trained it", "imported": "its encoder alone was imported"}
+            return LeftOut(kinds.get(self.info.kind, "it has no checkpoints/last.ckpt"))
+        data, said = self.data, io.StringIO()
         try:
-            config = parse_fit(["-c", str(self.folder / "config.yaml")], {}).config | {
-                "init": None,
-                "seed": self.info.seed,
-            }
+            with contextlib.redirect_stderr(said):
+                config = parse_fit(["-c", str(self.folder / "config.yaml")], {}).config
+            config |= {"init": None, "seed": self.info.seed}  # the weights are all in the checkpoint
             if (self.folder / "backbone.json").is_file():
                 backbone, mean, std = load_backbone(self.folder)
                 config["backbone"]["img_size"] = backbone.img_size
@@ -108,13 +123,15 @@ class OpenedRun:
                     data = replace(data, mean=mean, std=std)
             data, method, module = build_on(data, config)
         except SystemExit:
-            raise LeftOut("its config.yaml is not of this version") from None
+            return LeftOut(
+                f"its config.yaml is not of this version: {said.getvalue().rpartition('error: ')[2].strip()}"
+            )
         except UserError as error:
-            raise LeftOut(f"its method cannot be built again here: {error}") from None
+            return LeftOut(f"its method cannot be built again: {error}")
         _load(method, last)
         clock = _Clock(self.epoch)
-        method.trainer = clock  # type: ignore[assignment]  # held weakly there, and by this object
-        return data, method.to(self.device).eval(), module, clock
+        method.trainer = clock  # type: ignore[assignment]  # which is held weakly there
+        return _Built(data, method.to(self.device).eval(), module, clock)
 
     @property
     def method(self) -> Method:
@@ -123,12 +140,12 @@ class OpenedRun:
         Raises:
             LeftOut: It cannot be built, or was never trained here.
         """
-        return self._built[1]
+        return self._built.method
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation that the method's views are normalised with."""
-        return self._built[0].mean, self._built[0].std
+        return self._built.data.mean, self._built.data.std
 
     @property
     def epoch(self) -> int:
@@ -137,9 +154,9 @@ class OpenedRun:
 
     @cached_property
     def batch(self) -> tuple[Batch, Tensor]:
-        """The first batch of the last epoch, as one device gets it, and its first FEW images before they became views."""
-        data, method, module, _ = self._built
-        pool, views = data.pretrain, method.views()
+        """The last epoch's first batch, as one device gets it, and its first FEW images before they became views."""
+        built = self._built
+        pool, views = built.data.pretrain, built.method.views()
         size = min(self.options.batch_size, len(pool))
         if size * sum(3 * view.count * view.size**2 for view in views) > MOST_VALUES:
             size = min(FEW, size)  # these images are the first of the whole batch
@@ -150,7 +167,7 @@ class OpenedRun:
             raw = next(iter(PhotographLoader(pool, order, CropInWorker(views), num_workers=0)))
         images: Any = raw.images
         moved = images.to(self.device) if isinstance(images, Tensor) else [crops.to(self.device) for crops in images]
-        batch = module.on_after_batch_transfer(raw._replace(images=moved, rows=raw.rows.to(self.device)), 0)
+        batch = built.module.on_after_batch_transfer(raw._replace(images=moved, rows=raw.rows.to(self.device)), 0)
         first = TrainSplit(pool, batch.index[:FEW].cpu().numpy())
         return batch, self.seen(first, np.arange(len(first)), max(view.size for view in views))
 

@@ -39,4 +39,5 @@ def _caption(run: OpenedRun, sizes: list[int]) -> str:
 
 
 def _alt(views: int) -> str:
-    return f"A row for each training image: the image, then its {f'{views} augmented views' if views > 1 else 'augmented view'}."
+    what = f"{views} augmented views" if views > 1 else "augmented view"
+    return f"A row for each training image: the image, then its {what}."

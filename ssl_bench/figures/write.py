@@ -145,7 +145,8 @@ def _open(
     saw = info.data.fingerprint.get("sha256")
     is_own = own.get("name") == options.name
     if is_own and saw and saw != data.fingerprint["sha256"]:
-        say(f"these are not the images that the run saw: their content differs from {info.data.title}'s in its record")
+        say("these are not the images that the run saw: their content differs from that in its record")
+        is_own = False
     return OpenedRun(folder, info, data, options, is_own, device)
 
 
