@@ -30,8 +30,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
     points = embedding(features[places].cpu().double().numpy())
     known = sorted(set(labels.tolist()))
     names = [(run.data.classes or ())[k] for k in known]
-    styles = [(COLOURS[n % len(COLOURS)], SHAPES[(n + n // len(COLOURS)) % len(SHAPES)]) for n in range(len(known))]
-    image = scatter(points, np.searchsorted(known, labels), styles, names)
+    image = scatter(points, np.searchsorted(known, labels), styles(len(known)), names)
     distance = pairwise_distances(points)
     np.fill_diagonal(distance, np.inf)
     same = float((labels[distance.argmin(1)] == labels).mean())
@@ -72,15 +71,21 @@ def embedding(features: NDArray[np.float64]) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
 
     axes = min(AXES, *features.shape)
-    flat = PCA(axes, svd_solver="full").fit_transform(features)
+    with np.errstate(invalid="ignore"):  # features that are all the same vary by 0, which PCA divides by
+        flat = PCA(axes, svd_solver="full").fit_transform(features)
     perplexity = min(30.0, (len(features) - 1) / 3)
     start = 1e-4 * flat[:, :2] / flat[:, 0].std() if flat[:, 0].std() > 0 else "random"
     found = TSNE(2, perplexity=perplexity, init=start, random_state=0).fit_transform(flat)
     return np.asarray(found, dtype=np.float64)
 
 
+def styles(count: int) -> list[tuple[str, str]]:
+    """A colour and a shape for each of so many classes, no two alike up to CLASSES."""
+    return [(COLOURS[n % len(COLOURS)], SHAPES[(n + n // len(COLOURS)) % len(SHAPES)]) for n in range(count)]
+
+
 def scatter(
-    points: NDArray[np.float64], which: NDArray[np.int64], styles: list[tuple[str, str]], names: list[str]
+    points: NDArray[np.float64], which: NDArray[np.int64], drawn: list[tuple[str, str]], names: list[str]
 ) -> Image.Image:
     """(M, 2) points with the style of their class, a legend beside them."""
     low, high = points.min(0), points.max(0)
@@ -89,7 +94,7 @@ def scatter(
     pen = ImageDraw.Draw(large)
     for place in np.random.default_rng(0).permutation(len(points)):  # or the last class would cover the others
         x, y = FINER * placed[place]
-        marker(pen, (x, y), FINER * 4.0, *styles[which[place]])
+        marker(pen, (x, y), FINER * 4.0, *drawn[which[place]])
     wide = MARGIN + SIZE + MARGIN + 20 + min(LEGEND, round(max(font().getlength(name) for name in names))) + MARGIN
     sheet = Image.new("RGB", (wide, SIZE + 2 * MARGIN), PAPER)
     sheet.paste(large.resize((SIZE, SIZE), Image.Resampling.LANCZOS), (MARGIN, MARGIN))
@@ -97,7 +102,7 @@ def scatter(
     draw.rectangle((MARGIN, MARGIN, MARGIN + SIZE, MARGIN + SIZE), outline="#d0d7de")
     left, top = MARGIN + SIZE + MARGIN, MARGIN
     draw.text((left, top), "class", fill=MUTED, font=font())
-    for name, style in zip(names, styles, strict=True):
+    for name, style in zip(names, drawn, strict=True):
         top += LINE + 6
         draw.text((left + 20, top), fitted(name, LEGEND), fill=INK, font=font())
         sign = Image.new("RGB", (FINER * 14, FINER * 14), PAPER)
