@@ -1,7 +1,10 @@
 """`ssl-bench figures` as a user meets it: what is written, skipped, left out and refused."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,7 +137,12 @@ def test_baselines_and_tokenizers(tmp_path: Path, capsys: Capture) -> None:
     assert sorted(times(Path(folders[0]))) == ["attention.png", "neighbours.png"]
     assert sorted(times(Path(folders[1]))) == ["neighbours.png"] and "raw pixels have no attention" in said
     flags = ["--method.vocabulary=8", "--method.dim=4", "--method.hidden_dim=4", "--method.layers=1", "--data=digits"]
-    steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
+    steps = [
+        "--data.batch_size=32",
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=1",
+        "--trainer.accelerator=cpu",
+    ]
     dvae = fit(parse_fit(["--method=dvae", *flags, *steps, "--trainer.precision=32-true"], {}).config, tmp_path).folder
     assert main(["figures", str(dvae)]) == 0
     assert sorted(times(dvae)) == ["views.png"]
@@ -228,13 +236,19 @@ def test_mistakes_are_one_line(argv: list[str], message: str, capsys: Capture) -
     assert len(said) == 1 and message in said[0], said
 
 
+def test_help_loads_no_torch() -> None:
+    code = "import sys\nfrom ssl_bench.cli import main\nassert main(['figures', '--help']) == 0\n"
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True, capture_output=True)
+
+
 # --- drawing
 
 
 def test_no_file_is_larger_than_its_limit() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     assert len(encoded(Image.fromarray(noise))) <= LIMIT
-    assert Image.open(__import__("io").BytesIO(encoded(Image.new("RGB", (50, 40))))).size == (50, 40)
+    assert Image.open(io.BytesIO(encoded(Image.new("RGB", (50, 40))))).size == (50, 40)
 
 
 def test_small_images_are_enlarged_by_whole_numbers() -> None:

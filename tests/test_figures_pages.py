@@ -440,3 +440,13 @@ def test_each_class_of_a_map_has_a_style_of_its_own() -> None:
     assert colours * shapes >= feature_map.CLASSES
     styles = feature_map.styles(feature_map.CLASSES)
     assert len(set(styles)) == feature_map.CLASSES
+
+
+def test_points_of_a_map_have_the_colour_of_their_class() -> None:
+    points = np.array([[0.0, 0.0], [0.0, 10.0], [10.0, 0.0], [10.0, 10.0]])
+    which = np.array([0, 1, 2, 1])
+    image = feature_map.scatter(points, which, feature_map.styles(3), ["a", "b", "c"]).convert("RGB")
+    for (x, y), k in zip(points, which, strict=True):
+        at = [16 + 10 + round(v / 10 * (feature_map.SIZE - 20)) for v in (x, y)]
+        found = "#{:02x}{:02x}{:02x}".format(*image.getpixel((at[0], at[1])))
+        assert found == feature_map.COLOURS[k]

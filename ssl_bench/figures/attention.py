@@ -18,6 +18,7 @@ from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
 
 WIDTH, LEAST, SIDE = 1000, 40, 96  # pixels: of a row, and of a map at least and at most
+LEVELS = 48  # of shade: more cannot be told apart, and cost bytes
 # Dark to light, evenly in lightness, so that it reads in gray as well.
 SHADES = ((11, 9, 36), (61, 15, 113), (121, 40, 130), (184, 55, 121), (237, 105, 94), (254, 176, 120), (252, 253, 191))
 
@@ -113,6 +114,7 @@ def heat(values: Tensor, side: int) -> Image.Image:
     """A (g, g) map of values of 0 and more, in shades and enlarged smoothly."""
     scaled = (values / values.max().clamp(min=1e-12)).cpu().numpy().astype(np.float32)
     large = np.asarray(Image.fromarray(scaled).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
+    large = np.round(large * LEVELS) / LEVELS
     places = np.linspace(0, 1, len(SHADES))
     channels = [np.interp(large, places, [shade[c] for shade in SHADES]) for c in range(3)]
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))

@@ -150,10 +150,9 @@ def sign(draw: ImageDraw.ImageDraw, at: tuple[int, int], mark: str) -> None:
 
 
 def encoded(sheet: Image.Image) -> bytes:
-    """PNG of at most LIMIT bytes: in true colours, else in 256 of its own, smoothly or not, else smaller."""
+    """PNG of at most LIMIT bytes: in true colours, else in 256 of its own, else smaller."""
     while True:
-        few = [sheet.convert("RGB").quantize(256, dither=d) for d in (Image.Dither.FLOYDSTEINBERG, Image.Dither.NONE)]
-        for image in (sheet, *few):
+        for image in (sheet, sheet.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)):
             buffer = io.BytesIO()
             image.save(buffer, "PNG", optimize=True)
             if buffer.tell() <= LIMIT:

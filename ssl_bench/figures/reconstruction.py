@@ -26,10 +26,10 @@ def draw(run: OpenedRun, count: int) -> Picture:
         [Cell(to_image(image, SIDE)), Cell(to_image(cover(image, mask), SIDE)), Cell(to_image(guess, SIDE))]
         for image, mask, guess in zip(whole, found.mask, seen, strict=True)
     ]
-    unseen = ", which it never saw in training" if run.own and run.data.test is not None else ""
+    unseen = " It never saw these images in training." if run.own and run.data.test is not None else ""
     caption = (
         f"{len(rows)} {run.words()}, what is left of them with {float(found.mask.float().mean()):.0%} of the patches "
-        f"hidden, and {run.title}'s prediction in the place of what was hidden{unseen}."
+        f"hidden, and {run.title}'s prediction in the place of what was hidden.{unseen}"
     )
     return Picture(folded(["image", "visible", "prediction"], rows), f"{caption} {found.note}".strip(), ALT)
 
