@@ -16,8 +16,11 @@ from test_figures_pages import config
 
 from ssl_bench.cli import main
 from ssl_bench.configuration import parse_fit
+from ssl_bench.data.opened import STATISTICS, open_data
 from ssl_bench.figures import write
 from ssl_bench.figures.drawing import LIMIT, Cell, encoded, fitted, folded, font, grid, to_image
+from ssl_bench.figures.opened_run import OpenedRun
+from ssl_bench.options import DataOptions
 from ssl_bench.results import read_run, write_run
 from ssl_bench.training import fit
 
@@ -190,13 +193,19 @@ def test_unlabelled_images_have_no_neighbours(tmp_path: Path, capsys: Capture) -
     assert "never saw" not in (folder / "figures" / "figures.json").read_text()
 
 
-def test_an_imported_run_needs_images(run: Path, capsys: Capture) -> None:
-    info = read_run(run)
-    write_run(run, replace(info, kind="imported", options={"backbone": info.options["backbone"]}))
+def test_an_imported_run_needs_images(tmp_path: Path, capsys: Capture) -> None:
+    run, file = tmp_path / "official", Path(__file__).parent / "golden" / "checkpoints" / "mae_pretrain.pth"
+    heads = ["--heads=4", "--method.decoder_heads=4"]
+    assert main(["import", str(file), "--format=mae", *heads, "-o", str(run)]) == 0
     assert main(["figures", str(run)]) == 2
     assert "imported and has no images of its own: --data NAME" in capsys.readouterr().err
-    assert main(["figures", str(run), "--data=digits", "--only=attention,views"]) == 0
-    assert "would see" in json.loads((run / "figures" / "figures.json").read_text())["views"]["caption"]
+    assert main(["figures", str(run), "--data=digits", "--only=reconstruction,attention,views", "--images=2"]) == 0
+    captions = json.loads((run / "figures" / "figures.json").read_text())
+    assert "would see" in captions["views"]["caption"]
+    assert list(captions) == ["reconstruction", "attention", "views"] and "never saw" not in str(captions)
+    options = DataOptions("digits")
+    opened = OpenedRun(run, read_run(run), open_data(options), options, False, "cpu")
+    assert opened.statistics == STATISTICS["imagenet"]  # what its network was given, not the mean of these images
     (run / "checkpoints" / "last.ckpt").unlink()
     assert main(["figures", str(run), "--data=digits", "--only=masks"]) == 0
     assert "its encoder alone was imported" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def over_patches(network: Backbone, images: Tensor) -> Tensor:
     else:  # no token stands for the image: what the mean of its patches would ask
         logits = asked[:, :, first:].mean(2, keepdim=True) @ keys.transpose(2, 3)
         logits = logits + bias[:, :, first:].mean(2, keepdim=True)
-    return logits.softmax(-1)[:, :, 0, first:].unflatten(2, (network.grid, network.grid))
+    return logits.softmax(-1)[:, :, 0, first:].reshape(*logits.shape[:2], network.grid, network.grid)
 
 
 def attention(network: Backbone, images: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ def attention(network: Backbone, images: Tensor) -> Tensor:
 
 def _last_block(network: Backbone, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, h, T, E) scaled queries, (1, h or 1, T or 1, T or 1) what positions add, (B, h, T, E) keys."""
-    layer: Any = network.model.blocks[-1].attn
+    model: Any = network.model
+    layer = model.blocks[-1].attn
     caught: dict[str, Any] = {}
 
     def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

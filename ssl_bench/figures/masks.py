@@ -56,5 +56,5 @@ def cover(view: Tensor, mask: Tensor) -> Tensor:
 def pixels(mask: Tensor, side: int) -> Tensor:
     """(..., N) masks of square patches -> (..., side, side), True for hidden pixels."""
     cells = math.isqrt(mask.shape[-1])
-    square = mask.unflatten(-1, (cells, cells))
+    square = mask.reshape(*mask.shape[:-1], cells, cells)
     return square.repeat_interleave(side // cells, -2).repeat_interleave(side // cells, -1)

@@ -9,7 +9,7 @@ import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ssl_bench.checkpoint import load_backbone
 from ssl_bench.configuration import parse_fit
 from ssl_bench.data.loaders import Order, PhotographLoader, ResidentLoader, evaluation_batches
 from ssl_bench.data.module import DataModule
-from ssl_bench.data.opened import Data
+from ssl_bench.data.opened import RGB, Data
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
@@ -120,7 +120,7 @@ class OpenedRun:
                 backbone, mean, std = load_backbone(self.folder)
                 config["backbone"]["img_size"] = backbone.img_size
                 if self.info.kind == "imported":  # whose images were normalised otherwise
-                    data = replace(data, mean=mean, std=std)
+                    data = replace(data, mean=cast(RGB, mean), std=cast(RGB, std))
             data, method, module = build_on(data, config)
         except SystemExit:
             return LeftOut(
