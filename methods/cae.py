@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone, patchify, sincos_positions
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks
+from ssl_bench.masks import block_masks, hidden_mask
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.reconstruction import Reconstruction, of_pixels
 from ssl_bench.regressor import PretextNeck
 from ssl_bench.tokenizers import PatchWords, load_tokenizer
 from ssl_bench.views import View, Views
 
+WORDS = "Predicted are the hidden patches' words: the tokenizer's decoder draws them, beside the visible patches' own."
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -157,6 +159,19 @@ class CAE(Method):
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
         return F.mse_loss(predicted, target.take_along_dim(hidden[..., None], 1))
+
+    def masks(self, batch: int) -> Tensor:
+        return hidden_mask(self.split_patches(batch)[1], self.backbone.grid**2)[None]
+
+    @torch.no_grad()
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction:
+        keep, hidden = self.split_patches(len(images), drawn.get("mask"))
+        predicted = self.predict(images, keep, hidden)[1].float()  # (B, M, V or 3pp)
+        if self.tokenizer is None:
+            return of_pixels(images, hidden, predicted, self.backbone.patch_size, normalised=True)
+        words = self.tokenizer(images).scatter(1, hidden, predicted.argmax(2))  # (B, N), the visible patches' own
+        shown = self.tokenizer.images(words, images.shape[-1])
+        return Reconstruction(images, hidden_mask(hidden, words.shape[1]), shown, WORDS)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.teacher is not None:  # the next step's targets are then one step old

@@ -193,6 +193,9 @@ class IBOT(Method):
             return random_masks(count, grid, target)
         return block_masks(count, grid, target, min_area=(grid // 3) ** 2)
 
+    def masks(self, batch: int) -> Tensor:
+        return self.draw_masks(2 * batch).unflatten(0, (2, batch))
+
     @torch.no_grad()
     def teach(self, images: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole global views -> (2, B, K) logits of images, (M, K) of hidden patches, (1, K) mean of all patches."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone, patchify, sincos_positions
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks
+from ssl_bench.masks import block_masks, hidden_mask
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.reconstruction import Reconstruction, of_pixels
 from ssl_bench.views import View, Views
 
 
@@ -117,7 +118,7 @@ class MAE(Method):
     def reconstruct(self, images: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, 3pp), the decoder's prediction of the hidden patches from the visible ones."""
         if self.encoder_mask_tokens:
-            mask = torch.ones(len(images), self.backbone.grid**2, device=images.device).scatter(1, keep, 0.0).bool()
+            mask = hidden_mask(hidden, self.backbone.grid**2)
             tokens = self.backbone.tokens(images, mask=mask, mask_token=self.mask_token)  # (B, P + N, D)
             encoded = self.decoder_embed(tokens)  # (B, P + N, E)
             full = encoded[:, self.backbone.prefix :]
@@ -138,6 +139,15 @@ class MAE(Method):
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
             target = (target - mean) / (variance + 1e-6).sqrt()
         return target
+
+    def masks(self, batch: int) -> Tensor:
+        return hidden_mask(self.split_patches(batch)[1], self.backbone.grid**2)[None]
+
+    @torch.no_grad()
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction:
+        keep, hidden = self.split_patches(len(images), drawn.get("noise"))
+        predicted = self.reconstruct(images, keep, hidden)
+        return of_pixels(images, hidden, predicted, self.backbone.patch_size, self.norm_pix)
 
     def _initialize(self) -> None:
         """Xavier for every Linear (fused qkv as one matrix) and the patch projection, N(0, 0.02) for the two tokens."""

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone, patchify
+from ssl_bench.backbone import Backbone, patchify, unpatchify
 from ssl_bench.errors import UserError
 from ssl_bench.method import Method
 from ssl_bench.options import Optim
+from ssl_bench.reconstruction import Reconstruction
 from ssl_bench.views import View, Views
 
 
@@ -119,6 +120,16 @@ class SimMIM(Method):
         """(B, 3, H, W) -> (B, K, 3ss): pixels in (channel, row, column) order, as a pixel shuffle reads them."""
         tokens = self.backbone.tokens(images, mask=mask, mask_token=self.mask_token)[:, self.backbone.prefix :]
         return self.decoder(tokens.take_along_dim(where, 1))
+
+    def masks(self, batch: int) -> Tensor:
+        return self.draw_mask(batch)[None]
+
+    @torch.no_grad()
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction:
+        mask = drawn["mask"] if "mask" in drawn else self.draw_mask(len(images), drawn.get("noise"))  # (B, N)
+        everywhere = torch.arange((images.shape[-1] // self.backbone.stride) ** 2, device=images.device)
+        predicted = self.reconstruct(images, mask, everywhere.expand(len(images), -1)[..., None])  # (B, M, 3ss)
+        return Reconstruction(images, mask, unpatchify(predicted.float(), self.backbone.stride, "channel first"))
 
     @torch.no_grad()
     def _initialize(self) -> None:

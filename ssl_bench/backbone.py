@@ -325,6 +325,15 @@ def patchify(images: Tensor, patch_size: int, order: Literal["channel first", "c
     return cells.permute(axes).reshape(b, (h // p) * (w // p), p * p * c)
 
 
+def unpatchify(cells: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
+    """(B, N, p * p * C) -> (B, C, H, W), square: what `patchify` took apart."""
+    b, n, values = cells.shape
+    p, grid = patch_size, math.isqrt(n)
+    inner = (values // p**2, p, p) if order == "channel first" else (p, p, values // p**2)
+    axes = (0, 3, 1, 4, 2, 5) if order == "channel first" else (0, 5, 1, 3, 2, 4)
+    return cells.reshape(b, grid, grid, *inner).permute(axes).reshape(b, values // p**2, grid * p, grid * p)
+
+
 def sincos_positions(dim: int, grid: int, layout: Literal["mae", "moco"]) -> Tensor:
     """(grid * grid, dim) sine-cosine position embeddings of a square grid, computed in float64.
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "benchmark": "methods x data x backbones x seeds x any option: fit, evaluate, leaderboard; skips what is done",
     "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
     "compare": "which differences between methods are significant, image by image; ranks over protocols",
+    "figures": "pictures of runs: reconstructions, attention, neighbours, a map of features, masks, views",
     "import": "a checkpoint of an official repository becomes a run folder",
     "export": "a run's backbone as a folder that timm loads, with a model card",
     "list": "methods, evaluations, data, backbones, recipes",
@@ -62,6 +63,7 @@ def _dispatch(argv: list[str]) -> int:
         "benchmark": _benchmark,
         "leaderboard": _leaderboard,
         "compare": _compare,
+        "figures": _figures,
         "import": _import,
         "export": _export,
         "list": _list,
@@ -156,6 +158,27 @@ def _compare(argv: list[str]) -> int:
     from ssl_bench.compare_command import comparison
 
     print(comparison(given.runs, given.protocol, given.format, given.by), end="")
+    return 0
+
+
+def _figures(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ssl-bench figures", description=COMMANDS["figures"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--only", metavar="NAME,...", help="some of the pictures (default: all that make sense)")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="images in each picture (default: 8)")
+    parser.add_argument("--data", metavar="NAME", help="other images than the run's own; an imported run has none")
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="where the images are on this machine")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--force", action="store_true", help="draw again what is current")
+    parser.error = _refuse(parser)  # type: ignore[method-assign]
+    given = parser.parse_args(argv)
+    _import_torch()
+    from ssl_bench.figures.write import Figures, write_figures
+
+    only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
+    data = {key: value for key, value in (("name", given.data), ("root", given.root)) if value is not None}
+    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force)):
+        print(folder, flush=True)
     return 0
 
 

@@ -25,8 +25,9 @@ from ssl_bench.run_folder import run_folder
 from ssl_bench.wandb_results import logged
 
 if TYPE_CHECKING:
+    from ssl_bench.backbone import Backbone
     from ssl_bench.data.opened import Data
-    from ssl_bench.features import FrozenBackbone
+    from ssl_bench.features import FrozenBackbone, Pixels
 
 DEFAULT_PROTOCOLS = "knn,linear"
 
@@ -181,7 +182,7 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
             own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
             if subject.folder and not own and "name" not in given.data:
                 raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")
-            options = _data_options(own, given.data)
+            options = data_options(own, given.data)
             key = repr(options)
             if key not in opened:
                 opened[key] = _open(options)
@@ -209,7 +210,7 @@ def _accepted(pages: dict[str, Any], frozen: "FrozenBackbone", given: Evaluate, 
     return {name: page for name, page in pages.items() if name not in refused}
 
 
-def _data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
+def data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
     """The run's own data, unless others were named: then nothing of its own but what does not depend on the set."""
     if "name" in given and (given["name"] != own.get("name") or "root" in given):
         own = {k: v for k, v in own.items() if k in ("num_workers", "split_seed", "selection_fraction", "strict")}
@@ -238,50 +239,19 @@ def _prepare(
     subject: Subject, data: "Data", options: DataOptions, given: Evaluate, device: str
 ) -> "tuple[Path, list[FrozenBackbone]]":
     """The subject's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
-    import torch
-
     from ssl_bench.backbone import Backbone
-    from ssl_bench.checkpoint import load_backbone
-    from ssl_bench.classifier import load_classifier
     from ssl_bench.collectives import rank
     from ssl_bench.environment import describe
-    from ssl_bench.features import FrozenBackbone, Pixels
     from ssl_bench.files import write_json
-    from ssl_bench.projection import load_first_layer
     from ssl_bench.results import DataRecord, RunInfo, write_run
     from ssl_bench.training import describe_backbone
 
     if subject.folder is not None:
-        info = read_run(subject.folder)
-        others = [file.stem.removeprefix("backbone-") for file in sorted(subject.folder.glob("backbone-*.safetensors"))]
-        branches = [info.branch, *others]
-        if given.branch is not None and info.branch:
-            branches = [given.branch]
-            if given.branch not in (info.branch, *others):
-                raise UserError(f"{subject.name} has no branch {given.branch}, only {info.branch}")
-        networks = []
-        for branch in branches:
-            backbone, mean, std = load_backbone(subject.folder, "" if branch == info.branch else branch)
-            classifier = load_classifier(subject.folder) if branch == info.branch else None
-            if classifier is not None and classifier.names != data.classes:
-                classifier = None  # it would answer another question
-            identity = {"method": info.method, "branch": branch or "encoder"}
-            workers, cache = options.num_workers, subject.folder / "features"
-            head = load_first_layer(subject.folder, info.method, branch)
-            networks.append(
-                FrozenBackbone(backbone, mean, std, identity, cache, device, None, workers, classifier, head)
-            )
-        return subject.folder, networks
-    network: Backbone | Pixels
+        return subject.folder, _run_networks(subject.folder, data, options.num_workers, device, given.branch)
+    network = _baseline_network(subject, data)
     record, chosen = None, {"name": "none"}
-    if subject.backbone is not None:
-        asked = BackboneOptions(**subject.backbone)
-        asked = replace(asked, img_size=asked.img_size or data.image_size)
-        torch.manual_seed(subject.seed)
-        network = Backbone(asked)
-        record, chosen = describe_backbone(asked.name, network), asdict(asked)
-    else:
-        network = Pixels(data.image_size)
+    if isinstance(network, Backbone):
+        record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
     assert subject.baseline is not None
     config = {"method": {"name": subject.baseline}, "backbone": chosen, "data": asdict(options), "seed": subject.seed}
     folder = run_folder(given.runs, config)
@@ -299,6 +269,72 @@ def _prepare(
     if rank() == 0:
         write_run(folder, info)
         write_json(folder / "environment.json", describe())
+    return folder, [_frozen_baseline(network, subject, folder, data, options.num_workers, device)]
+
+
+def speaking_network(folder: Path, data: "Data", workers: int, device: str) -> "FrozenBackbone":
+    """The network that speaks for a recorded run or baseline, its features shared with evaluations through the cache.
+
+    Args:
+        folder: The run's.
+        data: Whose features are wanted.
+        workers: Processes that decode photographs.
+        device: Where it runs.
+
+    Raises:
+        UserError: The run has no network yet, or a damaged one.
+    """
+    info = read_run(folder)
+    if info.kind == "baseline":
+        subject = _recorded_baseline(folder)
+        return _frozen_baseline(_baseline_network(subject, data), subject, folder, data, workers, device)
+    return _run_networks(folder, data, workers, device, info.branch or None)[0]
+
+
+def _run_networks(folder: Path, data: "Data", workers: int, device: str, wanted: str | None) -> "list[FrozenBackbone]":
+    """A run's networks, or the one that is ``wanted``; the one that speaks for it first."""
+    from ssl_bench.checkpoint import load_backbone
+    from ssl_bench.classifier import load_classifier
+    from ssl_bench.features import FrozenBackbone
+    from ssl_bench.projection import load_first_layer
+
+    info = read_run(folder)
+    others = [file.stem.removeprefix("backbone-") for file in sorted(folder.glob("backbone-*.safetensors"))]
+    branches = [info.branch, *others]
+    if wanted is not None and info.branch:
+        branches = [wanted]
+        if wanted not in (info.branch, *others):
+            raise UserError(f"{folder} has no branch {wanted}, only {info.branch}")
+    networks = []
+    for branch in branches:
+        backbone, mean, std = load_backbone(folder, "" if branch == info.branch else branch)
+        classifier = load_classifier(folder) if branch == info.branch else None
+        if classifier is not None and classifier.names != data.classes:
+            classifier = None  # it would answer another question
+        identity = {"method": info.method, "branch": branch or "encoder"}
+        head = load_first_layer(folder, info.method, branch)
+        cache = folder / "features"
+        networks.append(FrozenBackbone(backbone, mean, std, identity, cache, device, None, workers, classifier, head))
+    return networks
+
+
+def _baseline_network(subject: Subject, data: "Data") -> "Backbone | Pixels":
+    import torch
+
+    from ssl_bench.backbone import Backbone
+    from ssl_bench.features import Pixels
+
+    if subject.backbone is None:
+        return Pixels(data.image_size)
+    asked = BackboneOptions(**subject.backbone)
+    torch.manual_seed(subject.seed)
+    return Backbone(replace(asked, img_size=asked.img_size or data.image_size))
+
+
+def _frozen_baseline(
+    network: "Backbone | Pixels", subject: Subject, folder: Path, data: "Data", workers: int, device: str
+) -> "FrozenBackbone":
+    from ssl_bench.features import FrozenBackbone
+
     identity = {"method": subject.baseline, "branch": subject.baseline}
-    cache, workers = folder / "features", options.num_workers
-    return folder, [FrozenBackbone(network, data.mean, data.std, identity, cache, device, num_workers=workers)]
+    return FrozenBackbone(network, data.mean, data.std, identity, folder / "features", device, num_workers=workers)

@@ -65,6 +65,11 @@ def random_masks(count: int, grid: int, target: float | Tensor) -> Tensor:
     return place < torch.as_tensor(target, dtype=torch.float64).cpu().expand(count).floor()[:, None]
 
 
+def hidden_mask(hidden: Tensor, patches: int) -> Tensor:
+    """(B, M) places of hidden patches -> (B, N) bool."""
+    return torch.zeros(len(hidden), patches, dtype=torch.bool, device=hidden.device).scatter(1, hidden, True)
+
+
 def mask_ratios(count: int, ratios: tuple[float, ...], spreads: tuple[float, ...]) -> Tensor:
     """(B,) parts to hide: one of ``ratios`` each, all as likely, then uniform within plus and minus its spread."""
     which = torch.randint(len(ratios), (count,))

@@ -20,6 +20,7 @@ from ssl_bench.batch import Batch
 from ssl_bench.classifier import Classifier
 from ssl_bench.optim import StepSchedule, build_optimizer, clip_gradients
 from ssl_bench.options import Optim
+from ssl_bench.reconstruction import Reconstruction
 from ssl_bench.teacher import Teacher
 from ssl_bench.views import Views
 
@@ -77,6 +78,23 @@ class Method(pl.LightningModule, ABC):
     @property
     def evaluated_classifier(self) -> Classifier | None:
         """What tells classes apart on the evaluated backbone's features, kept beside it; None without labels."""
+        return None
+
+    def masks(self, batch: int) -> Tensor | None:
+        """(V, B, N) bool, True for the hidden patches of the first V views; None if nothing is hidden.
+
+        Drawn as `loss` draws them, before anything else: with the same seed they are those that it learns from.
+        """
+        return None
+
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction | None:
+        """What the method makes of (B, 3, H, W) images, normalised as views are; None if it predicts no pixels.
+
+        It takes the keywords of `loss`.
+
+        Raises:
+            UserError: What it predicts here cannot be shown.
+        """
         return None
 
     def starting_weights(self, earlier: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

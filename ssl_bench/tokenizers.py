@@ -39,6 +39,10 @@ class Tokenizer(nn.Module, ABC):
     def words(self, images: Tensor) -> Tensor:
         """(B, 3, g * s, g * s) images in [0, 1] -> (B, g, g) words, int64."""
 
+    def pictures(self, words: Tensor) -> Tensor | None:
+        """(B, g, g) words -> (B, 3, g * s, g * s) images, about [0, 1]; None if there is no way back."""
+        return None
+
 
 @final
 class DiscreteVAE(Tokenizer):
@@ -78,6 +82,9 @@ class DiscreteVAE(Tokenizer):
 
     def words(self, images: Tensor) -> Tensor:
         return self.logits(images).argmax(1)
+
+    def pictures(self, words: Tensor) -> Tensor:
+        return self.decode(F.one_hot(words, self.vocabulary).movedim(-1, 1).to(self.codebook.weight.dtype))
 
 
 class _Residual(nn.Module):
@@ -215,6 +222,21 @@ class PatchWords(nn.Module):
         half = kind == "cuda" and torch.is_autocast_enabled(kind)  # as officially; bfloat16 would change many words
         with torch.autocast(kind, torch.float16 if half else None, enabled=half):
             return tokenizer.words(pixels.clamp(0, 1)).flatten(1)
+
+    @torch.no_grad()
+    def images(self, words: Tensor, side: int) -> Tensor:
+        """(B, N) words -> (B, 3, side, side), normalised as views are.
+
+        Raises:
+            UserError: The tokenizer has no decoder.
+        """
+        tokenizer = self.held[0].to(words.device)
+        pixels = tokenizer.pictures(words.unflatten(1, (self.grid, self.grid)))
+        if pixels is None:
+            raise UserError(f"its words come from a {type(tokenizer).__name__}, which has no decoder to draw them")
+        if pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        return (pixels.clamp(0, 1) - self.mean) / self.std
 
 
 def load_tokenizer(name: str) -> Tokenizer:

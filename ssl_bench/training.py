@@ -142,8 +142,12 @@ class SeedEachBatch(pl.Callback):
 
 def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
     """Data, method and data module of a configuration."""
-    data_options = DataOptions(**config["data"])
-    data = open_data(data_options)
+    return build_on(open_data(DataOptions(**config["data"])), config)
+
+
+def build_on(data: Data, config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
+    """The same on data that are open already."""
+    data_options = data.options
     given = dict(config["method"])
     found = registry.find("methods", given.pop("name"))
     cls = registry.load(found)
