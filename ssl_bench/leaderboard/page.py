@@ -11,7 +11,7 @@ BARS = "Bars show the interval and the mean on one scale per column, the thin li
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def html(table: Table) -> str:
+def html(table: Table, compared: object = (), runs: object = ()) -> str:
     """The whole page."""
     room = Path(__file__).parent
     return f"""<!DOCTYPE html>
@@ -89,10 +89,10 @@ def _score(cell: Cell | None, row: Row, column: Column, scale: "_Scale") -> str:
     said = f"{column.title}: {percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
     said += ", ".join(map(str, cell.seeds))
     seeds = f' <span class="seeds">n={len(cell.seeds)}</span>' if len(cell.seeds) != len(row.seeds) else ""
-    marks = f'<span class="marks">{"*" * cell.best}{"†" * cell.on_edge}</span>'
+    marks = f'<span class="marks">{"*" * cell.unbeaten}{"†" * cell.on_edge}</span>'
     numbers = f'data-value="{cell.mean!r}" data-low="{cell.low!r}" data-high="{cell.high!r}" data-n="{len(cell.seeds)}"'
     shown = f'<span class="mean">{percent(cell.mean)}</span> <span class="interval">±{percent(cell.half)}</span>'
-    best = ' class="best"' if cell.best else ""
+    best = ' class="best"' if cell.unbeaten else ""
     return f'<td{best} {numbers} title="{_attribute(said)}">{shown}{seeds}{marks}{scale.bar(cell)}</td>'
 
 

@@ -52,6 +52,7 @@ class Cell:
         values: Accuracy of each.
         n_test: Test images.
         best: Whether no mean of the column is higher; never where there are baselines alone.
+        unbeaten: Whether it is best, or not significantly worse than the best.
         on_edge: Whether some run chose a value at the end of its grid, so that a wider one may give more.
         repeats: What was repeated in each: `draws` at random, `conditions` that are all there are, or nothing.
         files: Predictions of each; only for who compares them, no part of what is rendered.
@@ -64,6 +65,7 @@ class Cell:
     values: tuple[float, ...]
     n_test: int
     best: bool = False
+    unbeaten: bool = False
     on_edge: bool = False
     repeats: str = ""
     files: tuple[Path, ...] = field(default=(), repr=False)
@@ -82,11 +84,14 @@ class Column:
         title: The protocol's name, and what tells it from the block's other columns of that name.
         variant: The one that gives the number.
         oracle: Something was chosen on the test images: not to be compared with honest columns, and nothing is best.
+        test: What says which cells are unbeaten: `paired`, image by image; `intervals` alone, where predictions are
+            missing; or nothing, where nothing is ranked.
     """
 
     title: str
     variant: str
     oracle: bool = False
+    test: Literal["", "paired", "intervals"] = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Row:
         device: What it was pretrained on.
         cells: One per column; None where there is no result.
         runs: Names of the run folders.
+        members: The runs, with the results of this row's network; only for pictures, no part of what is rendered.
     """
 
     name: str
@@ -116,6 +122,22 @@ class Row:
     device: str
     cells: tuple[Cell | None, ...]
     runs: tuple[str, ...]
+    members: tuple[Run, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """What others published about a method: shown beside ours, with its source, and never ranked.
+
+    Args:
+        name: Of the method.
+        source: Where it was published.
+        values: Accuracy in [0, 1] for each column of the block; None where there is none.
+    """
+
+    name: str
+    source: str
+    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,7 @@ class Block:
         budget_text: The same in words.
         columns: Protocols.
         rows: Methods, best linear probe first, then baselines.
+        published: Numbers of others.
     """
 
     data: str
@@ -145,6 +168,7 @@ class Block:
     budget_text: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    published: tuple[PublishedRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,6 +337,7 @@ def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
         device=info.cost.device,
         cells=_cells(runs, columns),
         runs=tuple(run.folder.name for run in runs),
+        members=tuple(runs),
     )
 
 
