@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
+from ssl_bench.files import write_text
 from ssl_bench.leaderboard import latex, text
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.published import read_published, with_published
 from ssl_bench.leaderboard.table import Table, build, checked_by
-from ssl_bench.results import load_runs
+from ssl_bench.results import Run, load_runs
+
+if TYPE_CHECKING:
+    from ssl_bench.leaderboard.significance import BlockComparison
+
+Compared: TypeAlias = "tuple[BlockComparison | None, ...]"
 
 TEXTS: dict[str, Callable[[Table], str]] = {
     "table": text.terminal,
@@ -33,15 +40,55 @@ def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views",
     Raises:
         UserError: No such format or budget, no run, or a damaged record.
     """
-    if format not in FORMATS:
-        raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
-    budget = checked_by(by)
-    numbers = read_published(published) if published else []
-    runs = load_runs(paths)
-    table, compared = marked(build(runs, budget))
-    table = with_published(table, numbers)
+    checked_format(format)
+    table, compared, runs = _tabled(paths, by, published)
     if format != "html":
         return TEXTS[format](table)
     from ssl_bench.leaderboard.page import html
 
     return html(table, compared, runs)
+
+
+def write_page(
+    paths: Iterable[Path], output: Path, by: str = "views", published: Path | None = None, images: str = "beside"
+) -> Path:
+    """Write the page with the figures of its runs, and give its path.
+
+    Args:
+        paths: Run folders, or folders of them.
+        output: A file that ends in .html, or a folder, in which it is index.html.
+        by: As for `leaderboard`.
+        published: Likewise.
+        images: beside: in a folder next to the page; embed: inside it; none.
+
+    Raises:
+        UserError: As `leaderboard`, or no such place for images.
+    """
+    from ssl_bench.leaderboard.figures import checked_images
+    from ssl_bench.leaderboard.page import html
+
+    place = checked_images(images)
+    table, compared, runs = _tabled(paths, by, published)
+    is_file = output.suffix.lower() in (".html", ".htm") and not output.is_dir()
+    page = output if is_file else output / "index.html"
+    folder = page.with_name(f"{page.stem}-images" if is_file else "images")
+    write_text(page, html(table, compared, runs, place, folder))
+    return page
+
+
+def checked_format(format: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        UserError: There is no such format.
+    """
+    if format not in FORMATS:
+        raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
+
+
+def _tabled(paths: Iterable[Path], by: str, published: Path | None) -> tuple[Table, Compared, list[Run]]:
+    budget = checked_by(by)
+    numbers = read_published(published) if published else []
+    runs = load_runs(paths)
+    table, compared = marked(build(runs, budget))
+    return with_published(table, numbers), compared, runs

@@ -285,7 +285,7 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     for run in [*runs, *baselines]:
         groups[_row_key(run)].append(run)
     firsts = [group[0] for group in groups.values()]
-    names = _tell_apart([run.info.method for run in firsts], [_row_options(run) for run in firsts])
+    names = _tell_apart([run.info.method for run in firsts], [row_options(run) for run in firsts])
     rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
     shown = tuple(columns.values())
     budget = _budget(first, by) if runs else None
@@ -413,17 +413,24 @@ def _budget_text(budget: float | None, by: By) -> str:
 
 
 def _row_key(run: Run) -> str:
-    return _key(run.info.kind, run.info.method, _row_options(run))
+    return _key(run.info.kind, run.info.method, row_options(run))
 
 
-def _row_options(run: Run) -> dict[str, Any]:
+def row_options(run: Run, backbone: bool = False) -> dict[str, Any]:
+    """Options that tell a run from others of its method, flat: none that say where it ran, nor its seed.
+
+    Args:
+        run: The run, with the results of one of its networks.
+        backbone: Whether those of the backbone count: within a block they are all the same.
+    """
     if run.info.kind == "baseline":
         return {}
     branch = run.results[0].branch
+    elsewhere = [said for said in SAID_ELSEWHERE if not (backbone and said == "backbone")]
     options = {
         name: value
-        for name, value in _flat(run.info.options).items()
-        if not any(name == said or name.startswith(f"{said}.") for said in SAID_ELSEWHERE)
+        for name, value in flat(run.info.options).items()
+        if not any(name == said or name.startswith(f"{said}.") for said in elsewhere)
     }
     return options | ({"branch": branch} if branch else {})
 
@@ -437,7 +444,7 @@ def _column_key(result: Result) -> Key:
 
 def _column_options(result: Result) -> dict[str, Any]:
     counts = {name: split.count for name, split in result.splits.items()}
-    return _flat({**result.options, "version": result.version, "geometry": result.geometry, "images": counts})
+    return flat({**result.options, "version": result.version, "geometry": result.geometry, "images": counts})
 
 
 def _oracle(result: Result) -> bool:
@@ -449,17 +456,18 @@ def _key(*parts: Any) -> str:
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flat(options).items() if value is not None}
+    return {name: value for name, value in flat(options).items() if value is not None}
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{optim: {base_lr: 1}}` -> `{optim.base_lr: 1}`."""
+    found: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _tell_apart(names: Sequence[str], options: Sequence[Mapping[str, Any]]) -> list[str]:
