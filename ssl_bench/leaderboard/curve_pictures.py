@@ -42,6 +42,7 @@ def partial_finetuning(view: View) -> Picture | None:
     most = max(gains, key=lambda name: gains[name])
     title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks {most} gains most, "
     title += f"{percent(gains[most])} points"
+    body += legend((name, view.style(row)) for name, (row, _) in found.items())
     return Picture(title, body, "Test accuracy with 95 % intervals; the last place is all blocks.")
 
 
@@ -70,7 +71,7 @@ def _at(x: float, results: Sequence[Result], variant: str) -> At:
 
 def label_efficiency(view: View) -> Picture | None:
     """A panel for each way to learn from few labels: accuracy over the number of labels."""
-    panels, leads = [], []
+    panels, leads, names = [], [], {}
     for words, read in WAYS.items():
         found = {}
         for row in view.pretrained[:MOST_LINES]:
@@ -86,6 +87,7 @@ def label_efficiency(view: View) -> Picture | None:
                 found[label(row)] = row, sorted(points, key=lambda point: point.x)
         if found:
             panels.append(f"<div><h4>{words}</h4>{_lines(view, found, 'labels', None, None, log=True)}</div>")
+            names |= {name: view.style(row) for name, (row, _) in found.items()}
             first = max(found, key=lambda name: found[name][1][0].mean)
             last = max(found, key=lambda name: found[name][1][-1].mean)
             leads.append((first, last))
@@ -98,7 +100,8 @@ def label_efficiency(view: View) -> Picture | None:
         if few == many
         else (f"{few} leads with the fewest labels, {many} with the most")
     )
-    return Picture(title, f'<div class="panels">{"".join(panels)}</div>', "Test accuracy with 95 % intervals.")
+    body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
+    return Picture(title, body, "Test accuracy with 95 % intervals.")
 
 
 def _shots(result: Result) -> dict[str, float]:
@@ -133,7 +136,7 @@ def _lines(
     ticks: Sequence[tuple[float, str]] | None,
     log: bool = False,
 ) -> str:
-    """A line with intervals for each method, and the list of them."""
+    """A line with intervals for each method."""
     points = [point for _, own in found.values() for point in own]
     put = place or (lambda x: x)
     xs = around([put(point.x) for point in points], log=log)
@@ -143,17 +146,17 @@ def _lines(
         style = view.style(row)
         plot.line([(put(point.x), 100 * point.mean) for point in own], style, name)
         for point in own:
-            x, seeds = put(point.x), f"{point.seeds} seed{'s' * (point.seeds != 1)}"
-            told = f"{percent(point.mean)} % [{percent(point.low)}, {percent(point.high)}], {seeds}"
-            plot.interval((x, x), (100 * point.low, 100 * point.high), style)
-            plot.mark(x, 100 * point.mean, style, f"{name}, {x_title} {point.x:g}: {told}")
+            x = put(point.x)
+            told = f"{percent(point.mean)} [{percent(point.low)}, {percent(point.high)}], n={point.seeds}"
+            ends = (100 * point.low, 100 * point.high)
+            plot.mark(x, 100 * point.mean, style, f"{name}, {point.x:g}: {told}", y_ends=ends)
     words = "; ".join(f"{name} from {percent(p[0].mean)} to {percent(p[-1].mean)}" for name, (_, p) in found.items())
-    return plot.svg(words) + legend((name, view.style(row)) for name, (row, _) in found.items())
+    return plot.svg(words)
 
 
 def online_probes(view: View) -> Picture | None:
     """A panel for each online probe: its accuracy over the passes, mean over seeds."""
-    panels, ahead = [], ""
+    panels, ahead, names = [], "", {}
     read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
     for probe in ("linear", "knn"):
         found: dict[str, Series] = {}
@@ -172,9 +175,11 @@ def online_probes(view: View) -> Picture | None:
             for x, y in points if len(points) <= 15 else points[-1:]:
                 plot.mark(x, 100 * y, style, f"{name}, after {x:.3g} passes: {percent(y)} %")
         words = "; ".join(f"{name} ends at {percent(points[-1][1])}" for name, points in found.items())
-        panels.append(f"<div>{plot.svg(words)}{legend((name, view.styles.get(name, 0)) for name in found)}</div>")
+        panels.append(f"<div>{plot.svg(words)}</div>")
+        names |= {name: view.styles.get(name, 0) for name in found}
         ahead = ahead or max(found, key=lambda name: found[name][-1][1])
     if not panels:
         return None
     note = "Mean over seeds, on a part of the selection images, never on test images: a monitor, not a result."
-    return Picture(f"Online probes: {ahead} is ahead at the end", f'<div class="panels">{"".join(panels)}</div>', note)
+    body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
+    return Picture(f"Online probes: {ahead} is ahead at the end", body, note)

@@ -226,4 +226,16 @@ document.addEventListener("click", (event) => {
 });
 window.addEventListener("hashchange", restore);
 window.addEventListener("beforeprint", () => document.querySelectorAll("details.run").forEach((run) => { run.open = true; }));
-restore();
+
+// The runs' sections, where they are many, come compressed.
+const unpack = async () => {
+  const place = document.querySelector("#sections");
+  if (!place) return;
+  const bytes = Uint8Array.from(atob(place.querySelector("script").textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  place.innerHTML = await new Response(stream).text();
+};
+unpack().then(() => {
+  restore();
+  document.documentElement.dataset.ready = "";
+});

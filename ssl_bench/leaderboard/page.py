@@ -1,5 +1,7 @@
 """The leaderboard as one HTML page that opens from disk: style and script are inside, no network is asked."""
 
+import base64
+import zlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: file: 'self'"
+MOST_PLAIN = 64 * 1024  # characters of run sections: fifty runs shall stay below 300 KiB
 PICTURES = (
     score_pictures.results,
     score_pictures.linear_against_finetuning,
@@ -76,13 +79,24 @@ def html(
 <div class="tools" id="filter"></div>
 {_contents(table)}{blocks}{_over_blocks(table, views)}{_absent(table)}{_notes(table)}<section>
 <h2 id="runs">Runs</h2>
-{sections}</section>
+{_packed(sections)}</section>
 </main>
 <script>
 {(room / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """
+
+
+def _packed(sections: str) -> str:
+    """Sections as they are; many of them compressed, for they are much alike: the page's script unpacks them."""
+    if len(sections) < MOST_PLAIN:
+        return sections
+    data = base64.b64encode(zlib.compress(sections.encode(), 9)).decode()
+    return (
+        f'<div id="sections"><script type="text/plain">{data}</script>'
+        "<noscript>The sections of the runs need JavaScript.</noscript></div>\n"
+    )
 
 
 def _legend(table: Table) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from ssl_bench.leaderboard.plot import bdi
-from ssl_bench.leaderboard.table import Block, Cell, Column, PublishedRow, Row
+from ssl_bench.leaderboard.table import Block, Cell, PublishedRow, Row
 from ssl_bench.leaderboard.text import (
     block_facts,
     block_title,
@@ -37,7 +37,7 @@ def section(block: Block, number: int, anchors: Mapping[Path, str]) -> str:
     heads += [_head("seeds", "", "number")]
     heads += [_head("epochs", "x views", "number"), _head("time", "", "number")] if paid else []
     scales = [_Scale(block, index) for index in range(len(block.columns))]
-    rows = "".join(_row(row, paid, block.columns, scales, anchors) for row in block.rows)
+    rows = "".join(_row(row, paid, scales, anchors) for row in block.rows)
     rows += "".join(_published(row, paid, scales) for row in block.published)
     return f"""<h2 id="block-{number}">{title}</h2>
 <p class="facts">{bdi(block_facts(block))}</p>
@@ -52,18 +52,19 @@ def section(block: Block, number: int, anchors: Mapping[Path, str]) -> str:
 
 
 def _head(title: str, below: str, sort: str) -> str:
-    small = f"<small>{bdi(below)}</small>" if below else ""
-    return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{bdi(title)}</button>{small}</th>'
+    words, under = (f"<bdi>{escape(visible(text))}</bdi>" for text in (title, below))
+    small = f"<small>{under}</small>" if below else ""
+    return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{words}</button>{small}</th>'
 
 
-def _row(row: Row, paid: bool, columns: tuple[Column, ...], scales: "list[_Scale]", anchors: Mapping[Path, str]) -> str:
+def _row(row: Row, paid: bool, scales: "list[_Scale]", anchors: Mapping[Path, str]) -> str:
     kind = f"<small>{row.kind}</small>" if row.kind != "pretrained" else ""
-    cells = [_score(cell, row, column, scale) for cell, column, scale in zip(row.cells, columns, scales, strict=True)]
-    cells += [f'<td data-value="{len(row.seeds)}">n={len(row.seeds)}{_links(row, anchors)}</td>']
+    cells = [_score(cell, row, scale) for cell, scale in zip(row.cells, scales, strict=True)]
+    cells += [f'<td data-value="{len(row.seeds)}">n={len(row.seeds)}{_links(row, anchors)}']
     if paid:
         passes = "" if row.epochs is None else row.epochs * row.views_per_image
-        cells += [f'<td data-value="{passes}">{epochs(row)}</td>']
-        cells += [f'<td data-value="{row.seconds or ""}">{duration(row.seconds)}</td>']
+        cells += [f'<td data-value="{passes}">{epochs(row)}']
+        cells += [f'<td data-value="{row.seconds or ""}">{duration(row.seconds)}']
     said = "" if label(row) == row.name else f' data-name="{_attribute(label(row))}"'
     name = f'<th scope="row" data-value="{_attribute(row.name)}"{said}>{_breakable(row.name)}{kind}</th>'
     return f'<tr class="{row.kind}">{name}{"".join(cells)}</tr>\n'
@@ -72,32 +73,31 @@ def _row(row: Row, paid: bool, columns: tuple[Column, ...], scales: "list[_Scale
 def _links(row: Row, anchors: Mapping[Path, str]) -> str:
     """A link to each run, by its seed."""
     found = [(run.info.seed, anchors[run.folder]) for run in row.members if run.folder in anchors]
-    links = " ".join(f'<a href="#{name}" aria-label="run of seed {seed}">{seed}</a>' for seed, name in found)
+    links = " ".join(f'<a href="#{name}" title="run of seed {seed}">{seed}</a>' for seed, name in found)
     return f' <span class="runs">{links}</span>' if links else ""
 
 
 def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
     values = "".join(
-        f'<td data-value="{"" if value is None else f"{value:.6g}"}">{claim(value)}</td>' for value in row.values
+        f'<td data-value="{"" if value is None else f"{value:.6g}"}">{claim(value)}' for value in row.values
     )
-    gaps = '<td data-value="">-</td>' * (3 if paid else 1)
+    gaps = '<td data-value="">-' * (3 if paid else 1)
     name = f'<th scope="row" data-value="{_attribute(row.name)}" data-name="{_attribute(row.name)} (published)">'
     source = f"<small>published: {bdi(row.source)}</small>"
     return f'<tr class="published">{name}{_breakable(row.name)}{source}</th>{values}{gaps}</tr>\n'
 
 
-def _score(cell: Cell | None, row: Row, column: Column, scale: "_Scale") -> str:
+def _score(cell: Cell | None, row: Row, scale: "_Scale") -> str:
     if cell is None:
-        return '<td data-value="">-</td>'
-    said = f"{column.title}: {percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
+        return '<td data-value="">-'
+    said = f"{percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
     said += ", ".join(map(str, cell.seeds))
     fewer = f' <span class="seeds">n={len(cell.seeds)}</span>' if len(cell.seeds) != len(row.seeds) else ""
-    values = f'data-value="{cell.mean:.6g}" data-low="{cell.low:.6g}" data-high="{cell.high:.6g}"'
-    numbers = f'{values} data-n="{len(cell.seeds)}"'
+    numbers = f"data-value={cell.mean:.6g} data-low={cell.low:.6g} data-high={cell.high:.6g} data-n={len(cell.seeds)}"
     shown = f"<b>{percent(cell.mean)}</b> <i>±{percent(cell.half)}</i>{fewer}<u>{marks(cell)}</u>"
     classes = " ".join(name for name, holds in (("best", cell.unbeaten), ("r", scale.random)) if holds)
     kind = f' class="{classes}"' if classes else ""
-    return f'<td{kind} {numbers} title="{_attribute(said)}" style="{scale.bar(cell)}">{shown}</td>'
+    return f'<td{kind} {numbers} title="{_attribute(said)}" style="{scale.bar(cell)}">{shown}'
 
 
 class _Scale:
@@ -120,7 +120,7 @@ class _Scale:
 
 
 def _breakable(name: str) -> str:
-    return re.sub(r"([=_]|\.(?=[a-zA-Z]))", r"\1<wbr>", bdi(name))
+    return re.sub(r"([=_]|\.(?=[a-zA-Z]))", r"\1<wbr>", f"<bdi>{escape(visible(name))}</bdi>")
 
 
 def _attribute(text: str) -> str:

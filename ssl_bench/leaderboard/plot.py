@@ -13,6 +13,14 @@ from ssl_bench.leaderboard.text import visible
 
 COLOURS = 8
 SHAPES = 5
+# Of each mark: from its middle to where its outline starts, and the outline.
+OUTLINES = (
+    (-4.0, 0.0, "a4 4 0 1 0 8 0a4 4 0 1 0-8 0"),
+    (-3.6, -3.6, "h7.2v7.2h-7.2z"),
+    (0.0, -5.2, "l5.2 5.2-5.2 5.2-5.2-5.2z"),
+    (0.0, -4.8, "l4.6 8.4h-9.2z"),
+    (0.0, 4.8, "l4.6-8.4h-9.2z"),
+)
 BASELINE = -1  # the style of what was not pretrained
 Point = tuple[float, float]
 
@@ -124,16 +132,45 @@ class Plot:
             f'<path class="base" d="M{place} {_short(self.y.start)}V{_short(self.y.end)}">{_title(name)}</path>'
         )
 
-    def interval(self, x: Point, y: Point, style: int) -> None:
-        """A line from one corner to the other, one of which is an interval."""
-        ends = [_short(place) for place in (self.x(x[0]), self.y(y[0]), self.x(x[1]), self.y(y[1]))]
-        self.parts.append(f'<path class="i {tone(style)}" d="M{ends[0]} {ends[1]}L{ends[2]} {ends[3]}"/>')
+    def mark(
+        self,
+        x: float,
+        y: float,
+        style: int,
+        name: str,
+        hollow: bool = False,
+        x_ends: Point | tuple[()] = (),
+        y_ends: Point | tuple[()] = (),
+    ) -> None:
+        """A mark whose words appear on hover, with an interval of either or both as a line to its sides.
 
-    def mark(self, x: float, y: float, style: int, name: str, hollow: bool = False) -> None:
-        """A mark whose words appear on hover."""
+        Args:
+            x: Where.
+            y: Where.
+            style: Of the mark.
+            name: The words.
+            hollow: Whether it is an outline alone.
+            x_ends: Of an interval, or nothing.
+            y_ends: Likewise.
+        """
+        at, up = self.x(x), self.y(y)
+        path = mark_path(at, up, style)
+        if x_ends:
+            left, right = (self.x(end) for end in x_ends)
+            path += f"M{_short(left)} {_short(up)}H{_short(at - 4)}" if left < at - 4 else ""
+            path += f"M{_short(at + 4)} {_short(up)}H{_short(right)}" if right > at + 4 else ""
+        if y_ends:
+            low, high = (self.y(end) for end in y_ends)
+            path += f"M{_short(at)} {_short(low)}V{_short(up + 4)}" if low > up + 4 else ""
+            path += f"M{_short(at)} {_short(up - 4)}V{_short(high)}" if high < up - 4 else ""
         kind = "m h" if hollow else "m"
-        shape = mark_path(self.x(x), self.y(y), style)
-        self.parts.append(f'<path class="{kind} {tone(style)}" d="{shape}">{_title(name)}</path>')
+        self.parts.append(f'<path class="{kind} {tone(style)}" d="{path}">{_title(name)}</path>')
+
+    def names(self, places: Iterable[tuple[float, str]]) -> None:
+        """Words left of the axis, by their y."""
+        at = _short(self.x.start - 5)
+        texts = (f"<text x={at} y={self.y(y) + 4:.0f}>{escape(visible(words))}</text>" for y, words in places)
+        self.parts.append(f"<g text-anchor=end>{''.join(texts)}</g>")
 
     def label(self, x: float, y: float, words: str, place: str = "start", shift: Point = (0, 0)) -> None:
         """Words at a point: start, middle or end of them."""
@@ -164,14 +201,10 @@ class Plot:
             self.parts.append(f'<path class="grid" d="{grid}"/>')
         self.parts.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
         below = _short(self.y.start + 14)
-        self.parts += [
-            f'<text x="{_short(self.x(v))}" y="{below}" text-anchor="middle">{escape(visible(words))}</text>'
-            for v, words in across
-        ]
-        self.parts += [
-            f'<text x="{_short(self.x.start - 5)}" y="{_short(self.y(v) + 4)}" text-anchor="end">{escape(words)}</text>'
-            for v, words in up
-        ]
+        ticks = (f"<text x={self.x(v):.0f} y={below}>{escape(visible(words))}</text>" for v, words in across)
+        self.parts.append(f"<g text-anchor=middle>{''.join(ticks)}</g>")
+        if up:
+            self.names(up)
         if x_title:
             middle = _short((self.x.start + self.x.end) / 2)
             place = f'x="{middle}" y="{self.height - 4}" text-anchor="middle"'
@@ -185,25 +218,17 @@ def tone(style: int) -> str:
     return "b" if style == BASELINE else f"s{style % COLOURS}"
 
 
-def mark_path(x: float, y: float, style: int, r: float = 4.0) -> str:
+def mark_path(x: float, y: float, style: int) -> str:
     """Outline of a style's mark around a point: circle, square, diamond, triangle, triangle upside down."""
-    shape = style % SHAPES if style >= 0 else 0
-    if shape == 0:
-        return f"M{_short(x - r)} {_short(y)}a{r:g} {r:g} 0 1 0 {2 * r:g} 0a{r:g} {r:g} 0 1 0 {-2 * r:g} 0"
-    corners = {
-        1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-        2: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-        3: [(0, -1.2), (1.15, 0.9), (-1.15, 0.9)],
-        4: [(0, 1.2), (1.15, -0.9), (-1.15, -0.9)],
-    }[shape]
-    return "M" + "L".join(f"{_short(x + r * dx)} {_short(y + r * dy)}" for dx, dy in corners) + "Z"
+    dx, dy, outline = OUTLINES[style % SHAPES if style >= 0 else 0]
+    return f"M{_short(x + dx)} {_short(y + dy)}{outline}"
 
 
 def legend(names: Iterable[tuple[str, int]]) -> str:
     """A list of names with their marks."""
     items = "".join(
-        f'<li><svg width="26" height="12" aria-hidden="true"><path class="l {tone(style)}" d="M0 6H26"/>'
-        f'<path class="m {tone(style)}" d="{mark_path(13, 6, style)}"/></svg>{bdi(name)}</li>'
+        f"<li><svg width=12 height=12 aria-hidden=true>"
+        f'<path class="m {tone(style)}" d="{mark_path(6, 6, style)}"/></svg>{bdi(name)}'
         for name, style in names
     )
     return f'<ul class="legend">{items}</ul>'
@@ -211,7 +236,8 @@ def legend(names: Iterable[tuple[str, int]]) -> str:
 
 def bdi(text: str) -> str:
     """Text and never markup; isolated, so that one written from right to left turns nothing beside it around."""
-    return f"<bdi>{escape(visible(text))}</bdi>"
+    shown = escape(visible(text))
+    return shown if shown.isascii() else f"<bdi>{shown}</bdi>"
 
 
 def number(value: float) -> str:

@@ -25,11 +25,7 @@ def ranks(view: View) -> Picture | None:
     rows = ""
     for rank in shown:
         chances = [(f"{100 * p:.0f}" if p >= 0.005 else "", p) for p in rank.probabilities[: len(shown)]]
-        said = [f"{visible(rank.name)}: rank {place} with {100 * p:.1f} %" for place, (_, p) in enumerate(chances, 1)]
-        cells = "".join(
-            f'<td class="p" style="--p:{p:.2f}" title="{escape(words, quote=True)}">{text}</td>'
-            for (text, p), words in zip(chances, said, strict=True)
-        )
+        cells = "".join(f'<td class=p style="--p:{p:.2g}">{text}' if text else "<td>" for text, p in chances)
         ends = f"{rank.interval[0]} to {rank.interval[1]}" if rank.interval[0] != rank.interval[1] else rank.interval[0]
         rows += f'<tr><th scope="row">{bdi(rank.name)}</th><td>{rank.mean:.2f}</td><td>{ends}</td>{cells}</tr>\n'
     first = shown[0]
@@ -50,10 +46,10 @@ def protocols_agree(view: View) -> Picture | None:
     rows = ""
     for name, values in zip(names, ranking.tau, strict=True):
         cells = "".join(
-            f'<td class="{"p" if (tau or 0) >= 0 else "n"}" style="--p:{abs(tau or 0):.2f}" '
-            f'title="{escape(f"{visible(name)} and {visible(other)}", quote=True)}">'
-            f"{'-' if tau is None else f'{tau:+.2f}'}</td>"
-            for other, tau in zip(names, values, strict=True)
+            f'<td class={"p" if tau >= 0 else "n"} style="--p:{abs(tau):.2g}">{tau:+.2f}'
+            if tau is not None
+            else "<td>-"
+            for tau in values
         )
         rows += f'<tr><th scope="row">{bdi(name)}</th>{cells}</tr>\n'
     pairs = [

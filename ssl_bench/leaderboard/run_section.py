@@ -128,21 +128,19 @@ def _curves(run: Run) -> str:
 
 def _spark(name: str, points: Series) -> str:
     """A small line: first, last, least and most in words."""
-    points = thinned(points, 40)
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    width, height = SPARK
-    across, up = (xs[-1] - xs[0]) or 1.0, (max(ys) - min(ys)) or 1.0
-    places = " ".join(
-        f"{2 + (width - 4) * (x - xs[0]) / across:.0f},{height - 3 - (height - 6) * (y - min(ys)) / up:.0f}"
-        for x, y in points
-    )
+    ys = [y for _, y in points]
+    shown = thinned(points, 20)
+    (width, height), (start, _), (end, _) = SPARK, points[0], points[-1]
+    across, up = (end - start) or 1.0, (max(ys) - min(ys)) or 1.0
+    places = [
+        (round((width - 4) * (x - start) / across) + 2, round((height - 6) * (max(ys) - y) / up) + 3) for x, y in shown
+    ]
+    steps = " ".join(f"{b[0] - a[0]} {b[1] - a[1]}" for a, b in zip(places, places[1:], strict=False))
+    path = f"M{places[0][0]} {places[0][1]}l{steps.replace(' -', '-')}"
     title = name.removesuffix("_epoch").replace("_", " ")
-    words = f"{title}: {ys[0]:.3g} to {ys[-1]:.3g}, between {min(ys):.3g} and {max(ys):.3g}"
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{words}"><title>{words}'
-        f'</title><polyline class="l s0" points="{places}"/></svg><figcaption>{title} {ys[0]:.3g} → {ys[-1]:.3g}'
-        "</figcaption></figure>"
-    )
+    line = f'<svg viewBox="0 0 {width} {height}" aria-hidden=true><path class="l s0" d="{path}"/></svg>'
+    said = f"{title} {ys[0]:.3g} → {ys[-1]:.3g} <small>({min(ys):.3g} to {max(ys):.3g})</small>"
+    return f"<figure>{line}<figcaption>{said}</figcaption></figure>"
 
 
 def _results(results: Sequence[Result]) -> str:
@@ -151,7 +149,7 @@ def _results(results: Sequence[Result]) -> str:
         if result.value is not None and result.interval is not None:
             others = [f"{name} {percent(s.value)}" for name, s in result.variants.items() if name != result.headline]
             name = result.protocol + (f" ({result.branch})" if result.branch else "")
-            rows += f"<tr><th scope=row>{bdi(name)}<td>{percent(result.value)}<td>{_ends(result.interval)}"
+            rows += f"<tr><th>{bdi(name)}<td>{percent(result.value)}<td>{_ends(result.interval)}"
             rows += f"<td>{bdi(f'{result.headline}; ' + ', '.join(others[:8]) if others else result.headline)}\n"
     if not rows:
         return ""

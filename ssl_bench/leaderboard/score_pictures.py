@@ -40,16 +40,18 @@ def _panel(view: View, index: int) -> str:
     found = [(row, cell) for row in view.block.rows if (cell := row.cells[index])]
     found = sorted(found, key=lambda pair: -pair[1].mean)[:MOST_ROWS]
     column, random = view.block.columns[index], view.random(index)
-    ends = [100 * value for _, cell in found for value in (cell.low, cell.high)] + [100 * random.mean] * bool(random)
+    places = [100 * value for _, cell in found for value in (cell.low, cell.high)]
+    places += [100 * random.mean] if random else []
     size = (300, 46 + 17 * len(found))
-    plot = Plot(around(ends, floor=0), (len(found) - 0.5, -0.5), "", column.title, size, (108, 10, 20, 22), y_ticks=[])
+    plot = Plot(
+        around(places, floor=0), (len(found) - 0.5, -0.5), "", column.title, size, (108, 10, 20, 22), y_ticks=[]
+    )
     if random:
         plot.up(100 * random.mean, f"random backbone: {percent(random.mean)} %")
+    plot.names((place, shortened(label(row), 18)) for place, (row, _) in enumerate(found))
     for place, (row, cell) in enumerate(found):
-        name, style = label(row), view.style(row)
-        plot.label(plot.x.low, place, shortened(name, 18), "end", (-5, 4))
-        plot.interval((100 * cell.low, 100 * cell.high), (place, place), style)
-        plot.mark(100 * cell.mean, place, style, f"{name}: {told(cell)}", not cell.unbeaten)
+        words, ends = f"{label(row)}: {told(cell)}", (100 * cell.low, 100 * cell.high)
+        plot.mark(100 * cell.mean, place, view.style(row), words, not cell.unbeaten, x_ends=ends)
     return plot.svg(f"{column.title}: " + ", ".join(f"{label(row)} {percent(cell.mean)}" for row, cell in found))
 
 
@@ -66,10 +68,10 @@ def linear_against_finetuning(view: View) -> Picture | None:
     ys = around([100 * v for _, _, b in found for v in (b.low, b.high)], floor=0)
     plot = Plot(xs, ys, "linear probe, %", "fine-tuning, %", (480, 340))
     for row, a, b in found:
-        style, x, y = view.style(row), 100 * a.mean, 100 * b.mean
-        plot.interval((100 * a.low, 100 * a.high), (y, y), style)
-        plot.interval((x, x), (100 * b.low, 100 * b.high), style)
-        plot.mark(x, y, style, f"{label(row)}: linear {told(a)}; fine-tuning {told(b)}")
+        x, y = 100 * a.mean, 100 * b.mean
+        ends = (100 * a.low, 100 * a.high), (100 * b.low, 100 * b.high)
+        words = f"{label(row)}: linear {told(a)}; fine-tuning {told(b)}"
+        plot.mark(x, y, view.style(row), words, x_ends=ends[0], y_ends=ends[1])
         if len(found) <= 20:
             near_end = x > xs[0] + 0.75 * (xs[1] - xs[0])
             plot.label(x, y, shortened(label(row), 24), "end" if near_end else "start", (-7 if near_end else 7, -6))
@@ -164,6 +166,6 @@ def _against(
     for view, row, cell, cost in points:
         said = duration(cost) if kind == "seconds" else f"{cost:.3g}"
         name = f"{label(row)}, {view.block.budget_text}: {told(cell)}; {said} {'' if kind == 'seconds' else words}"
-        plot.interval((cost, cost), (100 * cell.low, 100 * cell.high), view.style(row))
-        plot.mark(cost, 100 * cell.mean, view.style(row), name.strip())
+        ends = (100 * cell.low, 100 * cell.high)
+        plot.mark(cost, 100 * cell.mean, view.style(row), name.strip(), y_ends=ends)
     return plot.svg(f"{protocol} against {words}")

@@ -116,8 +116,8 @@ def _panel(study: Study, title: str, points: Sequence[tuple[Any, Any]]) -> str:
     if study.numeric:
         plot.line([(x, 100 * cell.mean) for x, (_, cell) in zip(places, points, strict=True)], 0, study.method)
     for x, (value, cell) in zip(places, points, strict=True):
-        plot.interval((x, x), (100 * cell.low, 100 * cell.high), 0)
-        plot.mark(x, 100 * cell.mean, 0, f"{study.option} {words(value)}: {told(cell)}")
+        ends = (100 * cell.low, 100 * cell.high)
+        plot.mark(x, 100 * cell.mean, 0, f"{study.option} {words(value)}: {told(cell)}", y_ends=ends)
     return plot.svg(f"{title}: " + ", ".join(f"{words(value)}: {percent(cell.mean)}" for value, cell in points))
 
 

@@ -69,9 +69,8 @@ def styles_of(table: Table) -> dict[str, int]:
 
 
 def told(cell: Cell) -> str:
-    """`71.2 % [69.0, 73.1], 3 seeds`."""
-    seeds = f"{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else f"seed {cell.seeds[0]}"
-    return f"{percent(cell.mean)} % [{percent(cell.low)}, {percent(cell.high)}], {seeds}"
+    """`71.2 [69.0, 73.1], n=3`."""
+    return f"{percent(cell.mean)} [{percent(cell.low)}, {percent(cell.high)}], n={len(cell.seeds)}"
 
 
 def honest(columns: Sequence[Column]) -> list[int]:
