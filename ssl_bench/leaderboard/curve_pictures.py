@@ -141,7 +141,7 @@ def _lines(
     put = place or (lambda x: x)
     xs = around([put(point.x) for point in points], log=log)
     ys = around([100 * value for point in points for value in (point.low, point.high)], floor=0)
-    plot = Plot(xs, ys, x_title, "accuracy, %", log_x=log, x_ticks=ticks)
+    plot = Plot(xs, ys, x_title, "accuracy, %", (380, 260), log_x=log, x_ticks=ticks)
     for name, (row, own) in found.items():
         style = view.style(row)
         plot.line([(put(point.x), 100 * point.mean) for point in own], style, name)

@@ -8,6 +8,19 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 
+// Of long tables the first rows are laid out, so that sorting answers at once; a button shows all.
+const MOST_ROWS = 100;
+const whole = new Set();
+const limit = (table) => {
+  let left = whole.has(table) ? Infinity : MOST_ROWS;
+  for (const row of table.tBodies[0].rows) {
+    if (!row.hidden) left -= 1;
+    row.classList.toggle("beyond", left < 0);
+  }
+  const more = document.querySelector(`.tools[data-block="${table.dataset.block}"] .more`);
+  if (more) more.hidden = left >= 0;
+};
+
 const value = (row, index) => row.cells[index].dataset.value;
 
 // Numbers highest first, names in order of the alphabet; gaps stay last.
@@ -25,6 +38,7 @@ const sort = (table, index, order) => {
   heads.forEach((other) => other.removeAttribute("aria-sort"));
   heads[index].setAttribute("aria-sort", order);
   body.replaceChildren(...keyed.map(({ row }) => row));
+  limit(table);
 };
 
 const show = (table, hidden) => {
@@ -36,6 +50,7 @@ const filter = (query) => {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   for (const table of scores) {
     for (const row of table.tBodies[0].rows) row.hidden = !matches(row.cells[0].textContent.toLowerCase(), words);
+    limit(table);
   }
   for (const run of document.querySelectorAll(".run")) {
     run.hidden = !matches(run.firstElementChild.textContent.toLowerCase(), words);
@@ -170,6 +185,12 @@ for (const table of scores) {
     button.addEventListener("click", () => copy(made_of(table), tools, name));
     tools.append(button);
   }
+  const more = made("button", { type: "button", className: "more", textContent: `Show all ${table.tBodies[0].rows.length} rows` });
+  more.addEventListener("click", () => {
+    whole.add(table);
+    limit(table);
+  });
+  tools.append(more);
   const status = made("span");
   status.setAttribute("role", "status");
   tools.append(status);

@@ -89,7 +89,7 @@ def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
 
 def _score(cell: Cell | None, row: Row, scale: "_Scale") -> str:
     if cell is None:
-        return '<td data-value="">-'
+        return '<td data-value="">-<u></u>'
     said = f"{percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
     said += ", ".join(map(str, cell.seeds))
     fewer = f' <span class="seeds">n={len(cell.seeds)}</span>' if len(cell.seeds) != len(row.seeds) else ""

@@ -42,13 +42,15 @@ def _panel(view: View, index: int) -> str:
     column, random = view.block.columns[index], view.random(index)
     places = [100 * value for _, cell in found for value in (cell.low, cell.high)]
     places += [100 * random.mean] if random else []
-    size = (300, 46 + 17 * len(found))
+    names = [shortened(label(row), 32) for row, _ in found]
+    left = min(200, 24 + 6 * max(map(len, names)))
+    size = (192 + left, 46 + 17 * len(found))
     plot = Plot(
-        around(places, floor=0), (len(found) - 0.5, -0.5), "", column.title, size, (108, 10, 20, 22), y_ticks=[]
+        around(places, floor=0), (len(found) - 0.5, -0.5), "", column.title, size, (left, 10, 20, 22), y_ticks=[]
     )
     if random:
         plot.up(100 * random.mean, f"random backbone: {percent(random.mean)} %")
-    plot.names((place, shortened(label(row), 18)) for place, (row, _) in enumerate(found))
+    plot.names(enumerate(names))
     for place, (row, cell) in enumerate(found):
         words, ends = f"{label(row)}: {told(cell)}", (100 * cell.low, 100 * cell.high)
         plot.mark(100 * cell.mean, place, view.style(row), words, not cell.unbeaten, x_ends=ends)
@@ -67,16 +69,29 @@ def linear_against_finetuning(view: View) -> Picture | None:
     xs = around([100 * v for _, a, _ in found for v in (a.low, a.high)], floor=0)
     ys = around([100 * v for _, _, b in found for v in (b.low, b.high)], floor=0)
     plot = Plot(xs, ys, "linear probe, %", "fine-tuning, %", (480, 340))
+    taken: list[tuple[float, float]] = []
     for row, a, b in found:
         x, y = 100 * a.mean, 100 * b.mean
         ends = (100 * a.low, 100 * a.high), (100 * b.low, 100 * b.high)
         words = f"{label(row)}: linear {told(a)}; fine-tuning {told(b)}"
         plot.mark(x, y, view.style(row), words, x_ends=ends[0], y_ends=ends[1])
         if len(found) <= 20:
-            near_end = x > xs[0] + 0.75 * (xs[1] - xs[0])
-            plot.label(x, y, shortened(label(row), 24), "end" if near_end else "start", (-7 if near_end else 7, -6))
+            _beside(plot, x, y, shortened(label(row), 24), taken)
     title = f"Linear probe against fine-tuning: {agreement(ours)}"
     return Picture(title, plot.svg(title), "Lines are 95 % intervals.")
+
+
+def _beside(plot: Plot, x: float, y: float, words: str, taken: list[tuple[float, float]]) -> None:
+    """Words beside a mark, on the first side on which they hide no other words."""
+    width = 6.0 * len(words)
+    sides = [(7.0, -6.0, "start"), (7.0, 13.0, "start"), (-7.0, -6.0, "end"), (-7.0, 13.0, "end")]
+    for dx, dy, anchor in sides:
+        middle = plot.x(x) + dx + (width / 2 if anchor == "start" else -width / 2), plot.y(y) + dy
+        inside = plot.x.start < middle[0] - width / 2 and middle[0] + width / 2 < plot.width
+        if inside and all(abs(middle[0] - u) > width / 2 + 20 or abs(middle[1] - v) > 12 for u, v in taken):
+            taken.append(middle)
+            plot.label(x, y, words, anchor, (dx, dy))
+            return
 
 
 def agreement(pairs: Sequence[tuple[float, float]]) -> str:

@@ -62,6 +62,8 @@ class Browser:
         self._loaded = False
         self.send("Page.navigate", url=address)
         self._wait()
+        while not self.run("'ready' in document.documentElement.dataset"):
+            time.sleep(0.02)
 
     def run(self, script: str) -> Any:
         """The value of an expression; promises are awaited."""

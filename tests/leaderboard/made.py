@@ -173,10 +173,10 @@ def _write_metrics(path: Path, skill: float, rng: np.random.Generator) -> None:
     (path / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def baselines(root: Path, protocols: Sequence[str] = ("knn", "linear", "fewshot")) -> None:
+def baselines(root: Path, protocols: Sequence[str] = ("knn", "linear", "fewshot"), n_test: int = 1000) -> None:
     """The random backbone and raw pixels."""
-    full_run(root, "random", 0, -0.25, protocols, kind="baseline", folder="random-s0")
-    full_run(root, "pixels", 0, -0.2, protocols, kind="baseline", backbone=None, folder="pixels-s0")
+    full_run(root, "random", 0, -0.25, protocols, n_test, kind="baseline", folder="random-s0")
+    full_run(root, "pixels", 0, -0.2, protocols, n_test, kind="baseline", backbone=None, folder="pixels-s0")
 
 
 def many(root: Path, count: int) -> None:
