@@ -179,7 +179,7 @@ def baselines(root: Path, protocols: Sequence[str] = ("knn", "linear", "fewshot"
     full_run(root, "pixels", 0, -0.2, protocols, n_test, kind="baseline", backbone=None, folder="pixels-s0")
 
 
-def many(root: Path, count: int) -> None:
+def many(root: Path, count: int, n_test: int = 1000) -> None:
     """So many pretrained runs: the eight methods, three seeds; then ViTs of other mask ratios, then ResNets."""
     made = 0
     kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {}), ({}, {"backbone": RESNET})]
@@ -191,7 +191,8 @@ def many(root: Path, count: int) -> None:
                     return
                 skill = 0.02 * ((number * 3) % 8 - 4) - 2 * (options.get("method.mask_ratio", 0.7) - 0.72) ** 2
                 folder = f"{method}-{made:03d}-s{seed}"
-                full_run(root, method, seed, skill, options=options, folder=folder, pictures=not made % 7, **info)
+                pictures = not made % 7
+                full_run(root, method, seed, skill, tuple(LEVELS), n_test, pictures, options, folder, **info)
                 made += 1
 
 

@@ -221,8 +221,8 @@ def test_hostile_names_are_text(tmp_path: Path, browser: Browser) -> None:
 
 
 def test_fifty_runs_are_small_and_their_sections_unpack(tmp_path: Path, browser: Browser) -> None:
-    made.many(tmp_path / "runs", 50)
-    made.baselines(tmp_path / "runs")
+    made.many(tmp_path / "runs", 50, n_test=100)
+    made.baselines(tmp_path / "runs", n_test=100)
     page = write_page([tmp_path / "runs"], tmp_path / "page")
     assert page.stat().st_size < 300 * 1024
     browser.open(page.as_uri())
