@@ -61,7 +61,7 @@ def _classes(run: Run, result: Result) -> Classes | None:
     pairs = [(int(at) // k, int(at) % k) for at in order]
     return Classes(
         result.protocol,
-        tuple(sorted(((names[c], float(p)) for c, p in zip(there, right, strict=True)), key=lambda pair: pair[1])),
+        tuple(sorted(((names[int(c)], float(p)) for c, p in zip(there, right, strict=True)), key=lambda pair: pair[1])),
         tuple((names[a], names[b], float(shares[a, b])) for a, b in pairs if shares[a, b] > 0),
     )
 

@@ -71,7 +71,8 @@ def _at(x: float, results: Sequence[Result], variant: str) -> At:
 
 def label_efficiency(view: View) -> Picture | None:
     """A panel for each way to learn from few labels: accuracy over the number of labels."""
-    panels, leads, names = [], [], {}
+    panels, leads = [], []
+    names: dict[str, int] = {}
     for words, read in WAYS.items():
         found = {}
         for row in view.pretrained[:MOST_LINES]:
@@ -156,7 +157,8 @@ def _lines(
 
 def online_probes(view: View) -> Picture | None:
     """A panel for each online probe: its accuracy over the passes, mean over seeds."""
-    panels, ahead, names = [], "", {}
+    panels, ahead = [], ""
+    names: dict[str, int] = {}
     read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
     for probe in ("linear", "knn"):
         found: dict[str, Series] = {}

@@ -36,7 +36,8 @@ def _compared(block: Block, files: int) -> "BlockComparison | None":
     there = any(file.is_file() for row in block.rows for cell in row.cells if cell for file in cell.files[:1])
     if not there or files > MOST_FILES or len(block.rows) > MOST_METHODS:
         return None
-    from ssl_bench.leaderboard.significance import DRAWS, compared_block
+    from ssl_bench.comparison import DRAWS
+    from ssl_bench.leaderboard.significance import compared_block
 
     return compared_block(block, DRAWS if files <= FEW_FILES else FEWER_DRAWS)
 

@@ -119,7 +119,8 @@ def compute(views: Sequence[View]) -> Picture | None:
     if len(points) < 2:
         return None
     group = f"cost{views[0].block.fingerprint}{len(points)}{abs(hash_of(views[0].block))}"
-    choices, plots, fronts = [], [], []
+    choices: list[str] = []
+    plots, fronts = [], []
     for number, (kind, words) in enumerate(COSTS):
         known = [(view, row, cell, cost) for view, row, cell in points if (cost := _cost(row, kind)) > 0]
         if len(known) < 2:

@@ -82,14 +82,14 @@ def comma_separated(table: Table) -> str:
                     parts = ((block, BLOCK_FIELDS), (row, ROW_FIELDS), (column, COLUMN_FIELDS), (cell, CELL_FIELDS))
                     line = [_spreadsheet(getattr(part, name)) for part, names in parts for name in names]
                     writer.writerow([*line, ""])
-        for row in block.published:
-            for column, value in zip(block.columns, row.values, strict=True):
+        for claimed in block.published:
+            for column, value in zip(block.columns, claimed.values, strict=True):
                 if value is not None:
                     known: dict[str, object] = {
-                        "name": row.name,
+                        "name": claimed.name,
                         "kind": "published",
                         "mean": value,
-                        "source": row.source,
+                        "source": claimed.source,
                     }
                     known |= {name: getattr(block, name) for name in BLOCK_FIELDS}
                     known |= {name: getattr(column, name) for name in ("title", "variant")}

@@ -62,7 +62,9 @@ class Browser:
         self._loaded = False
         self.send("Page.navigate", url=address)
         self._wait()
+        limit = time.monotonic() + 20
         while not self.run("'ready' in document.documentElement.dataset"):
+            assert time.monotonic() < limit, f"the page's script does not end: {self.complaints}"
             time.sleep(0.02)
 
     def run(self, script: str) -> Any:

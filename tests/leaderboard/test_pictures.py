@@ -29,7 +29,7 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> View:
     """Four methods under all protocols, one seed each."""
     root = tmp_path_factory.mktemp("runs")
     for number, method in enumerate(("mae", "simclr", "dino", "byol")):
-        made.full_run(root, method, 0, 0.05 * number, n_test=200)
+        made.full_run(root, method, 0, 0.07 * number, n_test=200)
     made.baselines(root, n_test=200)
     return tables(root)[1][0]
 
