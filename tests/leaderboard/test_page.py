@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_bench.cli import main
 from ssl_bench.leaderboard.render import leaderboard, write_page
 
 from . import made
@@ -239,6 +240,16 @@ def test_figures_embedded_or_left_out(tmp_path: Path) -> None:
     beside = write_page([tmp_path / "runs"], tmp_path / "two.html").read_text(encoding="utf-8")
     for address in re.findall(r'src="([^"]+)"', beside):
         assert (tmp_path / address).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_writes_a_folder_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made.full_run(tmp_path / "runs", protocols=("knn",), n_test=50, pictures=True)
+    command = ["leaderboard", str(tmp_path / "runs"), "--format", "html", "--output"]
+    assert main([*command, str(tmp_path / "site")]) == main([*command, str(tmp_path / "one.html")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "site" / "index.html"), str(tmp_path / "one.html")]
+    assert len(list((tmp_path / "site" / "images").iterdir())) == 3
+    assert main([*command, str(tmp_path / "two"), "--images", "besides"]) == 2
+    assert "no place 'besides' for images; did you mean 'beside'?" in capsys.readouterr().err
 
 
 def test_a_page_of_bare_records(runs: Runs, tmp_path: Path, browser: Browser) -> None:
