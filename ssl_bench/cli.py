@@ -14,7 +14,7 @@ COMMANDS = {
     "fit": "pretrain a backbone",
     "evaluate": "measure what pretrained backbones, or baselines, have learned",
     "benchmark": "methods x data x backbones x seeds x any option: fit, evaluate, leaderboard; skips what is done",
-    "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, HTML",
+    "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, LaTeX, a web page",
     "compare": "which differences between methods are significant, image by image; ranks over protocols",
     "figures": "pictures of runs: reconstructions, attention, neighbours, a map of features, masks, views",
     "import": "a checkpoint of an official repository becomes a run folder",
@@ -117,32 +117,38 @@ def _benchmark(argv: list[str]) -> int:
 
 
 def _leaderboard(argv: list[str]) -> int:
-    from ssl_bench.leaderboard.render import FORMATS, leaderboard
+    from ssl_bench.leaderboard.render import FORMATS, checked_format, leaderboard, write_page
 
     parser = argparse.ArgumentParser("ssl-bench leaderboard", description=COMMANDS["leaderboard"], allow_abbrev=False)
     parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=Path, help="run folders, or folders of them")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
     parser.add_argument("--format", default="table", help=" | ".join(FORMATS) + " (default: table)")
     parser.add_argument("--by", default="views", help="budget that a block shares: views (default) | epochs | nothing")
-    parser.add_argument("--output", type=Path, help="write to this file; by default to standard output")
+    help_output = "write to this file, or for html to index.html in this folder; by default to standard output"
+    parser.add_argument("--output", type=Path, help=help_output)
+    help_images = "figures of the runs on a page: beside it (default) | embed | none; on standard output none"
+    parser.add_argument("--images", default="beside", help=help_images)
+    help_published = "CSV or YAML of published numbers to show: method, data, backbone, protocol, value, source"
+    parser.add_argument("--published", type=Path, metavar="FILE", help=help_published)
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="log it there, with a report; a report.json: that")
     parser.error = _refuse(parser)  # type: ignore[method-assign]
     given = parser.parse_args(argv)
-    if given.format not in FORMATS:
-        raise UserError(f"no format {given.format!r}{near(given.format, FORMATS)} ({', '.join(FORMATS)})")
+    checked_format(given.format)
+    runs = given.runs_given or [given.runs]
     if given.wandb is not None:
         from ssl_bench.wandb_leaderboard import publish
 
-        return publish(given.runs_given or [given.runs], given.wandb, given.by)
-    text = leaderboard(given.runs_given or [given.runs], given.format, given.by)
+        return publish(runs, given.wandb, given.by)
     if given.output is None:
-        print(text, end="")
+        print(leaderboard(runs, given.format, given.by, given.published), end="")
+    elif given.format == "html":
+        print(write_page(runs, given.output, given.by, given.published, given.images))
     else:
         from ssl_bench.files import write_text
 
         if given.output.is_dir():
             raise UserError(f"--output {given.output} is a folder: name a file in it")
-        write_text(given.output, text)
+        write_text(given.output, leaderboard(runs, given.format, given.by, given.published))
         print(given.output)
     return 0
 

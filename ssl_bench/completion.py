@@ -46,7 +46,9 @@ def script(shell: str) -> str:
     for command in ("evaluate", "leaderboard", "compare"):
         parsers[command].add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     parsers["leaderboard"].add_argument("--format", choices=FORMATS)
-    parsers["leaderboard"].add_argument("--output").complete = shtab.FILE  # type: ignore[attr-defined]
+    parsers["leaderboard"].add_argument("--images", choices=("beside", "embed", "none"))
+    for option in ("--output", "--published"):
+        parsers["leaderboard"].add_argument(option).complete = shtab.FILE  # type: ignore[attr-defined]
     parsers["compare"].add_argument("--protocol", choices=list(registry.names("evaluations")))
     parsers["compare"].add_argument("--format", choices=("table", "json"))
     parsers["list"].add_argument("kind", choices=KINDS)

@@ -1,19 +1,65 @@
-"""The table as one HTML page that opens from disk: style and script are inside, nothing is asked of any network."""
+"""The leaderboard as one HTML page that opens from disk: style and script are inside, no network is asked."""
 
-import re
+import base64
+import zlib
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ssl_bench.leaderboard.table import Block, Cell, Column, Row, Table
-from ssl_bench.leaderboard.text import block_facts, block_title, duration, epochs, legend, percent, visible
+from ssl_bench.leaderboard import curve_pictures, page_table, rank_pictures, run_section, score_pictures, study
+from ssl_bench.leaderboard.figures import Images, figures
+from ssl_bench.leaderboard.plot import bdi
+from ssl_bench.leaderboard.table import Table
+from ssl_bench.leaderboard.text import block_title, legend, visible
+from ssl_bench.leaderboard.view import Picture, View, styles_of
+from ssl_bench.results import Run
 
-BARS = "Bars show the interval and the mean on one scale per column, the thin line the random backbone's mean."
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+if TYPE_CHECKING:
+    from ssl_bench.leaderboard.significance import BlockComparison
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: file: 'self'"
+MOST_PLAIN = 64 * 1024  # characters of run sections: fifty runs shall stay below 300 KiB
+PICTURES = (
+    score_pictures.results,
+    score_pictures.linear_against_finetuning,
+    curve_pictures.partial_finetuning,
+    curve_pictures.label_efficiency,
+    curve_pictures.online_probes,
+    rank_pictures.ranks,
+    rank_pictures.protocols_agree,
+    rank_pictures.pairs,
+)
 
 
-def html(table: Table) -> str:
-    """The whole page."""
+def html(
+    table: Table,
+    compared: "Sequence[BlockComparison | None]",
+    runs: Sequence[Run],
+    images: Images = "none",
+    folder: Path | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        table: Its marks set.
+        compared: What is known of each block's predictions.
+        runs: All that were read: each has a section.
+        images: Where the figures of the runs go.
+        folder: For images beside the page.
+    """
     room = Path(__file__).parent
+    anchors = run_section.anchors(runs)
+    styles = styles_of(table)
+    views = [View(block, known, styles) for block, known in zip(table.blocks, compared, strict=True)]
+    blocks = "".join(
+        f'<section class="block">\n{page_table.section(view.block, number, anchors)}{_pictures(view)}</section>\n'
+        for number, view in enumerate(views)
+    )
+    sections = "".join(
+        run_section.section(run, anchors[run.folder], figures(run.folder, images, folder, anchors[run.folder]))
+        for run in sorted(runs, key=lambda run: run.folder.name)
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -30,7 +76,11 @@ def html(table: Table) -> str:
 <main>
 <h1>Leaderboard</h1>
 <p class="quiet">{_legend(table)}</p>
-{"".join(_block(block) for block in table.blocks)}{_absent(table)}{_notes(table)}</main>
+<div class="tools" id="filter"></div>
+{_contents(table)}{blocks}{_over_blocks(table, views)}{_absent(table)}{_notes(table)}<section>
+<h2 id="runs">Runs</h2>
+{_packed(sections)}</section>
+</main>
 <script>
 {(room / "page.js").read_text(encoding="utf-8")}</script>
 </body>
@@ -38,85 +88,51 @@ def html(table: Table) -> str:
 """
 
 
+def _packed(sections: str) -> str:
+    """Sections as they are; many of them compressed, for they are much alike: the page's script unpacks them."""
+    if len(sections) < MOST_PLAIN:
+        return sections
+    data = base64.b64encode(zlib.compress(sections.encode(), 9)).decode()
+    return (
+        f'<div id="sections"><script type="text/plain">{data}</script>'
+        "<noscript>The sections of the runs need JavaScript.</noscript></div>\n"
+    )
+
+
 def _legend(table: Table) -> str:
-    words = legend(table) + (f" {BARS}" if table.blocks else "")
-    return escape(words).replace("* ", "*&nbsp;").replace("† ", "†&nbsp;")
+    words = legend(table) + (f" {page_table.BARS}" if table.blocks else "")
+    return escape(visible(words)).replace("* ", "*&nbsp;").replace("† ", "†&nbsp;")
 
 
-def _block(block: Block) -> str:
-    title = _text(block_title(block))
-    facts = any(row.kind != "baseline" for row in block.rows)
-    heads = [_head("method", "", "text")]
-    heads += [_head(column.title, column.variant, "number") for column in block.columns]
-    heads += [_head("seeds", "", "number")]
-    heads += [_head("epochs", "x views", "number"), _head("time", "", "number")] if facts else []
-    scales = [_Scale(block, index) for index in range(len(block.columns))]
-    rows = "".join(_row(row, facts, block.columns, scales) for row in block.rows)
-    return f"""<section>
-<h2>{title}</h2>
-<p class="facts">{_text(block_facts(block))}</p>
-<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores">
-<caption>{title}</caption>
-<thead><tr>{"".join(heads)}</tr></thead>
-<tbody>
-{rows}</tbody>
-</table></div>
-</section>
-"""
+def _contents(table: Table) -> str:
+    if len(table.blocks) < 2:
+        return ""
+    items = "".join(f'<li><a href="#block-{n}">{bdi(block_title(block))}</a>' for n, block in enumerate(table.blocks))
+    return f'<nav aria-label="Contents"><ul>{items}<li><a href="#runs">Runs</a></ul></nav>\n'
 
 
-def _head(title: str, below: str, sort: str) -> str:
-    small = f"<small>{_text(below)}</small>" if below else ""
-    return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{_text(title)}</button>{small}</th>'
+def _pictures(view: View) -> str:
+    return "".join(_figure(picture) for draw in PICTURES if (picture := draw(view)))
 
 
-def _row(row: Row, facts: bool, columns: tuple[Column, ...], scales: "list[_Scale]") -> str:
-    kind = f"<small>{row.kind}</small>" if row.kind != "pretrained" else ""
-    cells = [_score(cell, row, column, scale) for cell, column, scale in zip(row.cells, columns, scales, strict=True)]
-    cells += [f'<td data-value="{len(row.seeds)}">n={len(row.seeds)}</td>']
-    if facts:
-        passes = "" if row.epochs is None else row.epochs * row.views_per_image
-        cells += [f'<td data-value="{passes}">{epochs(row)}</td>']
-        cells += [f'<td data-value="{row.seconds or ""}">{duration(row.seconds)}</td>']
-    text = re.sub(r"([=_]|\.(?=[a-zA-Z]))", r"\1<wbr>", _text(row.name))
-    name = f'<th scope="row" data-value="{_attribute(row.name)}">{text}{kind}</th>'
-    return f'<tr class="{row.kind}">{name}{"".join(cells)}</tr>\n'
+def _figure(picture: Picture) -> str:
+    note = f"<figcaption>{escape(visible(picture.note))}</figcaption>" if picture.note else ""
+    return f'<figure class="picture"><h3>{bdi(picture.title)}</h3>\n{picture.body}{note}</figure>\n'
 
 
-def _score(cell: Cell | None, row: Row, column: Column, scale: "_Scale") -> str:
-    if cell is None:
-        return '<td data-value="">-<span class="marks"></span></td>'
-    said = f"{column.title}: {percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
-    said += ", ".join(map(str, cell.seeds))
-    seeds = f' <span class="seeds">n={len(cell.seeds)}</span>' if len(cell.seeds) != len(row.seeds) else ""
-    marks = f'<span class="marks">{"*" * cell.best}{"†" * cell.on_edge}</span>'
-    numbers = f'data-value="{cell.mean!r}" data-low="{cell.low!r}" data-high="{cell.high!r}" data-n="{len(cell.seeds)}"'
-    shown = f'<span class="mean">{percent(cell.mean)}</span> <span class="interval">±{percent(cell.half)}</span>'
-    best = ' class="best"' if cell.best else ""
-    return f'<td{best} {numbers} title="{_attribute(said)}">{shown}{seeds}{marks}{scale.bar(cell)}</td>'
-
-
-class _Scale:
-    """From the lowest to the highest end of a column's intervals."""
-
-    def __init__(self, block: Block, index: int) -> None:
-        cells = [row.cells[index] for row in block.rows]
-        self.low = min(cell.low for cell in cells if cell)
-        self.high = max(cell.high for cell in cells if cell)
-        random = [row.cells[index] for row in block.rows if row.kind == "baseline" and row.name == "random"]
-        self.random = random[0] if random else None
-
-    def bar(self, cell: Cell) -> str:
-        """The interval as a line, the mean as a dot."""
-        low, mean, high = (self._x(value) for value in (cell.low, cell.mean, cell.high))
-        line = f'<line x1="{low}" x2="{high}" y1="6" y2="6"/><circle cx="{mean}" cy="6" r="3"/>'
-        if self.random:
-            x = self._x(self.random.mean)
-            line = f'<line class="random" x1="{x}" x2="{x}" y1="0" y2="12"/>{line}'
-        return f'<svg aria-hidden="true">{line}</svg>'
-
-    def _x(self, value: float) -> str:
-        return f"{2 + 96 * (value - self.low) / (self.high - self.low or 1.0):.1f}%"
+def _over_blocks(table: Table, views: Sequence[View]) -> str:
+    """Pictures of several blocks: accuracy against compute, and curves over an option."""
+    groups: dict[tuple[str, str, str], list[View]] = {}
+    for view in views:
+        groups.setdefault((view.block.data, view.block.fingerprint, view.block.backbone), []).append(view)
+    pictures = [picture for group in groups.values() if (picture := score_pictures.compute(group))]
+    curves = [picture for found in study.studies(table) if (picture := study.picture(table, found))]
+    parts = [("compute", "Compute", pictures), ("studies", "Studies", curves)]
+    return "".join(
+        f'<section>\n<h2 id="{name}">{title}</h2>\n{"".join(map(_figure, found))}</section>\n'
+        for name, title, found in parts
+        if found
+    )
 
 
 def _absent(table: Table) -> str:
@@ -124,8 +140,8 @@ def _absent(table: Table) -> str:
         return ""
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("run", "method", "seed", "status", "reason"))
     rows = "".join(
-        f'<tr><th scope="row">{_text(run.run)}</th>'
-        + "".join(f"<td>{_text(part)}</td>" for part in (run.method, str(run.seed), run.status, run.reason))
+        f'<tr><th scope="row">{bdi(run.run)}</th>'
+        + "".join(f"<td>{bdi(part)}</td>" for part in (run.method, str(run.seed), run.status, run.reason))
         + "</tr>\n"
         for run in table.absent
     )
@@ -144,14 +160,5 @@ def _absent(table: Table) -> str:
 def _notes(table: Table) -> str:
     if not table.notes:
         return ""
-    notes = "".join(f"<li>{_text(note)}.</li>" for note in table.notes)
+    notes = "".join(f"<li>{bdi(note)}.</li>" for note in table.notes)
     return f"<section>\n<h2>Notes</h2>\n<ul>{notes}</ul>\n</section>\n"
-
-
-def _text(text: str) -> str:
-    """Text and never markup; isolated, so that one written from right to left turns nothing beside it around."""
-    return f"<bdi>{escape(visible(text))}</bdi>"
-
-
-def _attribute(text: str) -> str:
-    return escape(visible(text), quote=True)

@@ -2,33 +2,93 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.leaderboard import page, text
+from ssl_bench.files import write_text
+from ssl_bench.leaderboard import latex, text
+from ssl_bench.leaderboard.marks import marked
+from ssl_bench.leaderboard.published import read_published, with_published
 from ssl_bench.leaderboard.table import Table, build, checked_by
-from ssl_bench.results import load_runs
+from ssl_bench.results import Run, load_runs
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+if TYPE_CHECKING:
+    from ssl_bench.leaderboard.significance import BlockComparison
+
+Compared: TypeAlias = "tuple[BlockComparison | None, ...]"
+
+TEXTS: dict[str, Callable[[Table], str]] = {
     "table": text.terminal,
     "csv": text.comma_separated,
     "markdown": text.markdown,
     "json": text.as_json,
-    "html": page.html,
+    "latex": latex.latex,
 }
+FORMATS = (*TEXTS, "html")
 
 
-def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views") -> str:
+def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views", published: Path | None = None) -> str:
     """The leaderboard of the runs at or below the paths.
 
     Args:
         paths: Run folders, or folders of them.
-        format: table (for a terminal of 100 columns), csv, markdown, json or html (one page that opens from disk).
+        format: table (for a terminal of 100 columns), csv, markdown, json, latex or html (one page that opens from
+            disk; without the figures of its runs, which `write_page` brings along).
         by: Budget that a block shares: views (epochs x views of an image), epochs, or nothing for one block of all.
+        published: CSV or YAML file of numbers that others published.
 
     Raises:
         UserError: No such format or budget, no run, or a damaged record.
     """
+    checked_format(format)
+    table, compared, runs = _tabled(paths, by, published)
+    if format != "html":
+        return TEXTS[format](table)
+    from ssl_bench.leaderboard.page import html
+
+    return html(table, compared, runs)
+
+
+def write_page(
+    paths: Iterable[Path], output: Path, by: str = "views", published: Path | None = None, images: str = "beside"
+) -> Path:
+    """Write the page with the figures of its runs, and give its path.
+
+    Args:
+        paths: Run folders, or folders of them.
+        output: A file that ends in .html, or a folder, in which it is index.html.
+        by: As for `leaderboard`.
+        published: Likewise.
+        images: beside: in a folder next to the page; embed: inside it; none.
+
+    Raises:
+        UserError: As `leaderboard`, or no such place for images.
+    """
+    from ssl_bench.leaderboard.figures import checked_images
+    from ssl_bench.leaderboard.page import html
+
+    place = checked_images(images)
+    table, compared, runs = _tabled(paths, by, published)
+    is_file = output.suffix.lower() in (".html", ".htm") and not output.is_dir()
+    page = output if is_file else output / "index.html"
+    folder = page.with_name(f"{page.stem}-images" if is_file else "images")
+    write_text(page, html(table, compared, runs, place, folder))
+    return page
+
+
+def checked_format(format: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        UserError: There is no such format.
+    """
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
+
+
+def _tabled(paths: Iterable[Path], by: str, published: Path | None) -> tuple[Table, Compared, list[Run]]:
     budget = checked_by(by)
-    return FORMATS[format](build(load_runs(paths), budget))
+    numbers = read_published(published) if published else []
+    runs = load_runs(paths)
+    table, compared = marked(build(runs, budget))
+    return with_published(table, numbers), compared, runs

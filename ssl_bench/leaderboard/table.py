@@ -52,6 +52,7 @@ class Cell:
         values: Accuracy of each.
         n_test: Test images.
         best: Whether no mean of the column is higher; never where there are baselines alone.
+        unbeaten: Whether it is best, or not significantly worse than the best.
         on_edge: Whether some run chose a value at the end of its grid, so that a wider one may give more.
         repeats: What was repeated in each: `draws` at random, `conditions` that are all there are, or nothing.
         files: Predictions of each; only for who compares them, no part of what is rendered.
@@ -64,6 +65,7 @@ class Cell:
     values: tuple[float, ...]
     n_test: int
     best: bool = False
+    unbeaten: bool = False
     on_edge: bool = False
     repeats: str = ""
     files: tuple[Path, ...] = field(default=(), repr=False)
@@ -82,11 +84,14 @@ class Column:
         title: The protocol's name, and what tells it from the block's other columns of that name.
         variant: The one that gives the number.
         oracle: Something was chosen on the test images: not to be compared with honest columns, and nothing is best.
+        test: What says which cells are unbeaten: `paired`, image by image; `intervals` alone, where predictions are
+            missing; or nothing, where nothing is ranked.
     """
 
     title: str
     variant: str
     oracle: bool = False
+    test: Literal["", "paired", "intervals"] = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Row:
         device: What it was pretrained on.
         cells: One per column; None where there is no result.
         runs: Names of the run folders.
+        members: The runs, with the results of this row's network; only for pictures, no part of what is rendered.
     """
 
     name: str
@@ -116,6 +122,22 @@ class Row:
     device: str
     cells: tuple[Cell | None, ...]
     runs: tuple[str, ...]
+    members: tuple[Run, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """What others published about a method: shown beside ours, with its source, and never ranked.
+
+    Args:
+        name: Of the method.
+        source: Where it was published.
+        values: Accuracy in [0, 1] for each column of the block; None where there is none.
+    """
+
+    name: str
+    source: str
+    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,7 @@ class Block:
         budget_text: The same in words.
         columns: Protocols.
         rows: Methods, best linear probe first, then baselines.
+        published: Numbers of others.
     """
 
     data: str
@@ -145,6 +168,7 @@ class Block:
     budget_text: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    published: tuple[PublishedRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,7 +285,7 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     for run in [*runs, *baselines]:
         groups[_row_key(run)].append(run)
     firsts = [group[0] for group in groups.values()]
-    names = _tell_apart([run.info.method for run in firsts], [_row_options(run) for run in firsts])
+    names = _tell_apart([run.info.method for run in firsts], [row_options(run) for run in firsts])
     rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
     shown = tuple(columns.values())
     budget = _budget(first, by) if runs else None
@@ -313,6 +337,7 @@ def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
         device=info.cost.device,
         cells=_cells(runs, columns),
         runs=tuple(run.folder.name for run in runs),
+        members=tuple(runs),
     )
 
 
@@ -388,17 +413,24 @@ def _budget_text(budget: float | None, by: By) -> str:
 
 
 def _row_key(run: Run) -> str:
-    return _key(run.info.kind, run.info.method, _row_options(run))
+    return _key(run.info.kind, run.info.method, row_options(run))
 
 
-def _row_options(run: Run) -> dict[str, Any]:
+def row_options(run: Run, backbone: bool = False) -> dict[str, Any]:
+    """Options that tell a run from others of its method, flat: none that say where it ran, nor its seed.
+
+    Args:
+        run: The run, with the results of one of its networks.
+        backbone: Whether those of the backbone count: within a block they are all the same.
+    """
     if run.info.kind == "baseline":
         return {}
     branch = run.results[0].branch
+    elsewhere = [said for said in SAID_ELSEWHERE if not (backbone and said == "backbone")]
     options = {
         name: value
-        for name, value in _flat(run.info.options).items()
-        if not any(name == said or name.startswith(f"{said}.") for said in SAID_ELSEWHERE)
+        for name, value in flat(run.info.options).items()
+        if not any(name == said or name.startswith(f"{said}.") for said in elsewhere)
     }
     return options | ({"branch": branch} if branch else {})
 
@@ -412,7 +444,7 @@ def _column_key(result: Result) -> Key:
 
 def _column_options(result: Result) -> dict[str, Any]:
     counts = {name: split.count for name, split in result.splits.items()}
-    return _flat({**result.options, "version": result.version, "geometry": result.geometry, "images": counts})
+    return flat({**result.options, "version": result.version, "geometry": result.geometry, "images": counts})
 
 
 def _oracle(result: Result) -> bool:
@@ -424,17 +456,18 @@ def _key(*parts: Any) -> str:
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flat(options).items() if value is not None}
+    return {name: value for name, value in flat(options).items() if value is not None}
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{optim: {base_lr: 1}}` -> `{optim.base_lr: 1}`."""
+    found: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _tell_apart(names: Sequence[str], options: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table as text: for a terminal, as Markdown, CSV and JSON, and the words that all formats share.
+"""The table as text: for a terminal, as Markdown, CSV, JSON and LaTeX, and the words that all formats share.
 
 Names come from users and file systems: what a reader could not see as a character is written as its escape.
 """
@@ -18,12 +18,17 @@ TERMINAL_WIDTH = 100
 NAME_WIDTH = 34
 TITLE_WIDTH = 16
 LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test images."
-MARKS = {"*": "highest mean of its column", "†": "a chosen value lies at an end of its grid: a wider one may give more"}
+MARKS = {
+    "*": "not significantly worse than the best of its column, at 5 %",
+    "†": "a chosen value lies at an end of its grid: a wider one may give more",
+}
+PAIRED = "paired tests on the same test images, Holm's correction over all pairs of a column"
+INTERVALS = "tests from the intervals alone, Holm's correction over a column, for want of predictions"
 ORACLE = "oracle: something was chosen on the test images; not to be compared with the other columns"
 BLOCK_FIELDS = ("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens", "budget", "budget_text")
 ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "device", "runs")
-COLUMN_FIELDS = ("title", "variant", "oracle")
-CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "on_edge")
+COLUMN_FIELDS = ("title", "variant", "oracle", "test")
+CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "unbeaten", "on_edge")
 EMPTY = "No finished and evaluated run."
 
 
@@ -46,13 +51,16 @@ def markdown(table: Table) -> str:
     lines = []
     for block in table.blocks:
         heads = ["method", "seeds", *(f"{column.title} ({column.variant})" for column in block.columns)]
-        heads += ["epochs x views", "time"] if _pretrained(block) else []
-        names = [[_label(row), _seeds(row)] for row in block.rows]
+        heads += ["epochs x views", "time"] if pretrained(block) else []
+        names = [[label(row), seeds(row)] for row in block.rows]
         rows = [
-            [*name, *(score(cell, row) for cell in row.cells), *_facts(block, row)]
+            [*name, *(score(cell, row) for cell in row.cells), *facts(block, row)]
             for name, row in zip(names, block.rows, strict=True)
         ]
         lines += [f"### {_escaped(block_title(block))}", "", _escaped(block_facts(block)), ""]
+        rows += [
+            [f"{row.name} (published)", "-", *map(claim, row.values), *_no_facts(block)] for row in block.published
+        ]
         lines += [_markdown_row(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_markdown_row, rows), ""]
     lines += [_escaped(legend(table)), ""]
     if table.absent:
@@ -66,24 +74,42 @@ def comma_separated(table: Table) -> str:
     """One line per method and protocol, with all digits."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS])
+    writer.writerow([*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS, "source"])
     for block in table.blocks:
         for row in block.rows:
             for column, cell in zip(block.columns, row.cells, strict=True):
                 if cell is not None:
                     parts = ((block, BLOCK_FIELDS), (row, ROW_FIELDS), (column, COLUMN_FIELDS), (cell, CELL_FIELDS))
-                    writer.writerow([_spreadsheet(getattr(part, name)) for part, names in parts for name in names])
+                    line = [_spreadsheet(getattr(part, name)) for part, names in parts for name in names]
+                    writer.writerow([*line, ""])
+        for claimed in block.published:
+            for column, value in zip(block.columns, claimed.values, strict=True):
+                if value is not None:
+                    known: dict[str, object] = {
+                        "name": claimed.name,
+                        "kind": "published",
+                        "mean": value,
+                        "source": claimed.source,
+                    }
+                    known |= {name: getattr(block, name) for name in BLOCK_FIELDS}
+                    known |= {name: getattr(column, name) for name in ("title", "variant")}
+                    fields = (*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS, "source")
+                    writer.writerow([_spreadsheet(known.get(name, "")) for name in fields])
     return file.getvalue()
 
 
 def as_json(table: Table) -> str:
     """The whole model, with all digits; `format` grows when a key changes its meaning."""
-    model = dataclasses.asdict(table, dict_factory=_without_files)
+    blocks = tuple(
+        dataclasses.replace(block, rows=tuple(dataclasses.replace(row, members=()) for row in block.rows))
+        for block in table.blocks
+    )
+    model = dataclasses.asdict(dataclasses.replace(table, blocks=blocks), dict_factory=_without_files)
     return json.dumps({"format": 1, **model}, indent=1, allow_nan=False) + "\n"
 
 
 def _without_files(items: Iterable[tuple[str, object]]) -> dict[str, object]:
-    return {name: value for name, value in items if name != "files"}
+    return {name: value for name, value in items if name not in ("files", "members")}
 
 
 def block_title(block: Block) -> str:
@@ -105,19 +131,51 @@ def legend(table: Table) -> str:
     if not table.blocks:
         return EMPTY
     cells = [cell for block in table.blocks for row in block.rows for cell in row.cells if cell]
-    used = {"*": any(cell.best for cell in cells), "†": any(cell.on_edge for cell in cells)}
-    words = [LEGEND, *(f"{mark} {meaning}." for mark, meaning in MARKS.items() if used[mark])]
-    if any(column.oracle for block in table.blocks for column in block.columns):
+    columns = [column for block in table.blocks for column in block.columns]
+    paired, unpaired = (
+        list(dict.fromkeys(c.title for c in columns if c.test == test)) for test in ("paired", "intervals")
+    )
+    used = {"*": any(cell.unbeaten for cell in cells), "†": any(cell.on_edge for cell in cells)}
+    marks = dict(MARKS)
+    if unpaired:
+        where = f" in {', '.join(unpaired)}" if paired else ""
+        marks["*"] += f": {PAIRED}; {INTERVALS}{where}" if paired else f": {INTERVALS}"
+    else:
+        marks["*"] += f": {PAIRED}"
+    words = [LEGEND, *(f"{mark} {meaning}." for mark, meaning in marks.items() if used[mark])]
+    if any(column.oracle for column in columns):
         words.append(f"{ORACLE}.")
+    words += [f"{line}." for line in sources(table)]
     return " ".join(words)
+
+
+def sources(table: Table) -> list[str]:
+    """Where each published number is from."""
+    found: dict[str, dict[str, None]] = {}
+    for block in table.blocks:
+        for row in block.published:
+            found.setdefault(row.source, {})[row.name] = None
+    return [
+        f"Published, not measured here and not ranked: {', '.join(names)}: {source}" for source, names in found.items()
+    ]
+
+
+def claim(value: float | None) -> str:
+    """A published number."""
+    return "-" if value is None else percent(value)
 
 
 def score(cell: Cell | None, row: Row) -> str:
     """`72.3 ±1.9*`, with the number of seeds where it is not the row's."""
     if cell is None:
         return "-"
-    seeds = f" n={len(cell.seeds)}" if len(cell.seeds) != len(row.seeds) else ""
-    return f"{percent(cell.mean)} ±{percent(cell.half)}{seeds}{'*' * cell.best}{'†' * cell.on_edge}"
+    fewer = f" n={len(cell.seeds)}" if len(cell.seeds) != len(row.seeds) else ""
+    return f"{percent(cell.mean)} ±{percent(cell.half)}{fewer}{marks(cell)}"
+
+
+def marks(cell: Cell) -> str:
+    """`*`, `†`, both or nothing."""
+    return "*" * cell.unbeaten + "†" * cell.on_edge
 
 
 def percent(value: float) -> str:
@@ -143,21 +201,28 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
-def _pretrained(block: Block) -> bool:
+def pretrained(block: Block) -> bool:
+    """Whether it has rows with a budget and a cost."""
     return any(row.kind != "baseline" for row in block.rows)
 
 
-def _label(row: Row) -> str:
+def label(row: Row) -> str:
     """A row's name, and whether others pretrained it."""
     return f"{row.name} (imported)" if row.kind == "imported" else row.name
 
 
-def _seeds(row: Row) -> str:
+def seeds(row: Row) -> str:
+    """`n=3`."""
     return f"n={len(row.seeds)}"
 
 
-def _facts(block: Block, row: Row) -> list[str]:
-    return [epochs(row), duration(row.seconds)] if _pretrained(block) else []
+def facts(block: Block, row: Row) -> list[str]:
+    """Budget and time, where a block has them."""
+    return [epochs(row), duration(row.seconds)] if pretrained(block) else []
+
+
+def _no_facts(block: Block) -> list[str]:
+    return ["-", "-"] if pretrained(block) else []
 
 
 def _absent_cells(run: Absent) -> list[str]:
@@ -166,15 +231,18 @@ def _absent_cells(run: Absent) -> list[str]:
 
 def _grid(block: Block) -> list[str]:
     """Lines of a block's table, in as many parts beside each other as the width asks for below each other."""
-    names = [textwrap.wrap(visible(_label(row)), NAME_WIDTH, subsequent_indent="  ") or [""] for row in block.rows]
-    first = [[["method"], *names], [["seeds"], *([_seeds(row)] for row in block.rows)]]
+    labels = [*map(label, block.rows), *(f"{row.name} (published)" for row in block.published)]
+    names = [textwrap.wrap(visible(name), NAME_WIDTH, subsequent_indent="  ") or [""] for name in labels]
+    none = [["-"] for _ in block.published]
+    first = [[["method"], *names], [["seeds"], *([seeds(row)] for row in block.rows), *none]]
     columns = []
     for i, column in enumerate(block.columns):
         titles = textwrap.wrap(visible(column.title), TITLE_WIDTH) + textwrap.wrap(visible(column.variant), TITLE_WIDTH)
-        columns.append([titles, *([score(row.cells[i], row)] for row in block.rows)])
-    if _pretrained(block):
-        columns.append([["epochs", "x views"], *([epochs(row)] for row in block.rows)])
-        columns.append([["time"], *([duration(row.seconds)] for row in block.rows)])
+        claims = [[claim(row.values[i])] for row in block.published]
+        columns.append([titles, *([score(row.cells[i], row)] for row in block.rows), *claims])
+    if pretrained(block):
+        columns.append([["epochs", "x views"], *([epochs(row)] for row in block.rows), *none])
+        columns.append([["time"], *([duration(row.seconds)] for row in block.rows), *none])
     parts = [list(first)]
     for column_lines in columns:
         if sum(map(_widest, parts[-1])) + 2 * len(parts[-1]) + _widest(column_lines) > TERMINAL_WIDTH:

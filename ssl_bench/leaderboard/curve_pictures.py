@@ -1,0 +1,187 @@
+"""Pictures of accuracy along something: blocks that learn, labels, passes over the images."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ssl_bench.leaderboard.history import Series, history, mean_over, thinned
+from ssl_bench.leaderboard.plot import Plot, around, legend
+from ssl_bench.leaderboard.table import Row
+from ssl_bench.leaderboard.text import label, percent
+from ssl_bench.leaderboard.view import MOST_LINES, Picture, View
+from ssl_bench.results import Result
+from ssl_bench.statistics import mean_over_seeds
+
+
+@dataclass(frozen=True)
+class At:
+    """A point of a curve: where, mean over seeds, its interval, and how many seeds."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def partial_finetuning(view: View) -> Picture | None:
+    """Accuracy on the test images over the number of last blocks that learned."""
+    found = {}
+    for row in view.pretrained[:MOST_LINES]:
+        depths = [(depth, result) for run in row.members for result in run.results for depth in [_depths(result)]]
+        wanted = {name: place for depth, _ in depths for name, place in depth.items()}
+        points = [_at(place, [r for d, r in depths if name in d], name) for name, place in wanted.items()]
+        if len(points) > 1:
+            found[label(row)] = row, sorted(points, key=lambda point: point.x)
+    if not found:
+        return None
+    places = sorted({point.x for _, points in found.values() for point in points})
+    order = {place: index for index, place in enumerate(places)}
+    body = _lines(view, found, "last blocks that learn", lambda x: order[x], [(order[p], f"{p:g}") for p in places])
+    gains = {name: points[-1].mean - points[0].mean for name, (_, points) in found.items()}
+    most = max(gains, key=lambda name: gains[name])
+    title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks {most} gains most, "
+    title += f"{percent(gains[most])} points"
+    body += legend((name, view.style(row)) for name, (row, _) in found.items())
+    return Picture(title, body, "Test accuracy with 95 % intervals; the last place is all blocks.")
+
+
+def _depths(result: Result) -> dict[str, float]:
+    """Variant -> its number of blocks, of a partial fine-tuning."""
+    if result.protocol != "partial-finetune" or not result.curve.get("k"):
+        return {}
+    known = {name: result.curve["k"][-1] if name == "all" else _blocks(name) for name in result.variants}
+    return {name: depth for name, depth in known.items() if depth is not None}
+
+
+def _blocks(variant: str) -> float | None:
+    found = re.fullmatch(r"k(\d+(?:\.\d+)?)", variant)
+    return float(found[1]) if found else None
+
+
+def _at(x: float, results: Sequence[Result], variant: str) -> At:
+    """A variant's accuracy over the seeds."""
+    values = [result.variants[variant].value for result in results]
+    if len(values) == 1:
+        low, high = results[0].variants[variant].interval
+        return At(x, values[0], low, high, 1)
+    mean, low, high = mean_over_seeds(values, min(result.n_test for result in results))
+    return At(x, mean, low, high, len(values))
+
+
+def label_efficiency(view: View) -> Picture | None:
+    """A panel for each way to learn from few labels: accuracy over the number of labels."""
+    panels, leads = [], []
+    names: dict[str, int] = {}
+    for words, read in WAYS.items():
+        found = {}
+        for row in view.pretrained[:MOST_LINES]:
+            groups: dict[tuple[float, str], list[Result]] = {}
+            for run in row.members:
+                for result in run.results:
+                    if result.data.identity != (view.block.data, view.block.fingerprint):
+                        continue
+                    for variant, labels in read(result).items():
+                        groups.setdefault((labels, variant), []).append(result)
+            points = [_at(labels, results, variant) for (labels, variant), results in groups.items()]
+            if len(points) > 1:
+                found[label(row)] = row, sorted(points, key=lambda point: point.x)
+        if found:
+            panels.append(f"<div><h4>{words}</h4>{_lines(view, found, 'labels', None, None, log=True)}</div>")
+            names |= {name: view.style(row) for name, (row, _) in found.items()}
+            first = max(found, key=lambda name: found[name][1][0].mean)
+            last = max(found, key=lambda name: found[name][1][-1].mean)
+            leads.append((first, last))
+    if not panels:
+        return None
+    few, many = leads[0]
+    title = "Label efficiency: "
+    title += (
+        f"{few} leads with the fewest labels and with the most"
+        if few == many
+        else (f"{few} leads with the fewest labels, {many} with the most")
+    )
+    body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
+    return Picture(title, body, "Test accuracy with 95 % intervals.")
+
+
+def _shots(result: Result) -> dict[str, float]:
+    classes = len(result.data.fingerprint.get("classes") or [])
+    shots = {name: re.fullmatch(r"(\d+)-shot", name) for name in result.variants}
+    few = result.protocol == "fewshot" and classes
+    return {name: float(found[1]) * classes for name, found in shots.items() if found} if few else {}
+
+
+def _shares(protocols: Mapping[str, float]) -> Callable[[Result], dict[str, float]]:
+    def read(result: Result) -> dict[str, float]:
+        if result.protocol not in protocols:
+            return {}
+        labelled = sum(split.count for name, split in result.splits.items() if name in ("train", "selection"))
+        return {result.headline: max(1.0, protocols[result.protocol] * labelled)} if labelled else {}
+
+    return read
+
+
+WAYS: dict[str, Callable[[Result], dict[str, float]]] = {
+    "Frozen, ridge regression": _shots,
+    "Frozen, logistic regression": _shares({"labels-1pct": 0.01, "labels-10pct": 0.1, "logistic": 1.0}),
+    "Fine-tuned": _shares({"finetune-1pct": 0.01, "finetune-10pct": 0.1, "finetune": 1.0}),
+}
+
+
+def _lines(
+    view: View,
+    found: Mapping[str, tuple[Row, list[At]]],
+    x_title: str,
+    place: Callable[[float], float] | None,
+    ticks: Sequence[tuple[float, str]] | None,
+    log: bool = False,
+) -> str:
+    """A line with intervals for each method."""
+    points = [point for _, own in found.values() for point in own]
+    put = place or (lambda x: x)
+    xs = around([put(point.x) for point in points], log=log)
+    ys = around([100 * value for point in points for value in (point.low, point.high)], floor=0)
+    plot = Plot(xs, ys, x_title, "accuracy, %", (380, 260), log_x=log, x_ticks=ticks)
+    for name, (row, own) in found.items():
+        style = view.style(row)
+        plot.line([(put(point.x), 100 * point.mean) for point in own], style, name)
+        for point in own:
+            x = put(point.x)
+            told = f"{percent(point.mean)} [{percent(point.low)}, {percent(point.high)}], n={point.seeds}"
+            ends = (100 * point.low, 100 * point.high)
+            plot.mark(x, 100 * point.mean, style, f"{name}, {point.x:g}: {told}", y_ends=ends)
+    words = "; ".join(f"{name} from {percent(p[0].mean)} to {percent(p[-1].mean)}" for name, (_, p) in found.items())
+    return plot.svg(words)
+
+
+def online_probes(view: View) -> Picture | None:
+    """A panel for each online probe: its accuracy over the passes, mean over seeds."""
+    panels, ahead = [], ""
+    names: dict[str, int] = {}
+    read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
+    for probe in ("linear", "knn"):
+        found: dict[str, Series] = {}
+        for name, runs in read.items():
+            series = mean_over([own[probe] for own in runs if len(own.get(probe, [])) > 1])
+            if len(series) > 1:
+                found[name] = thinned(series)
+        if not found:
+            continue
+        xs = around([x for points in found.values() for x, _ in points], floor=0)
+        ys = around([100 * y for points in found.values() for _, y in points], floor=0)
+        plot = Plot(xs, ys, "passes over the images", f"{probe}, %", (360, 240))
+        for name, points in found.items():
+            style = view.styles.get(name, 0)
+            plot.line([(x, 100 * y) for x, y in points], style, name)
+            for x, y in points if len(points) <= 15 else points[-1:]:
+                plot.mark(x, 100 * y, style, f"{name}, after {x:.3g} passes: {percent(y)} %")
+        words = "; ".join(f"{name} ends at {percent(points[-1][1])}" for name, points in found.items())
+        panels.append(f"<div>{plot.svg(words)}</div>")
+        names |= {name: view.styles.get(name, 0) for name in found}
+        ahead = ahead or max(found, key=lambda name: found[name][-1][1])
+    if not panels:
+        return None
+    note = "Mean over seeds, on a part of the selection images, never on test images: a monitor, not a result."
+    body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
+    return Picture(f"Online probes: {ahead} is ahead at the end", body, note)

@@ -1,0 +1,105 @@
+"""What is not significantly worse than the best: by the tests of `compare`, or by the intervals."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.compare_command import build_report
+from ssl_bench.leaderboard import marks
+from ssl_bench.leaderboard.marks import marked
+from ssl_bench.leaderboard.render import TEXTS, leaderboard
+from ssl_bench.leaderboard.table import Block, Table, build
+from ssl_bench.results import load_runs
+
+from . import made
+from .conftest import Runs
+
+
+def block_of(root: Path) -> Block:
+    table, _ = marked(build(load_runs([root])))
+    (block,) = table.blocks
+    return block
+
+
+def unbeaten(block: Block) -> dict[str, set[str]]:
+    return {
+        column.title: {row.name for row in block.rows if (cell := row.cells[index]) and cell.unbeaten}
+        for index, column in enumerate(block.columns)
+    }
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    for number, method in enumerate(("mae", "simclr", "dino", "byol")):
+        made.full_run(tmp_path, method, 0, 0.05 * number, ("knn", "linear"), 400, folder=f"{method}-0")
+    made.baselines(tmp_path, ("knn",), 400)
+    return tmp_path
+
+
+def test_marks_are_those_of_compare(four: Path) -> None:
+    report = build_report([four]).blocks[0]
+    theirs = {protocol.title: {m.name for m in protocol.methods if m.unbeaten} for protocol in report.protocols}
+    block = block_of(four)
+    assert unbeaten(block) == theirs
+    assert {column.test for column in block.columns} == {"paired"}
+    assert all(1 <= len(names) < 4 for names in theirs.values())  # that something is beaten, and something marked
+
+
+def test_every_format_has_the_marks(four: Path) -> None:
+    found = {name: leaderboard([four], name) for name in TEXTS}
+    cells = [c for row in json.loads(found["json"])["blocks"][0]["rows"] for c in row["cells"] if c]
+    count = sum(cell["unbeaten"] for cell in cells)
+    assert count == sum(len(names) for names in unbeaten(block_of(four)).values())
+    assert sum(line["unbeaten"] == "True" for line in csv.DictReader(io.StringIO(found["csv"]))) == count
+    for name, mark in (("table", r"±\d+\.\d\*"), ("markdown", r"±\d+\.\d\\\*"), ("latex", r"\$\\pm\$\d+\.\d\*")):
+        assert len(re.findall(mark, found[name])) == count
+    assert all("paired tests on the same test images" in " ".join(found[n].split()) for n in ("table", "markdown"))
+
+
+def test_without_predictions_the_intervals_decide(four: Path) -> None:
+    for path in four.glob("*/predictions/knn.parquet"):
+        path.unlink()
+    block = block_of(four)
+    assert {column.title: column.test for column in block.columns} == {"knn": "intervals", "linear": "paired"}
+    text = " ".join(leaderboard([four]).split())
+    assert "for want of predictions in knn." in text
+
+
+def test_predictions_of_other_images_are_not_paired(four: Path) -> None:
+    made.full_run(four, "byol", 0, 0.15, ("knn", "linear"), 400, folder="byol-0")
+    (four / "byol-0" / "predictions" / "knn.parquet").write_bytes(b"damaged")
+    assert {column.title: column.test for column in block_of(four).columns} == {"knn": "intervals", "linear": "paired"}
+
+
+def test_intervals_by_hand(runs: Runs) -> None:
+    """0.70 and 0.66 of 2000: z = 0.04 / sqrt(0.0103^2 + 0.0105^2) = 2.7, p = 0.007; 0.69: z = 0.7, p = 0.5."""
+    runs.add("a", 0, {"knn": 0.70})
+    runs.add("b", 0, {"knn": 0.69})
+    runs.add("c", 0, {"knn": 0.66})
+    assert unbeaten(block_of(runs.root)) == {"knn": {"a", "b"}}
+
+
+def test_holm_asks_more_of_many(runs: Runs) -> None:
+    """p = 0.038 of one pair is significant, of eleven it is not."""
+    runs.add("best", 0, {"knn": 0.70})
+    runs.add("m0", 0, {"knn": 0.6695})
+    assert unbeaten(block_of(runs.root)) == {"knn": {"best"}}
+    for i in range(1, 11):
+        runs.add(f"m{i}", 0, {"knn": 0.6695})
+    assert len(unbeaten(block_of(runs.root))["knn"]) == 12
+
+
+def test_oracles_and_baselines_alone_have_no_marks(runs: Runs) -> None:
+    runs.baselines(knn=0.5)
+    table: Table = marked(build(load_runs([runs.root])))[0]
+    assert not any(cell and cell.unbeaten for block in table.blocks for row in block.rows for cell in row.cells)
+    assert all(column.test == "" for block in table.blocks for column in block.columns)
+
+
+def test_too_much_to_read_is_left_to_compare(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "MOST_FILES", 9)
+    assert {column.test for column in block_of(four).columns} == {"intervals"}
