@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ssl_bench.compare_command import BlockComparison, Protocol, Ranking, Report, build_report
 from ssl_bench.comparison import Pair
+from ssl_bench.leaderboard.significance import BlockComparison, Protocol, Ranking, Report, build_report
 
 Kind: TypeAlias = Literal["leader", "tie", "baseline", "disagreement", "rank", "caveat"]
 SHOWN = 3  # of what there may be many of

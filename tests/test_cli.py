@@ -28,7 +28,7 @@ QUICK = [
     ["list", "backbones"],
     ["list", "recipes"],
     ["benchmark", "--help"],
-    ["benchmark", "--dry-run", "--no-estimate", "--runs", "nowhere"],
+    ["benchmark", "-c", "cifar10-protocols", "--dry-run", "--no-estimate", "--runs", "nowhere"],
     ["leaderboard", "--help"],
     ["compare", "--help"],
     ["import", "--help"],

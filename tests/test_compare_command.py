@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ssl_bench.cli import main
-from ssl_bench.compare_command import build_report, comparison
+from ssl_bench.compare_command import comparison
 from ssl_bench.comparison import Answers, holm, image_draws, mcnemar, seed_draws
 from ssl_bench.errors import UserError
+from ssl_bench.leaderboard.significance import build_report
 from ssl_bench.ranking import Task, rank_distribution
 from ssl_bench.results import (
     BackboneRecord,

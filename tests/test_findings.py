@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ssl_bench.compare_command import BlockComparison, MethodScore, Protocol, Ranking, Report
 from ssl_bench.comparison import Pair
 from ssl_bench.findings import listed, of_report
+from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
 from ssl_bench.ranking import Rank
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ssl_bench.compare_command import build_report
 from ssl_bench.leaderboard import marks
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.render import TEXTS, leaderboard
+from ssl_bench.leaderboard.significance import build_report
 from ssl_bench.leaderboard.table import Block, Table, build
 from ssl_bench.results import load_runs
 
