@@ -12,10 +12,8 @@ the online network instead of with weights of its own; running variances are PyT
 classifier that the code trains alongside, without effect on the network, is left to the probe.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
@@ -80,10 +78,8 @@ class BYOL(Method):
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """In [0, 8]: the squared distance of two unit vectors, both directions summed, mean over images."""
-        p0, p1 = (self.predictor(z) for z in project(views, self.backbone, self.projector))  # (B, P) each
-        backbone, projector = self.target.module.children()
-        with torch.no_grad():
-            z0, z1 = project(views, backbone, projector)  # (B, P) each
+        p0, p1 = (self.predictor(self.projector(self.backbone(view))) for view in views)  # (B, P) each
+        z0, z1 = map(self.target, views)  # (B, P) each; batch norms see one view at a time
         return (distance(p0, z1) + distance(p1, z0)).mean()
 
     def _initialize(self) -> None:
@@ -104,15 +100,6 @@ class BYOL(Method):
 def mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
     """Projector or predictor: nothing normalises its output but the loss."""
     return nn.Sequential(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out, bias=False))
-
-
-def project(views: Sequence[Tensor], backbone: Any, projector: nn.Module) -> list[Tensor]:
-    """(B, P) for each view; batch norms see one view at a time, and a trunk that has none takes all at once."""
-    if backbone.is_resnet:
-        features = [backbone(view) for view in views]  # (B, D) each
-    else:
-        features = backbone(torch.cat(list(views))).chunk(len(views))
-    return [projector(part) for part in features]
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:

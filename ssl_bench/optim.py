@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast, final
 
 import torch
@@ -52,6 +52,9 @@ def build_optimizer(model: nn.Module, optim: Optim, undecayed: Collection[str] =
     return LARS(groups, momentum=optim.momentum, rate_in_momentum=optim.name == "lars_tf", **shared)
 
 
+CACHED = 2**17  # numbers of parameters: with gradients, buffers and updates two MiB
+
+
 @final
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each tensor is scaled by trust * |w| / |g + wd w|.
@@ -87,12 +90,8 @@ class LARS(torch.optim.Optimizer):
             loss = closure() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            # A tensor at a time stays in a processor's cache; all at once are fewer launches on a device.
-            alone = params[0].device.type == "cpu"
-            for some in [[p] for p in params] if alone else [params]:
-                self._update(some, group)
+            for part in parts(params):
+                self._update(part, group)
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -107,6 +106,18 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["rate_in_momentum"] else 1.0)
         torch._foreach_add_(params, buffers, alpha=-1.0 if group["rate_in_momentum"] else -group["lr"])
+
+
+def parts(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """On a processor a few tensors at a time, which stay in its cache; on a device all at once: fewer launches."""
+    part: list[Tensor] = []
+    for tensor in tensors:
+        if part and tensor.device.type == "cpu" and sum(t.numel() for t in (*part, tensor)) > CACHED:
+            yield part
+            part = []
+        part.append(tensor)
+    if part:
+        yield part
 
 
 def trust_ratios(params: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
