@@ -100,10 +100,11 @@ def find_file(name: str) -> Path:
     """A benchmark file by path, or one of ours by name."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    folder = registry.folder("configs")
-    ours = {file.stem: file for place in ("benchmarks", "studies") for file in (folder / place).glob("*.yaml")}
+    ours = dict(registry.benchmarks())
     if name not in ours:
-        raise UserError(f"no benchmark {name!r}{near(name, ours)}: a path ending in .yaml, or one of {', '.join(ours)}")
+        raise UserError(
+            f"no benchmark {name!r}{near(name, ours)}: a path ending in .yaml, or one of `ssl-bench list benchmarks`"
+        )
     return ours[name]
 
 

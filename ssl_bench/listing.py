@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ssl_bench import registry
 from ssl_bench.architectures import TINY, timm_names
 
-KINDS = ("methods", "evaluations", "data", "backbones", "recipes")
+KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
 
 
 def listing(kind: str) -> Iterator[str]:
@@ -32,6 +32,6 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
             for name in names:
                 yield name, f"timm {family}"
     else:
-        for name, file in registry.recipes():
+        for name, file in registry.recipes() if kind == "recipes" else registry.benchmarks():
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             yield name, first.removeprefix("# ") if first.startswith("#") else ""

@@ -102,6 +102,13 @@ def recipes() -> Iterator[tuple[str, Path]]:
         yield file.stem, file
 
 
+def benchmarks() -> Iterator[tuple[str, Path]]:
+    """Name and file of each benchmark and study in configs/."""
+    for place in ("benchmarks", "studies"):
+        for file in sorted((folder("configs") / place).glob("*.yaml")):
+            yield file.stem, file
+
+
 def _class_for(file: Path) -> str:
     wanted = file.stem.replace("_", "")
     tree = ast.parse(file.read_text(encoding="utf-8"))
