@@ -254,7 +254,8 @@ def _prepare(
         record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
     assert subject.baseline is not None
     config = {"method": {"name": subject.baseline}, "backbone": chosen, "data": asdict(options), "seed": subject.seed}
-    folder = run_folder(given.runs, config)
+    named = Path(subject.name)  # a baseline that was evaluated before stays where it is
+    folder = run_folder(named.parent if (named / "run.json").exists() else given.runs, config)
     folder.mkdir(parents=True, exist_ok=True)
     info = RunInfo(
         status="finished",
