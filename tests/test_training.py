@@ -108,8 +108,8 @@ def wait_for_step(folder: Path, epochs: int, process: subprocess.Popen[bytes]) -
     time.sleep(0.03)
 
 
-# Long enough an epoch that a kill lands inside one.
-LONG = ("--trainer.max_epochs=6", "--trainer.limit_train_batches=20", "--probe.every_n_epochs=0")
+# Long enough an epoch that a kill lands inside one, enough of them that it comes in time on a busy machine.
+LONG = ("--trainer.max_epochs=16", "--trainer.limit_train_batches=20", "--probe.every_n_epochs=0")
 
 
 def test_killed_in_an_epoch_and_resumed_gives_the_same_bits(tiny_config: Config, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_killed_in_an_epoch_and_resumed_gives_the_same_bits(tiny_config: Config,
     process.communicate()
     assert read_run(folder).status == "running"
     epoch = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
-    assert epoch < 5, "the run was over before the kill"
+    assert epoch < 15, "the run was over before the kill"
     assert fit(config, tmp_path / "killed").folder == folder
     whole = fit(config, tmp_path / "whole").folder
     assert same(weights(folder), weights(whole))
