@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast, final
 
 import torch
@@ -52,9 +52,6 @@ def build_optimizer(model: nn.Module, optim: Optim, undecayed: Collection[str] =
     return LARS(groups, momentum=optim.momentum, rate_in_momentum=optim.name == "lars_tf", **shared)
 
 
-CACHED = 2**17  # numbers of parameters: with gradients, buffers and updates two MiB
-
-
 @final
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each tensor is scaled by trust * |w| / |g + wd w|.
@@ -90,34 +87,39 @@ class LARS(torch.optim.Optimizer):
             loss = closure() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for part in parts(params):
-                self._update(part, group)
+            alone = [p for p in params if group["decay"] and p.device.type == "cpu"]
+            for p in alone:
+                self._update_alone(p, group)
+            if params and not alone:
+                self._update(params, group)
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """All at once: few launches, and no wait for the device."""
         updates: list[Tensor] = [cast(Tensor, p.grad) for p in params]
         if group["decay"]:
             updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
             torch._foreach_mul_(updates, trust_ratios(params, updates, group["trust"]))
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        buffers = [self._buffer(p) for p in params]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["rate_in_momentum"] else 1.0)
         torch._foreach_add_(params, buffers, alpha=-1.0 if group["rate_in_momentum"] else -group["lr"])
 
+    def _update_alone(self, p: Tensor, group: dict[str, Any]) -> None:
+        """The same of one tensor on a processor: it stays in the cache, and its ratio is a number at hand."""
+        lr, inside = group["lr"], group["rate_in_momentum"]
+        update = cast(Tensor, p.grad).add(p, alpha=group["weight_decay"])
+        weights, gradients = (float(torch.linalg.vector_norm(tensor)) for tensor in (p, update))
+        ratio = group["trust"] * weights / gradients if weights > 0 and gradients > 0 else 1.0
+        buffer = self._buffer(p).mul_(group["momentum"]).add_(update, alpha=ratio * lr if inside else ratio)
+        p.sub_(buffer, alpha=1.0 if inside else lr)
 
-def parts(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """On a processor a few tensors at a time, which stay in its cache; on a device all at once: fewer launches."""
-    part: list[Tensor] = []
-    for tensor in tensors:
-        if part and tensor.device.type == "cpu" and sum(t.numel() for t in (*part, tensor)) > CACHED:
-            yield part
-            part = []
-        part.append(tensor)
-    if part:
-        yield part
+    def _buffer(self, p: Tensor) -> Tensor:
+        """The momentum of a parameter."""
+        if "momentum_buffer" not in self.state[p]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = self.state[p]["momentum_buffer"]
+        return buffer
 
 
 def trust_ratios(params: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:

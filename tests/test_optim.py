@@ -388,3 +388,29 @@ def test_adamw_that_clips_leaves_unscaling_to_the_scaler() -> None:
     for clip, inside in ((None, True), (1.0, False)):
         optimizer = build_optimizer(nn.Linear(2, 2), Optim("adamw", clip=clip))
         assert getattr(optimizer, "_step_supports_amp_scaling", False) == inside
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_lars_on_a_device_is_lars_on_a_processor(inside: bool) -> None:
+    """All tensors at once, as on a device, beside one at a time; a zero weight and a zero gradient among them."""
+    torch.manual_seed(0)
+    shapes = [(4, 3), (7, 2, 3), (5, 5), (3, 3)]
+    apart, together = ([nn.Parameter(torch.randn(s, generator=seeded(i))) for i, s in enumerate(shapes)] for _ in "ab")
+    optimizers = [LARS(params, lr=0.3, weight_decay=0.1, rate_in_momentum=inside) for params in (apart, together)]
+    for step in range(3):
+        for params in (apart, together):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=seeded(10 * step + i))
+            with torch.no_grad():
+                params[2].zero_()
+            params[3].grad = -0.1 * params[3].detach()  # with weight decay nothing is left
+        optimizers[0].step()
+        with torch.no_grad():
+            optimizers[1]._update(list(together), optimizers[1].param_groups[0])
+        for p, q in zip(apart, together, strict=True):
+            torch.testing.assert_close(p, q)
+    assert not torch.equal(apart[0], torch.randn(shapes[0], generator=seeded(0)))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
