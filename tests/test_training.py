@@ -91,7 +91,13 @@ def start(config: dict[str, Any], runs: Path, tmp_path: Path) -> subprocess.Pope
     file.write_text(dump(config))
     command = [sys.executable, "-m", "ssl_bench", "fit", "-c", str(file), "--runs", str(runs)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
 
 
 def wait_for_step(folder: Path, epochs: int, process: subprocess.Popen[bytes]) -> None:
