@@ -125,11 +125,12 @@ def run_benchmark(benchmark: Benchmark) -> int:
     start = time.monotonic()
     with _stopped_by_sigterm():
         failed = Grid(benchmark).run()
-    from ssl_bench.leaderboard.render import leaderboard
+    from ssl_bench.leaderboard.render import rendered, tabled
 
     page = benchmark.runs / "leaderboard.html"
-    write_text(page, leaderboard([benchmark.runs], "html", benchmark.by))
-    print(leaderboard([benchmark.runs], "table", benchmark.by), end="", flush=True)
+    found = tabled([benchmark.runs], benchmark.by)
+    write_text(page, rendered(*found, "html"))
+    print(rendered(*found, "table"), end="", flush=True)
     say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")
     for job, tail in failed.items():
         say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")
@@ -151,7 +152,7 @@ class Grid:
         self.logs = benchmark.runs / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.done = {job.folder for job in benchmark.jobs if job.done}
-        waiting = [job for job in benchmark.jobs if job.folder not in self.done or job.folder is None]
+        waiting = [job for job in benchmark.jobs if job.folder not in self.done]
         self.failed: dict[Job, str] = {}
         if not benchmark.retry_failed:
             self.failed = {job: tail for job in waiting if (tail := self._failure(job)) is not None}

@@ -14,8 +14,8 @@ import torch
 
 from ssl_bench.errors import UserError
 from ssl_bench.options import TrainerOptions
-from ssl_bench.speed import compile_blocks, effective_precision, write_out_attention
-from ssl_bench.training import build, prepare_process
+from ssl_bench.speed import effective_precision
+from ssl_bench.training import build, prepare_process, quicken
 
 STEPS = 10
 FIRST = 4  # steps that warm up
@@ -54,10 +54,7 @@ def seconds(config: dict[str, Any]) -> float:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
-        write_out_attention(method)
-    if options.compile:
-        compile_blocks(method)
+    quicken(method, trainer, options)
     trainer.fit(method, datamodule=module)
     batches = max(1, len(data.pretrain) // (config["data"]["batch_size"] * trainer.world_size)) * options.max_epochs
     if options.max_steps > 0:

@@ -22,7 +22,6 @@ from ssl_bench.errors import UserError
 from ssl_bench.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.results import read_run
 from ssl_bench.run_folder import run_folder
-from ssl_bench.wandb_results import logged
 
 if TYPE_CHECKING:
     from ssl_bench.backbone import Backbone
@@ -174,6 +173,7 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
     """Evaluate all subjects; yields each folder when it is done. Processes started by torchrun share the work."""
     from ssl_bench.collectives import rank, together
     from ssl_bench.evaluate import evaluate
+    from ssl_bench.wandb_results import logged
 
     with together(given.device) as device:
         opened: dict[str, Data] = {}

@@ -94,15 +94,20 @@ def fit(
     return Fitted(folder, already_done=False)
 
 
+def quicken(method: Method, trainer: pl.Trainer, options: TrainerOptions) -> None:
+    """Exact savings that depend on where and in which format training runs."""
+    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
+        write_out_attention(method)
+    if options.compile:
+        compile_blocks(method)
+
+
 def _train(
     trainer: pl.Trainer, method: Method, module: DataModule, info: RunInfo, folder: Path, flops_per_image: float
 ) -> None:
     """From the last checkpoint, if there is one, to the end; the record says how it ended."""
     options, data = TrainerOptions(**info.options["trainer"]), module.data
-    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
-        write_out_attention(method)
-    if options.compile:
-        compile_blocks(method)
+    quicken(method, trainer, options)
     last = folder / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(method, datamodule=module, ckpt_path=str(last) if last.exists() else None, weights_only=True)

@@ -12,17 +12,30 @@ from ssl_bench.configuration import say
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json, write_text
 from ssl_bench.findings import Finding, findings
-from ssl_bench.leaderboard.render import leaderboard
-from ssl_bench.leaderboard.table import Block, Table, build, checked_by
+from ssl_bench.leaderboard.render import rendered, tabled
+from ssl_bench.leaderboard.table import Block, Table
 from ssl_bench.leaderboard.text import block_title
 from ssl_bench.options import WandbOptions
-from ssl_bench.results import Run, load_runs, result_stem
+from ssl_bench.results import Run, result_stem
 from ssl_bench.run_folder import folder_identity
 from ssl_bench.wandb_report import Specification, create, read_specification, specify, write_specification
 from ssl_bench.wandb_run import Identity, WandbRun, wandb_run
 
 FILES = {"csv": "leaderboard.csv", "json": "leaderboard.json", "markdown": "leaderboard.md", "html": "leaderboard.html"}
-LONG = ("data", "backbone", "budget", "method", "kind", "protocol", "accuracy", "low", "high", "seeds", "best")
+LONG = (
+    "data",
+    "backbone",
+    "budget",
+    "method",
+    "kind",
+    "protocol",
+    "accuracy",
+    "low",
+    "high",
+    "seeds",
+    "best",
+    "unbeaten",
+)
 
 
 def publish(paths: Sequence[Path], target: str, by: str = "views") -> int:
@@ -41,10 +54,9 @@ def publish(paths: Sequence[Path], target: str, by: str = "views") -> int:
         raise UserError(f"--wandb {target}: where? ENTITY/PROJECT")
     if len(paths) == 1 and paths[0].suffix == ".json" and paths[0].is_file():
         return 0 if _report(read_specification(paths[0]), paths[0], entity, project) else 1
-    runs = load_runs(paths)
-    table = build(runs, checked_by(by))
+    table, compared, runs = tabled(paths, by)
     folder = _folder(paths)
-    contents = {name: leaderboard(paths, name, by) for name in FILES}
+    contents = {name: rendered(table, compared, runs, name) for name in FILES}
     for name, text in contents.items():
         write_text(folder / FILES[name], text)
     board = _identity(paths, by)
@@ -157,7 +169,7 @@ def _rows(block: Block) -> list[list[Any]]:
     return [
         [
             *(block.data, block.backbone, block.budget_text, row.name, row.kind, column.title),
-            *(cell.mean, cell.low, cell.high, len(cell.seeds), cell.best),
+            *(cell.mean, cell.low, cell.high, len(cell.seeds), cell.best, cell.unbeaten),
         ]
         for row in block.rows
         for column, cell in zip(block.columns, row.cells, strict=True)

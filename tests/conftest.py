@@ -3,12 +3,13 @@
 import ssl_bench.torchvision_guard  # noqa: F401  before any test imports timm, lightly or torchvision
 
 # isort: split
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import TINY
+from wandb_server import WandbServer, client_of, serving
 
 from ssl_bench.configuration import parse_fit
 
@@ -29,3 +30,16 @@ def tiny_run(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Path
     from ssl_bench.training import fit
 
     return fit(tiny_config(), tmp_path / "runs").folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    """A W&B server, the client's key for it, and a client that has met no other."""
+    import wandb
+
+    with serving() as started:
+        wandb.teardown()
+        for name, value in client_of(started, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        yield started
+        wandb.teardown()

@@ -48,16 +48,22 @@ def test_nearest_of_clusters(offset: float, k: int, coarse: torch.dtype) -> None
     assert_nearest(queries, bank, *neighbours(lambda: queries.split(70), bank.split(3000), k), k)
 
 
-def test_hardly_anything_is_looked_at_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither among spread features nor where all cosines are 0.99."""
-    counts: list[int] = []
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many cosines each call computes exactly."""
+    found: list[int] = []
     original = search.dots
 
     def counted(rows: Tensor, query: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        counts.append(len(row))
+        found.append(len(row))
         return original(rows, query, row, column)
 
     monkeypatch.setattr(search, "dots", counted)
+    return found
+
+
+def test_hardly_anything_is_looked_at_exactly(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
+    """Neither among spread features nor where all cosines are 0.99."""
     monkeypatch.setattr(search, "coarse_format", lambda: torch.bfloat16)
     for offset in (0.0, 10.0):
         vectors = features(20_200, 96, offset)
@@ -178,15 +184,7 @@ def test_rounding_of_the_similarity_itself(monkeypatch: pytest.MonkeyPatch) -> N
     assert neighbours(lambda: [torch.tensor([[1.0, 0.0]])], [bank], 1)[1].tolist() == [[1]]
 
 
-def test_not_too_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    original = search.dots
-
-    def counted(rows: Tensor, query: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        counts.append(len(row))
-        return original(rows, query, row, column)
-
-    monkeypatch.setattr(search, "dots", counted)
+def test_not_too_many_at_once(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
     monkeypatch.setattr(search, "CANDIDATES", 5000)
     same = torch.ones(1000, 4) / 2
     neighbours(lambda: [same[:100]], [same], 5)

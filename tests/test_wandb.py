@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,6 @@ from ssl_bench.wandb_results import curves, identity_of, logged, summary
 ROOT = Path(__file__).resolve().parent.parent
 ONLINE = WandbOptions("online", "p", "team", "grid")
 OFFLINE = WandbOptions("offline", "p", "team")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
-    """A server, the client's key for it, and a client that has met no other."""
-    import wandb
-
-    with serving() as started:
-        wandb.teardown()
-        for name, value in client_of(started, tmp_path).items():
-            monkeypatch.setenv(name, value)
-        yield started
-        wandb.teardown()
 
 
 @pytest.fixture

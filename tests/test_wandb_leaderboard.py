@@ -2,14 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from wandb_server import WandbServer, client_of, serving
+from wandb_server import WandbServer, client_of
 
 from ssl_bench.cli import main
 from ssl_bench.errors import UserError
@@ -23,19 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWar
 
 DATA = DataRecord("digits", {"sha256": "ab" * 32})
 LABELS = np.arange(200) % 10
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
-    """A server, and a client that knows no other."""
-    import wandb
-
-    with serving() as started:
-        wandb.teardown()
-        for name, value in client_of(started, tmp_path).items():
-            monkeypatch.setenv(name, value)
-        yield started
-        wandb.teardown()
 
 
 def add(root: Path, method: str, seed: int, right: dict[str, int], kind: Any = "pretrained") -> None:

@@ -1,6 +1,6 @@
 """From paths to a leaderboard in the format asked for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -41,7 +41,26 @@ def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views",
         UserError: No such format or budget, no run, or a damaged record.
     """
     checked_format(format)
-    table, compared, runs = _tabled(paths, by, published)
+    return rendered(*tabled(paths, by, published), format)
+
+
+def tabled(
+    paths: Iterable[Path], by: str = "views", published: Path | None = None
+) -> tuple[Table, Compared, Sequence[Run]]:
+    """The runs at or below the paths, their marked table, and what was compared for it: for several formats of one.
+
+    Raises:
+        UserError: As `leaderboard`.
+    """
+    budget = checked_by(by)
+    numbers = read_published(published) if published else []
+    runs = load_runs(paths)
+    table, compared = marked(build(runs, budget))
+    return with_published(table, numbers), compared, runs
+
+
+def rendered(table: Table, compared: Compared, runs: Sequence[Run], format: str) -> str:
+    """What `tabled` returns, in one of the formats."""
     if format != "html":
         return TEXTS[format](table)
     from ssl_bench.leaderboard.page import html
@@ -68,7 +87,7 @@ def write_page(
     from ssl_bench.leaderboard.page import html
 
     place = checked_images(images)
-    table, compared, runs = _tabled(paths, by, published)
+    table, compared, runs = tabled(paths, by, published)
     is_file = output.suffix.lower() in (".html", ".htm") and not output.is_dir()
     page = output if is_file else output / "index.html"
     folder = page.with_name(f"{page.stem}-images" if is_file else "images")
@@ -84,11 +103,3 @@ def checked_format(format: str) -> None:
     """
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
-
-
-def _tabled(paths: Iterable[Path], by: str, published: Path | None) -> tuple[Table, Compared, list[Run]]:
-    budget = checked_by(by)
-    numbers = read_published(published) if published else []
-    runs = load_runs(paths)
-    table, compared = marked(build(runs, budget))
-    return with_published(table, numbers), compared, runs
