@@ -77,11 +77,17 @@ def test_a_leaderboard_arrives_and_is_updated_in_place(server: WandbServer, runs
     groups = [grid["metadata"]["runSets"][0]["grouping"] for grid in grids]
     assert groups[0] == [] and groups[1] == [{"section": "config", "name": "method_name.value"}]
 
-    add(runs, "simclr", 0, {"knn": 190, "finetune": 195})
+    add(runs, "simclr", 0, {"knn": 190, "finetune": 192})
     (runs / "leaderboard" / "report-id.json").unlink()  # as from another machine: found by its title
     assert main(["leaderboard", str(runs), "--wandb", "team/p"]) == 0
     assert len(server.views) == 1 and "simclr leads" in texts(server)
     assert list(server.runs) == ["leaderboard-study"] and board.summary["methods"] == 4
+    found = {
+        (row[3], row[5]): row[-2:]
+        for row in json.loads(board.files[board.summary["leaderboard/table"]["path"]])["data"]
+    }
+    assert found["simclr", "finetune"] == [True, True] and found["byol2", "finetune"] == [False, False]
+    assert found["mae", "finetune"] == [False, True]  # two answers fewer: not significantly worse
     versions = [one for one in server.artifacts if one.type == "leaderboard"]
     assert len(versions) == 2 and versions[0].name == versions[1].name == "leaderboard-study"
     assert [row["_step"] for row in board.history] == [0, 1]
