@@ -1,7 +1,9 @@
-"""`python -m ssl_bench`, for checkouts that are not installed."""
+"""`python -m ssl_bench`: checkouts that are not installed, and the processes of `benchmark`."""
 
 import sys
 
 from ssl_bench.cli import main
+from ssl_bench.parent import end_with_parent
 
+end_with_parent()
 sys.exit(main())

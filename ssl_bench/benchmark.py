@@ -27,6 +27,7 @@ from ssl_bench.configuration import Parser, common_arguments, read_yaml, say, sp
 from ssl_bench.errors import UserError, near
 from ssl_bench.files import write_json, write_text
 from ssl_bench.leaderboard.table import checked_by
+from ssl_bench.parent import marked_child
 
 DEFAULT = "demo"
 SHOWN_LINES = 5  # of a failed job's log
@@ -189,7 +190,7 @@ class Grid:
     def _process(self, job: Job) -> int:
         """Exit code of a job's process."""
         slot = self.free.get()
-        environment = dict(os.environ)
+        environment = marked_child(dict(os.environ))
         if self.slots > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.slots)))
         if self.gpus > 1:
