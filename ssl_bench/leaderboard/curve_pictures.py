@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ssl_bench.leaderboard.history import Series, history, mean_over, thinned
-from ssl_bench.leaderboard.plot import Plot, around, legend
+from ssl_bench.leaderboard.plot import BASELINE, Plot, around, legend
 from ssl_bench.leaderboard.table import Row
 from ssl_bench.leaderboard.text import label, percent
 from ssl_bench.leaderboard.view import MOST_LINES, Picture, View
@@ -13,7 +14,7 @@ from ssl_bench.results import Result
 from ssl_bench.statistics import mean_over_seeds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class At:
     """A point of a curve: where, mean over seeds, its interval, and how many seeds."""
 
@@ -24,25 +25,48 @@ class At:
     seeds: int
 
 
+Drawn: TypeAlias = tuple[Row, int, bool]  # a row, its style, and whether its marks are hollow
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points in one style.
+
+    Args:
+        style: Of line and marks.
+        points: In the order of their places.
+        hollow: Whether marks are outlines.
+    """
+
+    style: int
+    points: Sequence[At]
+    hollow: bool = False
+
+    @property
+    def gain(self) -> float:
+        """From the first point to the last."""
+        return self.points[-1].mean - self.points[0].mean
+
+
 def partial_finetuning(view: View) -> Picture | None:
     """Accuracy on the test images over the number of last blocks that learned."""
-    found = {}
-    for row in view.pretrained[:MOST_LINES]:
+    found: dict[str, Line] = {}
+    for row in view.lines:
         depths = [(depth, result) for run in row.members for result in run.results for depth in [_depths(result)]]
         wanted = {name: place for depth, _ in depths for name, place in depth.items()}
         points = [_at(place, [r for d, r in depths if name in d], name) for name, place in wanted.items()]
         if len(points) > 1:
-            found[label(row)] = row, sorted(points, key=lambda point: point.x)
-    if not found:
+            found[label(row)] = Line(view.style(row), sorted(points))
+    gains = {name: line.gain for name, line in found.items() if line.style != BASELINE}
+    if not gains:
         return None
-    places = sorted({point.x for _, points in found.values() for point in points})
+    places = sorted({point.x for line in found.values() for point in line.points})
     order = {place: index for index, place in enumerate(places)}
-    body = _lines(view, found, "last blocks that learn", lambda x: order[x], [(order[p], f"{p:g}") for p in places])
-    gains = {name: points[-1].mean - points[0].mean for name, (_, points) in found.items()}
+    body = _lines(found, "last blocks that learn", lambda x: order[x], [(order[p], f"{p:g}") for p in places])
     most = max(gains, key=lambda name: gains[name])
     title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks {most} gains most, "
     title += f"{percent(gains[most])} points"
-    body += legend((name, view.style(row)) for name, (row, _) in found.items())
+    body += legend((name, line.style) for name, line in found.items())
     return Picture(title, body, "Test accuracy with 95 % intervals; the last place is all blocks.")
 
 
@@ -71,28 +95,14 @@ def _at(x: float, results: Sequence[Result], variant: str) -> At:
 
 def label_efficiency(view: View) -> Picture | None:
     """A panel for each way to learn from few labels: accuracy over the number of labels."""
-    panels, leads = [], []
-    names: dict[str, int] = {}
-    for words, read in WAYS.items():
-        found = {}
-        for row in view.pretrained[:MOST_LINES]:
-            groups: dict[tuple[float, str], list[Result]] = {}
-            for run in row.members:
-                for result in run.results:
-                    if result.data.identity != (view.block.data, view.block.fingerprint):
-                        continue
-                    for variant, labels in read(result).items():
-                        groups.setdefault((labels, variant), []).append(result)
-            points = [_at(labels, results, variant) for (labels, variant), results in groups.items()]
-            if len(points) > 1:
-                found[label(row)] = row, sorted(points, key=lambda point: point.x)
-        if found:
-            panels.append(f"<div><h4>{words}</h4>{_lines(view, found, 'labels', None, None, log=True)}</div>")
-            names |= {name: view.style(row) for name, (row, _) in found.items()}
-            first = max(found, key=lambda name: found[name][1][0].mean)
-            last = max(found, key=lambda name: found[name][1][-1].mean)
-            leads.append((first, last))
-    if not panels:
+    images = view.block.data, view.block.fingerprint
+    curves = label_curves({label(row): (row, view.style(row), False) for row in view.lines}, images)
+    ranked = [
+        [(line.points[0].mean, line.points[-1].mean, name) for name, line in found.items() if line.style != BASELINE]
+        for found in curves.values()
+    ]
+    leads = [(max(found)[2], max(found, key=lambda ends: ends[1])[2]) for found in ranked if found]
+    if not leads:
         return None
     few, many = leads[0]
     title = "Label efficiency: "
@@ -101,8 +111,38 @@ def label_efficiency(view: View) -> Picture | None:
         if few == many
         else (f"{few} leads with the fewest labels, {many} with the most")
     )
-    body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
+    names = {name: line.style for found in curves.values() for name, line in found.items()}
+    body = f'<div class="panels">{"".join(label_panels(curves))}</div>{legend(names.items())}'
     return Picture(title, body, "Test accuracy with 95 % intervals.")
+
+
+def label_curves(rows: Mapping[str, Drawn], images: tuple[str, str]) -> dict[str, dict[str, Line]]:
+    """Accuracy over the number of labels.
+
+    Args:
+        rows: Name -> row, style, and whether its marks are hollow.
+        images: Identity of the images that count.
+
+    Returns:
+        Way to learn from few labels -> name -> its line, where there are two points or more.
+    """
+    curves: dict[str, dict[str, Line]] = {}
+    for way, read in WAYS.items():
+        for name, (row, style, hollow) in rows.items():
+            groups: dict[tuple[float, str], list[Result]] = {}
+            for result in (result for run in row.members for result in run.results):
+                for variant, labels in read(result).items() if result.data.identity == images else ():
+                    groups.setdefault((labels, variant), []).append(result)
+            points = [_at(labels, results, variant) for (labels, variant), results in groups.items()]
+            if len(points) > 1:
+                curves.setdefault(way, {})[name] = Line(style, sorted(points), hollow)
+    return curves
+
+
+def label_panels(curves: Mapping[str, Mapping[str, Line]]) -> list[str]:
+    """A panel for each way to learn from few labels."""
+    drawn = {way: _lines(found, "labels", None, None, log=True) for way, found in curves.items()}
+    return [f"<div><h4>{way}</h4>{svg}</div>" for way, svg in drawn.items()]
 
 
 def _shots(result: Result) -> dict[str, float]:
@@ -130,29 +170,27 @@ WAYS: dict[str, Callable[[Result], dict[str, float]]] = {
 
 
 def _lines(
-    view: View,
-    found: Mapping[str, tuple[Row, list[At]]],
+    found: Mapping[str, Line],
     x_title: str,
     place: Callable[[float], float] | None,
     ticks: Sequence[tuple[float, str]] | None,
     log: bool = False,
 ) -> str:
-    """A line with intervals for each method."""
-    points = [point for _, own in found.values() for point in own]
+    """A line with intervals for each name."""
+    points = [point for line in found.values() for point in line.points]
     put = place or (lambda x: x)
     xs = around([put(point.x) for point in points], log=log)
     ys = around([100 * value for point in points for value in (point.low, point.high)], floor=0)
     plot = Plot(xs, ys, x_title, "accuracy, %", (380, 260), log_x=log, x_ticks=ticks)
-    for name, (row, own) in found.items():
-        style = view.style(row)
-        plot.line([(put(point.x), 100 * point.mean) for point in own], style, name)
-        for point in own:
+    for name, line in found.items():
+        plot.line([(put(point.x), 100 * point.mean) for point in line.points], line.style, name)
+        for point in line.points:
             x = put(point.x)
             told = f"{percent(point.mean)} [{percent(point.low)}, {percent(point.high)}], n={point.seeds}"
             ends = (100 * point.low, 100 * point.high)
-            plot.mark(x, 100 * point.mean, style, f"{name}, {point.x:g}: {told}", y_ends=ends)
-    words = "; ".join(f"{name} from {percent(p[0].mean)} to {percent(p[-1].mean)}" for name, (_, p) in found.items())
-    return plot.svg(words)
+            plot.mark(x, 100 * point.mean, line.style, f"{name}, {point.x:g}: {told}", line.hollow, y_ends=ends)
+    drawn = ((name, line.points[0], line.points[-1]) for name, line in found.items())
+    return plot.svg("; ".join(f"{name} from {percent(a.mean)} to {percent(b.mean)}" for name, a, b in drawn))
 
 
 def online_probes(view: View) -> Picture | None:

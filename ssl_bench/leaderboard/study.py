@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ssl_bench.leaderboard.plot import Plot, around
+from ssl_bench.leaderboard.curve_pictures import Drawn, Line, label_curves, label_panels
+from ssl_bench.leaderboard.plot import BASELINE, Plot, around, legend
 from ssl_bench.leaderboard.table import Row, Table, row_options
 from ssl_bench.leaderboard.text import percent
-from ssl_bench.leaderboard.view import Picture, honest, told
+from ssl_bench.leaderboard.view import MOST_LINES, Picture, honest, random_rows, told
 
 Placed: TypeAlias = tuple[int, Row]  # a row and the number of its block
 MOST_VALUES = 24
@@ -25,7 +26,7 @@ class Study:
     Args:
         method: Its name.
         option: The option.
-        numeric: Whether its values are numbers, three of them or more.
+        numeric: Whether its values are numbers.
         rows: Value and row, in order of the values.
     """
 
@@ -65,8 +66,6 @@ def _study(method: str, rows: Sequence[Placed]) -> Study | None:
     if len({json.dumps(value, default=str) for value in values}) < len(values):
         return None  # something that is no option differs as well, such as the network that was measured
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if numeric and len(values) < 3:
-        return None
     paired = list(zip(values, rows, strict=True))
     paired.sort(key=(lambda pair: pair[0]) if numeric else (lambda pair: words(pair[0])))
     return Study(method, differing[0], numeric, tuple(paired))
@@ -103,7 +102,27 @@ def picture(table: Table, study: Study) -> Picture | None:
     note = "Test accuracy, mean over seeds, with 95 % intervals."
     if len(blocks) > 1:
         note += " The values stand in different blocks: their budgets or backbones differ."
-    return Picture(heading, f'<div class="panels">{"".join(panels)}</div>', note)
+    body = f'<div class="panels">{"".join(panels)}</div>'
+    curves = _label_curves(table, study) if len(study.rows) <= MOST_LINES else {}
+    if curves:
+        names = {f"{study.option} {words(value)}": style for style, (value, _) in enumerate(study.rows)}
+        random = any(line.hollow or line.style == BASELINE for found in curves.values() for line in found.values())
+        body += f'<div class="panels">{"".join(label_panels(curves))}</div>{legend(names.items())}'
+        note += " Over labels, the same network without pretraining is hollow, or grey." if random else ""
+    return Picture(heading, body, note)
+
+
+def _label_curves(table: Table, study: Study) -> dict[str, dict[str, Line]]:
+    """Accuracy over the number of labels, a line for each value and for the network that it began from."""
+    blocks = {number: table.blocks[number] for _, (number, _) in study.rows}
+    rows: dict[str, Drawn] = {}
+    for style, (value, (number, row)) in enumerate(study.rows):
+        rows[f"{study.option} {words(value)}"] = row, style, False
+        for random in random_rows(blocks[number]):
+            alone = len(blocks) == 1
+            rows["random" if alone else f"random, {words(value)}"] = random, BASELINE if alone else style, not alone
+    first = next(iter(blocks.values()))
+    return label_curves(rows, (first.data, first.fingerprint))
 
 
 def _panel(study: Study, title: str, points: Sequence[tuple[Any, Any]]) -> str:

@@ -48,6 +48,11 @@ class View:
         """Rows that are no baselines, in the table's order."""
         return [row for row in self.block.rows if row.kind != "baseline"]
 
+    @property
+    def lines(self) -> list[Row]:
+        """Rows of a picture with a line for each: what was pretrained, and the network at random beside it."""
+        return self.pretrained[:MOST_LINES] + random_rows(self.block)
+
     def style(self, row: Row) -> int:
         """A row's style."""
         return self.styles.get(label(row), BASELINE)
@@ -58,8 +63,12 @@ class View:
 
     def random(self, index: int) -> Cell | None:
         """The random network's cell in a column."""
-        found = (row.cells[index] for row in self.block.rows if row.kind == "baseline" and row.name == "random")
-        return next(found, None)
+        return next((row.cells[index] for row in random_rows(self.block)), None)
+
+
+def random_rows(block: Block) -> list[Row]:
+    """The network of the block without pretraining."""
+    return [row for row in block.rows if row.kind == "baseline" and row.name == "random"]
 
 
 def styles_of(table: Table) -> dict[str, int]:

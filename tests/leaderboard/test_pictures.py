@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssl_bench.leaderboard import curve_pictures, page, rank_pictures, score_pictures, study
@@ -11,6 +12,7 @@ from ssl_bench.leaderboard.history import mean_over, thinned
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.plot import Plot, Scale, around
 from ssl_bench.leaderboard.table import Table, build
+from ssl_bench.leaderboard.text import percent
 from ssl_bench.leaderboard.view import View, styles_of
 from ssl_bench.results import BackboneRecord, load_runs
 
@@ -113,11 +115,12 @@ def test_a_study_is_one_option_of_one_method(runs: Runs) -> None:
     for norm in (True, False):
         runs.add("cae", 0, {"linear": 0.5}, options=options(norm_pix=norm))
     for depth in (1, 2):
-        runs.add("ibot", 0, {"linear": 0.5}, options=options(depth=depth))  # two numbers are no curve
+        runs.add("ibot", 0, {"linear": 0.5}, options=options(depth=depth))
     table, _ = tables(runs.root)
     found = {s.method: (s.option, s.numeric, [value for value, _ in s.rows]) for s in study.studies(table)}
     assert found == {
         "cae": ("method.norm_pix", False, [False, True]),
+        "ibot": ("method.depth", True, [1, 2]),
         "mae": ("method.mask_ratio", True, [0.5, 0.75, 0.9]),
     }
     (mae,) = [s for s in study.studies(table) if s.method == "mae"]
@@ -136,6 +139,43 @@ def test_a_study_of_the_backbone_spans_blocks(runs: Runs) -> None:
     assert (found.option, [value for value, _ in found.rows]) == ("backbone.width", [64, 128, 256])
     picture = study.picture(table, found)
     assert picture and "different blocks" in picture.note
+
+
+def test_a_study_with_few_labels_has_a_line_for_each_value_and_for_the_network_it_began_from(runs: Runs) -> None:
+    few = ("labels-1pct", "labels-10pct")
+    for width in (1, 2):
+        backbone = BackboneRecord("resnet_nano", {"width": width})
+        for seed in range(2):
+            wide = {"backbone.name": "resnet_nano", "backbone.width": width}
+            made.full_run(
+                runs.root,
+                "simclr",
+                seed,
+                0.05 * width,
+                few,
+                200,
+                options=wide,
+                backbone=backbone,
+                folder=f"w{width}-{seed}",
+            )
+        made.full_run(runs.root, "random", 0, -0.1, few, 200, kind="baseline", backbone=backbone, folder=f"r{width}")
+    table, views = tables(runs.root)
+    (found,) = study.studies(table)
+    picture = study.picture(table, found)
+    assert picture and "without pretraining" in picture.note
+    marks = re.findall(r'class="(m h|m) (\w+)" d="[^"]*"><title>([^<,]*(?:, \d)?), 500: ([\d.]+)', picture.body)
+    value = {r.folder.name: x.value for r in load_runs([runs.root]) for x in r.results if x.protocol == "labels-1pct"}
+    assert set(marks) >= {
+        ("m h", "s0", "random, 1", percent(value["r1"])),
+        ("m h", "s1", "random, 2", percent(value["r2"])),
+    }
+    mean = {width: np.mean([v for k, v in value.items() if f"w{width}" in k]) for width in (1, 2)}
+    assert set(marks) >= {("m", f"s{w - 1}", f"backbone.width {w}", percent(mean[w])) for w in (1, 2)}
+    assert len(marks) == 4
+    for view in views:  # and in a block's own picture the random network is grey and leads nothing
+        own = curve_pictures.label_efficiency(view)
+        assert own and own.title.startswith("Label efficiency: simclr leads")
+        assert re.search(r'class="m b" d="[^"]*"><title>random, 500: ', own.body)
 
 
 def test_tables_of_ranks_and_pairs_hold_what_compare_says(view: View) -> None:
