@@ -4,20 +4,18 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ssl_bench.leaderboard import curve_pictures, page, rank_pictures, score_pictures, study
+from ssl_bench.leaderboard import curve_pictures, page, rank_pictures, score_pictures
 from ssl_bench.leaderboard.history import mean_over, thinned
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.plot import Plot, Scale, around
 from ssl_bench.leaderboard.table import Table, build
-from ssl_bench.leaderboard.text import percent
 from ssl_bench.leaderboard.view import View, styles_of
-from ssl_bench.results import BackboneRecord, load_runs
+from ssl_bench.results import load_runs
 
 from . import made
-from .conftest import VIT, Runs
+from .conftest import Runs
 
 
 def tables(root: Path) -> tuple[Table, list[View]]:
@@ -101,81 +99,6 @@ def test_curves_are_averaged_where_they_meet_and_keep_their_ends() -> None:
     points = [(float(i), float(i % 2)) for i in range(1000)]
     assert len(thinned(points)) == 60 and (thinned(points)[0], thinned(points)[-1]) == (points[0], points[-1])
     assert all(abs(y - 0.5) < 0.1 for _, y in thinned(points)[1:-1])
-
-
-def options(**method: object) -> dict[str, object]:
-    return {"method": {"name": "mae", **method}, "backbone": {"name": "vit"}, "seed": 0}
-
-
-def test_a_study_is_one_option_of_one_method(runs: Runs) -> None:
-    for i, ratio in enumerate((0.9, 0.5, 0.75)):
-        for seed in range(2):
-            runs.add("mae", seed, {"linear": 0.5 + 0.1 * i}, options=options(mask_ratio=ratio))
-        runs.add("simmim", 0, {"linear": 0.5}, options=options(mask_ratio=ratio, depth=i))  # two options: no study
-    for norm in (True, False):
-        runs.add("cae", 0, {"linear": 0.5}, options=options(norm_pix=norm))
-    for depth in (1, 2):
-        runs.add("ibot", 0, {"linear": 0.5}, options=options(depth=depth))
-    table, _ = tables(runs.root)
-    found = {s.method: (s.option, s.numeric, [value for value, _ in s.rows]) for s in study.studies(table)}
-    assert found == {
-        "cae": ("method.norm_pix", False, [False, True]),
-        "ibot": ("method.depth", True, [1, 2]),
-        "mae": ("method.mask_ratio", True, [0.5, 0.75, 0.9]),
-    }
-    (mae,) = [s for s in study.studies(table) if s.method == "mae"]
-    picture = study.picture(table, mae)
-    assert picture and picture.title == "mae over method.mask_ratio: linear is highest at 0.75 (70.0 %)"
-    assert len(re.findall(r"<title>method.mask_ratio", picture.body)) == 3
-
-
-def test_a_study_of_the_backbone_spans_blocks(runs: Runs) -> None:
-    for width in (64, 128, 256):
-        own = {"method": {"name": "mae"}, "backbone": {"name": "vit", "width": width}}
-        runs.add("mae", 0, {"linear": 0.5}, options=own, backbone=BackboneRecord(VIT.name, {"embed_dim": width}))
-    table, _ = tables(runs.root)
-    assert len(table.blocks) == 3
-    (found,) = study.studies(table)
-    assert (found.option, [value for value, _ in found.rows]) == ("backbone.width", [64, 128, 256])
-    picture = study.picture(table, found)
-    assert picture and "different blocks" in picture.note
-
-
-def test_a_study_with_few_labels_has_a_line_for_each_value_and_for_the_network_it_began_from(runs: Runs) -> None:
-    few = ("labels-1pct", "labels-10pct")
-    for width in (1, 2):
-        backbone = BackboneRecord("resnet_nano", {"width": width})
-        for seed in range(2):
-            wide = {"backbone.name": "resnet_nano", "backbone.width": width}
-            made.full_run(
-                runs.root,
-                "simclr",
-                seed,
-                0.05 * width,
-                few,
-                200,
-                options=wide,
-                backbone=backbone,
-                folder=f"w{width}-{seed}",
-            )
-        made.full_run(runs.root, "random", 0, -0.1, few, 200, kind="baseline", backbone=backbone, folder=f"r{width}")
-    table, views = tables(runs.root)
-    (found,) = study.studies(table)
-    picture = study.picture(table, found)
-    assert picture and "without pretraining" in picture.note
-    marks = re.findall(r'class="(m h|m) (\w+)" d="[^"]*"><title>([^<,]*(?:, \d)?), 500: ([\d.]+)', picture.body)
-    value = {r.folder.name: x.value for r in load_runs([runs.root]) for x in r.results if x.protocol == "labels-1pct"}
-    assert set(marks) >= {
-        ("m h", "s0", "random, 1", percent(value["r1"])),
-        ("m h", "s1", "random, 2", percent(value["r2"])),
-    }
-    mean = {width: np.mean([v for k, v in value.items() if f"w{width}" in k]) for width in (1, 2)}
-    assert set(marks) >= {("m", f"s{w - 1}", f"backbone.width {w}", percent(mean[w])) for w in (1, 2)}
-    assert len(marks) == 4
-    for view in views:  # and in a block's own picture the random network is grey and leads nothing
-        own = curve_pictures.label_efficiency(view)
-        assert own and own.title.startswith("Label efficiency: simclr leads")
-        assert re.search(r'class="m b" d="[^"]*"><title>random, 500: ', own.body)
 
 
 def test_tables_of_ranks_and_pairs_hold_what_compare_says(view: View) -> None:
