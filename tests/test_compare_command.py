@@ -154,6 +154,28 @@ def test_ranks_and_agreement_over_protocols(add: Add, tmp_path: Path) -> None:
     assert ranking.tau[1][2] == 1 and ranking.tau[0][1] == pytest.approx(-1 / 3)
 
 
+def test_a_student_beside_its_teacher_leaves_the_ranks_alone(add: Add, tmp_path: Path) -> None:
+    """Protocols that train are for one network of a run: they stay in the ranks, and a run is ranked once."""
+    for method, more in (("mae", 0.0), ("simclr", 0.1)):
+        add(method, 0, {"knn": 0.4 + more, "finetune": 0.6 - more})
+    dino = add("dino", 0, {"knn": 0.5, "finetune": 0.55}, record={"branch": "teacher"}, branch="teacher")
+    student = predicted(0.52, 77)
+    accuracy = float((student == LABELS).mean())
+    interval = wilson(round(accuracy * N), N)
+    data = DataRecord("digits", {"sha256": "digits" * 8})
+    variants = {"all": Score(accuracy, interval)}
+    splits = {"test": SplitRecord("test", N)}
+    result = Result(
+        "knn", 1, {}, "all", accuracy, interval, N, data, variants=variants, splits=splits, branch="student"
+    )
+    write_result(dino, result, Predictions([str(i) for i in range(N)], LABELS, {"all": student}))
+    (block,) = build_report([tmp_path / "runs"]).blocks
+    assert block.ranking and block.ranking.left_out == () and set(block.ranking.protocols) == {"knn", "finetune"}
+    assert {rank.name for rank in block.ranking.ranks} == {"mae", "simclr", "dino (branch=teacher)"}
+    (knn,) = (protocol for protocol in block.protocols if protocol.title == "knn")
+    assert {"dino (branch=student)", "dino (branch=teacher)"} < {score.name for score in knn.methods}
+
+
 def test_ranks_are_of_the_same_draws_as_the_differences(add: Add, tmp_path: Path) -> None:
     """Test images drawn for all methods and protocols at once, and seeds, against the same put together here."""
     for method, seeds, accuracy in (("simclr", 1, 0.7), ("mae", 3, 0.7), ("byol", 1, 0.7)):

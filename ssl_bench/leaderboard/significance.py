@@ -97,6 +97,7 @@ class _Column:
     variant: str
     cells: list[Cell]
     kinds: list[str]
+    speak: list[bool]  # whether it is ranked: no baseline, nor a network beside the one that speaks for its run
     methods: list[Answers]
     repeats: str
     ids: list[str]
@@ -166,19 +167,28 @@ def _name(title: str) -> str:
 def _columns(block: Block, protocol: str, lenient: bool = False) -> list[_Column]:
     """The block's protocols under which there are two methods; `lenient` leaves out those that cannot be compared."""
     found = []
+    speaking = _speaking(block)
     for index, column in enumerate(block.columns):
         cells = [(row, cell) for row in block.rows if (cell := row.cells[index])]
         if len(cells) < 2 or column.oracle or protocol not in ("", column.title, _name(column.title)):
             continue
         try:
-            found.append(_column(column, cells))
+            found.append(_column(column, cells, [label(row) in speaking for row, _ in cells]))
         except UserError:
             if not lenient:
                 raise
     return found
 
 
-def _column(column: Column, cells: Sequence[tuple[Row, Cell]]) -> _Column:
+def _speaking(block: Block) -> set[str]:
+    """Labels of the rows that ranks are of: one for each run, though it may have a student and a teacher."""
+    rows = [row for row in block.rows if row.kind != "baseline"]
+    first = [row for row in rows if row.members[0].info.branch in ("", row.members[0].results[0].branch)]
+    spoken = {run.folder for row in first for run in row.members}
+    return {label(row) for row in rows if row in first or not spoken & {run.folder for run in row.members}}
+
+
+def _column(column: Column, cells: Sequence[tuple[Row, Cell]], speak: list[bool]) -> _Column:
     """A protocol with what its methods answered, all on the same test images."""
     answers: list[Answers] = []
     ids: Sequence[str] = []
@@ -199,7 +209,7 @@ def _column(column: Column, cells: Sequence[tuple[Row, Cell]]) -> _Column:
         answers.append(Answers(label(row), np.stack(right), cell.seeds))
     repeats = {cell.repeats for _, cell in cells} - {""}
     return _Column(
-        *(column.title, column.variant, [cell for _, cell in cells], [row.kind for row, _ in cells]),
+        *(column.title, column.variant, [cell for _, cell in cells], [row.kind for row, _ in cells], speak),
         *(answers, "conditions" if repeats == {"conditions"} else "draws", list(ids), labels),
     )
 
@@ -237,9 +247,9 @@ def _protocol(column: _Column, images: NDArray[Any], seeds: NDArray[Any]) -> Pro
 
 
 def _complete(columns: list[_Column]) -> list[_Column]:
-    """The columns that hold all methods that were pretrained, and those alone; none where there are fewer than two."""
+    """The columns that hold all methods that speak, and those alone; none where there are fewer than two."""
     kept = []
-    names = sorted({m.name for c in columns for m, kind in zip(c.methods, c.kinds, strict=True) if kind != "baseline"})
+    names = sorted({m.name for c in columns for m, speaks in zip(c.methods, c.speak, strict=True) if speaks})
     for column in columns:
         place = {method.name: index for index, method in enumerate(column.methods)}
         if len(names) > 1 and set(names) <= set(place):

@@ -361,8 +361,9 @@ def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
     values = tuple(result.value for result in results.values() if result.value is not None)
     n_test = min(result.n_test for result in results.values())
     on_edge = any(result.selected.on_edge for result in results.values())
+    alone = next(iter(results.values())).interval if len(results) == 1 else None  # that of its draws, where it has some
     return Cell(
-        *mean_over_seeds(values, n_test),
+        *((values[0], *alone) if alone else mean_over_seeds(values, n_test)),
         seeds=tuple(results),
         values=values,
         n_test=n_test,

@@ -26,6 +26,13 @@ def cells(block: Block, column: str) -> dict[str, Cell | None]:
     return {row.name: row.cells[index] for row in block.rows}
 
 
+def test_a_seed_alone_keeps_the_interval_of_its_draws(runs: Runs) -> None:
+    """Draws that differ much make it wider than its test images do."""
+    runs.add("mae", 0, {"fewshot": 0.5}, result={"interval": (0.13, 0.86)})
+    (cell,) = only_block(runs).rows[0].cells
+    assert cell and (cell.mean, cell.low, cell.high) == (0.5, 0.13, 0.86)
+
+
 def test_a_cell_is_the_mean_over_seeds_with_its_interval(runs: Runs) -> None:
     values = [0.70, 0.72, 0.75]
     for seed, value in enumerate(values):
