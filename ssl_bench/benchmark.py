@@ -56,6 +56,11 @@ class Benchmark:
     by: str
 
     @property
+    def logs(self) -> Path:
+        """Where each job's log is, and the mark of one that failed."""
+        return self.runs / "logs"
+
+    @property
     def fits(self) -> list[Job]:
         """What is pretrained."""
         return [job for job in self.jobs if job.folder is not None]
@@ -116,28 +121,46 @@ def run_benchmark(benchmark: Benchmark) -> int:
         f"{len(fits)} runs, {sum(job.done for job in fits)} of them done; {len(benchmark.jobs) - len(fits)} evaluations"
     )
     if benchmark.dry_run:
-        for job in benchmark.jobs:
-            print(f"{'done' if job.done else 'todo'}  {job.title}  {job.folder or ''}".rstrip())
-        if benchmark.estimate:
-            from ssl_bench.estimate import estimated
-
-            print("\n".join(estimated(benchmark.jobs, benchmark.runs, benchmark.slots)))
+        _show_plan(benchmark)
         return 0
     start = time.monotonic()
     with _stopped_by_sigterm():
         failed = Grid(benchmark).run()
+    try:
+        page = _leaderboard(benchmark)
+        say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")
+    except UserError as error:
+        if not failed:
+            raise
+        say(f"no leaderboard: {error}")  # what failed says why
+    for job, tail in failed.items():
+        say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")
+    if failed:
+        say("\nonce the reason is gone, the same command with --retry-failed takes them up")
+    return 1 if failed else 0
+
+
+def _show_plan(benchmark: Benchmark) -> None:
+    """Print what is done and what is not; how long that will take."""
+    protocols = {job: job.left(benchmark.logs) for job in benchmark.jobs if job.asked is not None}
+    for job in benchmark.jobs:
+        done = not protocols[job] if job in protocols else job.done
+        print(f"{'done' if done else 'todo'}  {job.title}  {job.folder or ''}".rstrip())
+    if benchmark.estimate:
+        from ssl_bench.estimate import estimated
+
+        print("\n".join(estimated(benchmark.jobs, protocols, benchmark.runs, benchmark.slots)))
+
+
+def _leaderboard(benchmark: Benchmark) -> Path:
+    """Print the table of all runs and write its page; the page's path."""
     from ssl_bench.leaderboard.render import rendered, tabled
 
     page = benchmark.runs / "leaderboard.html"
     found = tabled([benchmark.runs], benchmark.by)
     write_text(page, rendered(*found, "html"))
     print(rendered(*found, "table"), end="", flush=True)
-    say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")
-    for job, tail in failed.items():
-        say(f"\nfailed: {job.title}\n{tail}\n  again: ssl-bench {' '.join(job.argv)}")
-    if failed:
-        say("\nonce the reason is gone, the same command with --retry-failed takes them up")
-    return 1 if failed else 0
+    return page
 
 
 @final
@@ -149,8 +172,7 @@ class Grid:
     """
 
     def __init__(self, benchmark: Benchmark) -> None:
-        self.runs = benchmark.runs
-        self.logs = benchmark.runs / "logs"
+        self.logs = benchmark.logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.done = {job.folder for job in benchmark.jobs if job.done}
         waiting = [job for job in benchmark.jobs if job.folder not in self.done]

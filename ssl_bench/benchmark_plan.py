@@ -5,19 +5,23 @@ A method's entry may have followers, `then: [...]`: runs on the same images, net
 `axes: {method.mask_ratio: [0.5, 0.75]}` varies any option, `axes: [{...}, {...}]` one group of options after the other.
 """
 
+import hashlib
 import itertools
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_bench import registry
 from ssl_bench.configuration import flatten, parse_fit
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluate_command import parse_evaluate
+from ssl_bench.evaluate_command import Evaluate, Subject, data_options, parse_evaluate
+from ssl_bench.remaining import remaining
 from ssl_bench.results import read_run
-from ssl_bench.run_folder import run_folder
+from ssl_bench.run_folder import NOT_IDENTITY, run_folder
 
 DEFAULT_PROTOCOLS = ("knn", "linear")
 KEYS = ("methods", "data", "backbones", "seeds", "axes", "fit", "evaluate", "baselines", "by")
@@ -35,7 +39,8 @@ class Job:
         folder: The run folder it fills; None for an evaluation.
         after: The run folder that it needs finished, if any.
         network: Options and seed of the network that it starts with, as JSON.
-        config: Of its run; empty for an evaluation.
+        config: Of its run; None for an evaluation.
+        asked: What an evaluation was asked for; None for a run.
     """
 
     title: str
@@ -45,11 +50,21 @@ class Job:
     after: Path | None = None
     network: str = ""
     config: Mapping[str, Any] | None = None
+    asked: Evaluate | None = None
 
     @property
     def done(self) -> bool:
         """Whether its run is finished; evaluations know themselves what they have done."""
         return self.folder is not None and finished(self.folder)
+
+    def left(self, logs: Path) -> list[str]:
+        """Protocols of an evaluation that have no result and were not left out, as the log of an earlier one says."""
+        if self.asked is None or not (self.after is None or finished(self.after)):
+            return list(self.asked.protocols) if self.asked else []
+        log = logs / f"{self.log}.log"
+        said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        out = re.findall(r"^(\S+): left out: ", said, re.MULTILINE)
+        return [name for name in remaining(self.asked) if name not in out]
 
 
 def finished(run: Path) -> bool:
@@ -87,17 +102,31 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
     methods, data = _stages(_list(tree, "methods", None)), _entries(tree, "data")
     backbones, points = _entries(tree, "backbones"), _points(tree)
     shared = flatten(tree.get("fit") or {}, "fit")
-    fits: list[Job] = []
-    evaluations: list[Job] = []
+    fits: dict[Path | None, Job] = {}
+    evaluations: dict[str, Job] = {}
     for images in data:
         jobs: dict[Path | None, Job] = {}
         for stage, backbone, point in itertools.product(methods, backbones, points):
             given = {**shared, **images, **backbone, "runs": str(runs)}
             for job in _jobs(stage, given, point, runs, extra, None):
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
-        fits += jobs.values()
-        evaluations += _evaluations(tree, images, list(jobs.values()), runs, extra)
-    return [*fits, *evaluations]
+        for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
+            evaluations.setdefault(_subject(job), job)  # two entries of `data` may be the same images
+        fits |= {folder: job for folder, job in jobs.items() if folder not in fits}
+    return [*fits.values(), *_named_apart(list(evaluations.values()))]
+
+
+def _named_apart(jobs: Sequence[Job]) -> list[Job]:
+    """Evaluations of which no two have the same title, or write the same log."""
+    times = Counter(job.log for job in jobs)
+    apart = []
+    for job in jobs:
+        if times[job.log] > 1:
+            own = [flag.removeprefix("--data.") for flag in job.argv if flag.startswith("--data.")]
+            mark = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
+            job = replace(job, title=f"{job.title}  {' '.join(own)}", log=f"{job.log}-{mark}")
+        apart.append(job)
+    return apart
 
 
 def _points(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -167,24 +196,36 @@ def _evaluations(
         registry.find("evaluations", protocol)
     flags = [f"--{key}={_text(value)}" for key, value in {**images, **flatten(options, "evaluate")}.items()]
     flags = [f"--protocols={','.join(protocols)}", f"--runs={runs}", *flags, *extra]
-    parse_evaluate(["pixels", *flags])  # a wrong option is found now, not after days of pretraining
+    parsed = parse_evaluate(["pixels", *flags])  # a wrong option is found now, not after days of pretraining
+    data_options({}, parsed.data)
 
-    def evaluation(name: str, after: Path | None, *subject: str) -> Job:
+    def evaluation(name: str, subject: Subject, *own: str) -> Job:
         title = f"evaluate {name} on {images['data.name']}"
-        return Job(title, ("evaluate", *subject, *flags), title.replace(" ", "-").replace(":", "-"), after=after)
+        argv, log = ("evaluate", subject.name, *own, *flags), title.replace(" ", "-").replace(":", "-")
+        return Job(title, argv, log, after=subject.folder, asked=replace(parsed, subjects=[subject]))
 
-    found = [evaluation(job.log, job.folder, str(job.folder)) for job in jobs]
+    found = [evaluation(job.log, Subject(str(job.folder), job.folder)) for job in jobs]
     for baseline in _list(tree, "baselines", ["random", "pixels"]):
         if baseline not in ("random", "pixels"):
             raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
         if baseline == "pixels":
-            found.append(evaluation("pixels", None, "pixels"))
+            found.append(evaluation("pixels", parsed.subjects[0]))
             continue
         for number, network in enumerate(dict.fromkeys(job.network for job in jobs), 1):  # each once
             backbone, seed = json.loads(network)
             own = [f"--backbone.{k}={_text(v)}" for k, v in backbone.items() if k != "name" and v is not None]
-            found.append(evaluation(f"random:{number}", None, f"random:{backbone['name']}@{seed}", *own))
+            subject = Subject(f"random:{backbone['name']}@{seed}", None, "random", backbone, seed)
+            found.append(evaluation(f"random:{number}", subject, *own))
     return found
+
+
+def _subject(job: Job) -> str:
+    """What tells an evaluation from others of a plan: of what, on which images."""
+    assert job.asked is not None
+    (subject,) = job.asked.subjects
+    data = asdict(data_options({}, job.asked.data))
+    images = {name: value for name, value in data.items() if ("data", name) not in NOT_IDENTITY}
+    return json.dumps([subject.name, subject.backbone, images], sort_keys=True)
 
 
 def _stages(entries: Sequence[Any]) -> list[Stage]:

@@ -74,7 +74,11 @@ def main() -> None:
             found: dict[str, Any] = {"seconds": started + seconds(config)}
         except UserError as error:
             found = {"error": str(error)}
+        except Exception as error:  # no memory for this kind says nothing of the others
+            found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
         print(json.dumps(found), flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

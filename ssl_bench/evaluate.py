@@ -18,9 +18,9 @@ from ssl_bench.collectives import rank
 from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
-from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Prediction
 from ssl_bench.features import Cost, FrozenBackbone, full_precision, peak_memory, rows_digest, split_name
+from ssl_bench.recorded import recorded
 from ssl_bench.results import (
     DataRecord,
     EvaluationCost,
@@ -29,15 +29,9 @@ from ssl_bench.results import (
     Score,
     Selected,
     SplitRecord,
-    read_result,
-    read_run,
-    result_stem,
     write_result,
 )
 from ssl_bench.statistics import over_classes, over_images
-
-# Two results that agree in these are of the same number.
-SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
 
 
 def evaluate(
@@ -65,7 +59,7 @@ def evaluate(
     results = []
     for protocol, evaluation in evaluations.items():
         blank = _blank(subject, data, protocol, evaluation)
-        result = None if force else _recorded(run_dir, blank)
+        result = None if force else recorded(run_dir, blank)
         if result is not None:
             say(f"{protocol}: {_shown(result)}, recorded before")
         else:
@@ -156,20 +150,6 @@ def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evalu
         backbone=hashlib.sha256(what.encode()).hexdigest(),
         software={"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
     )
-
-
-def _recorded(run_dir: Path, blank: Result) -> Result | None:
-    """The result of the same number, if it is there with its predictions."""
-    stem = result_stem(read_run(run_dir), blank)
-    path = run_dir / "results" / f"{stem}.json"
-    if not path.is_file() or not (run_dir / "predictions" / f"{stem}.parquet").is_file():
-        return None
-    try:
-        found = read_result(path)
-    except UserError as error:
-        say(f"{error}; evaluating again")
-        return None
-    return found if all(getattr(found, name) == getattr(blank, name) for name in SAME) else None
 
 
 def _shown(result: Result) -> str:

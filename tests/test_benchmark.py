@@ -1,5 +1,6 @@
 """A grid of runs: planned without torch, done once, and not stopped by one that fails."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 import yaml
 from tiny import TINY
 
+from ssl_bench import registry
 from ssl_bench.benchmark import Benchmark, Grid, _gpus, find_file, parse_benchmark
 from ssl_bench.benchmark_plan import Job, plan
 from ssl_bench.cli import main
 from ssl_bench.configuration import flatten, parse_fit, read_yaml
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate_command import parse_evaluate
+from ssl_bench.remaining import _constant
 
 Capture = pytest.CaptureFixture[str]
 MAE: dict[str, Any] = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}
@@ -63,6 +66,58 @@ def test_from_a_file_to_the_leaderboard(tmp_path: Path, capfd: Capture) -> None:
     assert main([*argv, "--dry-run", "--no-estimate"]) == 0
     again = capfd.readouterr()
     assert "1 runs, 1 of them done" in again.err and again.out.startswith("done  mae")
+    assert [line.partition("  ")[0] for line in again.out.splitlines()] == ["done"] * 3
+    assert main([*argv, "--dry-run"]) == 0
+    assert capfd.readouterr().out.endswith("together: 0 s\n")
+
+
+def test_what_failed_is_told_where_no_run_began(tmp_path: Path, capfd: Capture) -> None:
+    data = [{"name": "folder", "root": str(tmp_path / "nowhere")}]
+    file = write(tmp_path, methods=[MAE], seeds=[0], data=data, baselines=["pixels"])
+    assert main(["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs")]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\nfailed: ") == 3 and said.count(f"{tmp_path}/nowhere") > 2 and "not begun" in said
+    assert "no leaderboard: no run in" in said and "--retry-failed" in said
+
+
+def test_a_plan_says_which_protocols_are_recorded(tmp_path: Path, capfd: Capture) -> None:
+    def planned(protocols: list[str], iterations: int = 5) -> Benchmark:
+        linear = {"iterations": iterations, "batch_size": 64, "views": 0, "epochs": 0}
+        options = {"linear": linear} if "linear" in protocols else {}
+        file = write(tmp_path, methods=[MAE], seeds=[0], evaluate={"protocols": protocols, **options})
+        return parse_benchmark(["-c", str(file), "--runs", str(tmp_path / "runs")])
+
+    def left(protocols: list[str]) -> list[list[str]]:
+        benchmark = planned(protocols)
+        return [job.left(benchmark.logs) for job in benchmark.jobs if job.asked]
+
+    def carry_out(benchmark: Benchmark) -> None:
+        assert all(main(list(job.argv)) == 0 for job in benchmark.jobs)
+
+    protocols = ["knn", "linear", "attentive"]
+    assert left(protocols) == [protocols] * 3  # of the run, of its network at random, of the pixels
+    carry_out(planned(["knn"]))
+    assert left(protocols) == [["linear", "attentive"]] * 3
+    carry_out(planned(["linear"], iterations=4))
+    assert left(protocols) == [["linear", "attentive"]] * 3  # recorded with other options
+    carry_out(planned(["linear"]))
+    assert left(protocols) == [["attentive"]] * 3
+    (tmp_path / "runs" / "logs").mkdir()
+    (tmp_path / "runs" / "logs" / "evaluate-pixels-on-digits.log").write_text("attentive: left out: raw pixels\n")
+    assert left(protocols) == [["attentive"], ["attentive"], []]
+    capfd.readouterr()
+    carry_out(planned(["knn", "linear"]))
+    assert capfd.readouterr().err.count("recorded before") == 2 * 3  # evaluate says the same
+
+
+@pytest.mark.parametrize("name", sorted(registry.names("evaluations")))
+def test_a_protocol_is_read_as_it_is(name: str) -> None:
+    found = registry.find("evaluations", name)
+    cls: Any = registry.load(found)
+    assert (_constant(found, "version", 1), _constant(found, "trains", False)) == (cls.version, cls.trains)
+    given = parse_evaluate(["pixels", f"--protocols={name}"], {}).protocols[name]
+    made = cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in given.items()})
+    assert json.dumps(made.options(), sort_keys=True) == json.dumps(given, sort_keys=True)
 
 
 # Slots. Commands that answer at once stand for runs: what is tested is which are begun, and when.
@@ -154,6 +209,35 @@ def test_each_slot_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
 def test_gpus_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert _gpus() == 0
+
+
+# Data
+
+
+def test_two_folders_have_jobs_of_their_own(tmp_path: Path) -> None:
+    data = [{"name": "folder", "root": f"/{place}"} for place in ("a/x", "b/y")]
+    jobs = parse_benchmark(["-c", str(write(tmp_path, data=data)), "--runs", str(tmp_path)]).jobs
+    for names in ([job.log for job in jobs], [job.title for job in jobs if job.asked]):
+        assert len(set(names)) == len(names)
+    one = parse_benchmark(["-c", str(write(tmp_path, data=data[:1])), "--runs", str(tmp_path)]).jobs
+    assert "evaluate-pixels-on-folder" in {job.log for job in one}
+    turned = parse_benchmark(["-c", str(write(tmp_path, data=data[::-1])), "--runs", str(tmp_path)]).jobs
+    assert {(job.title, job.log) for job in turned} == {(job.title, job.log) for job in jobs}
+
+
+@pytest.mark.parametrize(
+    "second", ["digits", {"name": "digits", "num_workers": 0}, {"name": "digits", "download": True}]
+)
+def test_images_named_twice_are_planned_once(second: object, tmp_path: Path) -> None:
+    shared = {"fit": {"trainer": {"max_epochs": 1}}}
+    jobs, twice = (
+        parse_benchmark(["-c", str(write(tmp_path, data=data, **shared)), "--runs", str(tmp_path)]).jobs
+        for data in (["digits"], ["digits", second])
+    )
+    assert [job.argv for job in jobs] == [job.argv for job in twice]
+    other = ["digits", {"name": "digits", "split_seed": 1}]
+    more = parse_benchmark(["-c", str(write(tmp_path, data=other, **shared)), "--runs", str(tmp_path)]).jobs
+    assert len(more) == 2 * len(jobs)
 
 
 # Axes

@@ -12,7 +12,6 @@ import scipy.stats
 import torch
 from statsmodels.stats.proportion import proportion_confint
 
-from ssl_bench import evaluate as room
 from ssl_bench.data.opened import Data
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
@@ -24,6 +23,7 @@ from ssl_bench.evaluations.linear import Linear
 from ssl_bench.features import FrozenBackbone, Pixels
 from ssl_bench.leaderboard.table import build
 from ssl_bench.options import DataOptions
+from ssl_bench.recorded import SAME
 from ssl_bench.results import DataRecord, RunInfo, load_runs, read_result, read_run, write_run
 from ssl_bench.statistics import mean_over_seeds, over_classes
 
@@ -223,7 +223,7 @@ def test_records_hold_plain_json(data: Data, run: Path) -> None:
     record = json.loads((run / "results" / "linear.json").read_text())
     assert record["selected"]["chosen"]["lr"] in record["selected"]["grid"]["lr"]
     assert len(record["curve"]["selection accuracy"]) == len(record["curve"]["step"]) == 20
-    assert set(room.SAME) <= set(record)
+    assert set(SAME) <= set(record)
 
 
 class Repeating(Evaluation[None]):
