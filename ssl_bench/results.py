@@ -260,6 +260,21 @@ class Run:
     results: tuple[Result, ...]
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A record that cannot be read.
+
+    Args:
+        folder: Of its run.
+        info: Of its run; None where that is what cannot be read.
+        reason: Why; files are named as they are within the folder.
+    """
+
+    folder: Path
+    info: RunInfo | None
+    reason: str
+
+
 def write_run(folder: Path, info: RunInfo) -> None:
     """Write `run.json`."""
     write_json(folder / "run.json", dataclasses.asdict(info))
@@ -347,9 +362,41 @@ def load_runs(paths: Iterable[Path]) -> list[Run]:
     return [_load(folder) for folder in find_runs(paths)]
 
 
+def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
+    """The runs at or below the paths with those of their results that can be read, and what cannot.
+
+    A run whose only results cannot be read is no run.
+
+    Raises:
+        UserError: As `find_runs`; or records are damaged, and without them no result is left.
+    """
+    runs, unread = [], []
+    for folder in find_runs(paths):
+        info, results, damaged = None, [], []
+        try:
+            info = read_run(folder)
+        except UserError as error:
+            damaged.append(str(error))
+        for path in _result_files(folder) if info else ():
+            try:
+                results.append(read_result(path))
+            except UserError as error:
+                damaged.append(str(error))
+        if info and (results or not damaged):
+            runs.append(Run(folder, info, tuple(results)))
+        unread += [Unread(folder, info, line.replace(f"{folder}{os.sep}", "")) for line in damaged]
+    if unread and not any(run.results for run in runs):
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        raise UserError(f"no result can be read: {unread[0].folder}: {unread[0].reason}{more}")
+    return runs, unread
+
+
 def _load(folder: Path) -> Run:
-    results = sorted((folder / "results").glob("[!.]*.json"))
-    return Run(folder, read_run(folder), tuple(read_result(path) for path in results))
+    return Run(folder, read_run(folder), tuple(map(read_result, _result_files(folder))))
+
+
+def _result_files(folder: Path) -> list[Path]:
+    return sorted((folder / "results").glob("[!.]*.json"))
 
 
 def _runs_below(folder: Path) -> Iterable[Path]:

@@ -15,6 +15,7 @@ from ssl_bench.leaderboard.text import (
     pretrained,
     score,
     seeds,
+    sources,
     visible,
 )
 
@@ -42,21 +43,24 @@ def latex(table: Table) -> str:
 
 def _block(block: Block) -> str:
     heads = ["method", "seeds", *(column.title for column in block.columns)]
-    below = ["", "", *(column.variant for column in block.columns)]
+    under = ["", "", *(column.variant for column in block.columns)]
     if pretrained(block):
-        heads, below = [*heads, "epochs", "time"], [*below, r"x views", ""]
+        heads, under = [*heads, "epochs", "time"], [*under, "x views", ""]
     rows = [_row(block, row) for row in block.rows]
     gaps = ["-", "-"] if pretrained(block) else []
     rows += [_grey([f"{row.name} (published)", "-", *map(claim, row.values), *gaps]) for row in block.published]
     caption = escaped(", ".join(filter(None, (block_title(block), block_facts(block)))))
+    below = "".join(f"\\par\\smallskip{{\\footnotesize {escaped(line)}.\\par}}\n" for line in sources([block]))
     return (
         "\\begin{table}\n\\centering\n\\caption{" + caption + "}\n\\begin{tabular}{l" + "r" * (len(heads) - 1) + "}\n"
         "\\toprule\n"
         + _line(map(escaped, heads))
-        + _line(map(escaped, below))
+        + _line(map(escaped, under))
         + "\\midrule\n"
         + "".join(rows)
-        + "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        + "\\bottomrule\n\\end{tabular}\n"
+        + below
+        + "\\end{table}\n"
     )
 
 

@@ -34,7 +34,7 @@ def marked(table: Table) -> "tuple[Table, tuple[BlockComparison | None, ...]]":
 
 def _compared(block: Block, files: int) -> "BlockComparison | None":
     there = any(file.is_file() for row in block.rows for cell in row.cells if cell for file in cell.files[:1])
-    if not there or files > MOST_FILES or len(block.rows) > MOST_METHODS:
+    if not block.ranked or not there or files > MOST_FILES or len(block.rows) > MOST_METHODS:
         return None
     from ssl_bench.comparison import DRAWS
     from ssl_bench.leaderboard.significance import compared_block

@@ -11,7 +11,7 @@ from ssl_bench.leaderboard import curve_pictures, page_table, rank_pictures, run
 from ssl_bench.leaderboard.figures import Images, figures
 from ssl_bench.leaderboard.plot import bdi
 from ssl_bench.leaderboard.table import Table
-from ssl_bench.leaderboard.text import block_title, legend, visible
+from ssl_bench.leaderboard.text import absent_cells, block_title, legend, visible
 from ssl_bench.leaderboard.view import Picture, View, styles_of
 from ssl_bench.results import Run
 
@@ -78,7 +78,7 @@ def html(
 <p class="quiet">{_legend(table)}</p>
 <div class="tools" id="filter"></div>
 {_contents(table)}{blocks}{_over_blocks(table, views)}{_absent(table)}{_notes(table)}<section>
-<h2 id="runs">Runs</h2>
+<h2 id="runs" tabindex="-1">Runs</h2>
 {_packed(sections)}</section>
 </main>
 <script>
@@ -129,7 +129,7 @@ def _over_blocks(table: Table, views: Sequence[View]) -> str:
     curves = [picture for found in study.studies(table) if (picture := study.picture(table, found))]
     parts = [("compute", "Compute", pictures), ("studies", "Studies", curves)]
     return "".join(
-        f'<section>\n<h2 id="{name}">{title}</h2>\n{"".join(map(_figure, found))}</section>\n'
+        f'<section>\n<h2 id="{name}" tabindex="-1">{title}</h2>\n{"".join(map(_figure, found))}</section>\n'
         for name, title, found in parts
         if found
     )
@@ -141,14 +141,15 @@ def _absent(table: Table) -> str:
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("run", "method", "seed", "status", "reason"))
     rows = "".join(
         f'<tr><th scope="row">{bdi(run.run)}</th>'
-        + "".join(f"<td>{bdi(part)}</td>" for part in (run.method, str(run.seed), run.status, run.reason))
+        + "".join(f"<td>{bdi(part)}</td>" for part in absent_cells(run)[1:])
         + "</tr>\n"
         for run in table.absent
     )
     return f"""<section>
 <h2>Not in the tables</h2>
-<p class="facts">Runs that are not finished or not evaluated.</p>
+<p class="facts">Runs that are not finished or not evaluated, and files that are damaged.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Runs that are not in the tables"><table class="words">
+<caption>Runs that are not in the tables</caption>
 <thead><tr>{heads}</tr></thead>
 <tbody>
 {rows}</tbody>

@@ -10,7 +10,7 @@ from ssl_bench.leaderboard import latex, text
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.published import read_published, with_published
 from ssl_bench.leaderboard.table import Table, build, checked_by
-from ssl_bench.results import Run, load_runs
+from ssl_bench.results import Run, load_readable
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison
@@ -38,7 +38,7 @@ def leaderboard(paths: Iterable[Path], format: str = "table", by: str = "views",
         published: CSV or YAML file of numbers that others published.
 
     Raises:
-        UserError: No such format or budget, no run, or a damaged record.
+        UserError: No such format or budget, no run, or damaged records alone.
     """
     checked_format(format)
     return rendered(*tabled(paths, by, published), format)
@@ -54,8 +54,8 @@ def tabled(
     """
     budget = checked_by(by)
     numbers = read_published(published) if published else []
-    runs = load_runs(paths)
-    table, compared = marked(build(runs, budget))
+    runs, unread = load_readable(paths)
+    table, compared = marked(build(runs, budget, unread))
     return with_published(table, numbers), compared, runs
 
 

@@ -19,7 +19,7 @@ from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.table import Block, Cell, Column, Row, build, checked_by
 from ssl_bench.leaderboard.text import block_facts, block_title, label
 from ssl_bench.ranking import Friedman, Rank, Task, family, friedman, kendall, mean_ranks, rank_distribution
-from ssl_bench.results import load_runs, read_predictions
+from ssl_bench.results import load_readable, read_predictions
 from ssl_bench.statistics import over_classes
 
 
@@ -113,12 +113,13 @@ class _Column:
 def build_report(paths: Iterable[Path], protocol: str = "", by: str = "views") -> Report:
     """What `comparison` renders."""
     budget = checked_by(by)
-    table = build(load_runs(paths), budget)
+    runs, unread = load_readable(paths)
+    table = build(runs, budget)
     known = {name for block in table.blocks for column in block.columns for name in (column.title, _name(column.title))}
     if protocol and protocol not in known:
         there = ", ".join(sorted(map(_name, known))) or "none"
         raise UserError(f"no results of protocol {protocol!r}{near(protocol, known)}; there are {there}")
-    columns = [_columns(block, protocol) for block in table.blocks]
+    columns = [_columns(block, protocol) if block.ranked else [] for block in table.blocks]
     if not any(columns):
         names = sorted({row.name for block in table.blocks for row in block.rows})
         what = f"two methods with results of {protocol}" if protocol else "two methods with results of one protocol"
@@ -136,6 +137,8 @@ def build_report(paths: Iterable[Path], protocol: str = "", by: str = "views") -
     over_all = _ranking([column for columns in ranked for column in columns]) if len(ranked) > 1 else None
     oracles = [column.title for block in table.blocks for column in block.columns if column.oracle]
     notes = [*table.notes, *(f"{title} chose on the test images and is not compared" for title in oracles)]
+    notes += [f"{block_title(block)}, nor compared" for block in table.blocks if not block.ranked]
+    notes += [f"left out, of {file.folder.name}: {file.reason}" for file in unread]
     return Report(tuple(blocks), over_all, tuple(notes))
 
 

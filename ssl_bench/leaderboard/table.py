@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.results import Result, Run, predictions_path
+from ssl_bench.results import Result, Run, Unread, predictions_path
 from ssl_bench.statistics import mean_over_seeds
 
 By: TypeAlias = Literal["views", "epochs", "nothing"]
@@ -32,7 +32,8 @@ def checked_by(by: str) -> By:
 Images: TypeAlias = tuple[str, str]  # title and short hash
 Key: TypeAlias = tuple[str, str]  # what every number of a column shares; what raw pixels have of their own
 
-# Options that block and column say already, or that say where a run happened rather than what it was.
+# Options that block and column say already, or that say where a run happened rather than what it was. A batch is of one
+# device, so their number is part of what a run was: `_devices` counts them.
 SAID_ELSEWHERE = (
     *("seed", "method.name", "backbone", "data.name", "data.root", "data.download", "data.num_workers", "data.strict"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.log_every_n_steps"),
@@ -152,10 +153,11 @@ class Block:
         gflops_per_image: Of its forward pass.
         tokens: Of its blocks; 0 for a ResNet.
         budget: Effective epochs (or epochs); None for baselines alone and where unknown.
-        budget_text: The same in words.
+        budget_text: The same in words; why nothing is ranked, where nothing is.
         columns: Protocols.
         rows: Methods, best linear probe first, then baselines.
         published: Numbers of others.
+        ranked: Whether its rows may be ranked; not where budgets are unknown, for they may differ.
     """
 
     data: str
@@ -169,15 +171,16 @@ class Block:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     published: tuple[PublishedRow, ...] = ()
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A run that has no place in a block, and why."""
+    """A run that has no place in a block, or one of its files that has none, and why; seed None where it is unknown."""
 
     run: str
     method: str
-    seed: int
+    seed: int | None
     status: str
     reason: str
 
@@ -191,7 +194,7 @@ class Table:
     notes: tuple[str, ...]
 
 
-def build(runs: Sequence[Run], by: By = "views") -> Table:
+def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) -> Table:
     """The leaderboard of some runs.
 
     Args:
@@ -199,8 +202,10 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
         by: What makes a budget: `views`, the epochs times the views of an image in each (effective epochs), so that a
             method that looks at ten crops is not ranked against one that looks once; or `epochs`; or `nothing`, for
             one block of all.
+        unread: Files that cannot be read: they are listed.
     """
-    absent = [_absent(run) for run in runs if run.info.status != "finished" or not run.results]
+    absent = [_absent(run) for run in runs if run.info.status != "finished" or not _values(run)]
+    absent += [_unread(file) for file in unread]
     runs = [part for run in runs for part in _by_branch(run)]
     runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
     notes += [_origin(run) for run in runs if run.info.kind == "imported"]
@@ -223,16 +228,25 @@ def build(runs: Sequence[Run], by: By = "views") -> Table:
 def _by_branch(run: Run) -> list[Run]:
     """A run for each of its networks that was evaluated (student and teacher are rows of their own), less monitors."""
     branches: dict[str, list[Result]] = {}
-    for result in run.results:
-        if result.value is not None:
-            branches.setdefault(result.branch, []).append(result)
+    for result in _values(run):
+        branches.setdefault(result.branch, []).append(result)
     return [replace(run, results=tuple(results)) for results in branches.values()]
 
 
+def _values(run: Run) -> list[Result]:
+    return [result for result in run.results if result.value is not None]
+
+
 def _absent(run: Run) -> Absent:
-    done = "a tokenizer" if run.info.kind == "tokenizer" else "not evaluated"
+    done = "not evaluated" if not run.results else "no accuracy: evaluated by diagnostics alone"
+    done = "a tokenizer" if run.info.kind == "tokenizer" else done
     reason = run.info.error or (done if run.info.status == "finished" else "")
     return Absent(run.folder.name, run.info.method, run.info.seed, run.info.status, reason)
+
+
+def _unread(file: Unread) -> Absent:
+    info = file.info
+    return Absent(file.folder.name, info.method if info else "-", info.seed if info else None, "damaged", file.reason)
 
 
 def _origin(run: Run) -> str:
@@ -289,6 +303,8 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
     shown = tuple(columns.values())
     budget = _budget(first, by) if runs else None
+    ranked = not runs or by == "nothing" or budget is not None
+    rows.sort(key=lambda row: _rank(row, shown, ranked))
     return Block(
         data=images[0],
         fingerprint=images[1],
@@ -297,9 +313,10 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
         gflops_per_image=backbone.gflops_per_image if backbone else 0.0,
         tokens=backbone.tokens if backbone else 0,
         budget=budget,
-        budget_text=_budget_text(budget, by) if runs else "no pretraining",
+        budget_text=_budget_text(runs, by),
         columns=shown,
-        rows=_best_marked(sorted(rows, key=lambda row: _rank(row, shown)), shown),
+        rows=_best_marked(rows, shown) if ranked else tuple(rows),
+        ranked=ranked,
     )
 
 
@@ -386,11 +403,14 @@ def _best_marked(rows: list[Row], columns: tuple[Column, ...]) -> tuple[Row, ...
     return tuple(marked)
 
 
-def _rank(row: Row, columns: Sequence[Column]) -> tuple[bool, bool, float, str]:
-    """Baselines last, pixels last of all; before that by the linear probe, or by the first column without one."""
+def _rank(row: Row, columns: Sequence[Column], ranked: bool) -> tuple[bool, bool, float, str]:
+    """Baselines last, pixels last of all; before that by the linear probe, or by the first column without one.
+
+    By name where nothing is ranked.
+    """
     index = next((i for i, column in enumerate(columns) if column.title.startswith("linear")), 0)
     cell = row.cells[index]
-    return row.kind == "baseline", row.name.startswith("pixels"), -cell.mean if cell else 0.0, row.name
+    return row.kind == "baseline", row.name.startswith("pixels"), -cell.mean if cell and ranked else 0.0, row.name
 
 
 def _architecture(run: Run) -> str | None:
@@ -405,11 +425,15 @@ def _budget(run: Run, by: By) -> float | None:
     return float(f"{info.epochs * (info.views_per_image if by == 'views' else 1):.4g}")
 
 
-def _budget_text(budget: float | None, by: By) -> str:
+def _budget_text(runs: Sequence[Run], by: By) -> str:
+    if not runs:
+        return "no pretraining"
     if by == "nothing":
-        return "whatever the budget"
+        differ = len({_budget(run, "views") for run in runs}) > 1
+        return "whatever the budget: budgets differ" if differ else "whatever the budget"
+    budget = _budget(runs[0], by)
     if budget is None:
-        return "unknown budget"
+        return "unknown budget: budgets may differ, so nothing is ranked"
     return f"{budget:g} epochs x views" if by == "views" else f"{budget:g} epochs"
 
 
@@ -433,7 +457,24 @@ def row_options(run: Run, backbone: bool = False) -> dict[str, Any]:
         for name, value in flat(run.info.options).items()
         if not any(name == said or name.startswith(f"{said}.") for said in elsewhere)
     }
-    return options | ({"branch": branch} if branch else {})
+    devices = _devices(run)
+    return options | ({"branch": branch} if branch else {}) | ({"devices": devices} if devices else {})
+
+
+def _devices(run: Run) -> int | None:
+    """On how many the run was pretrained: as it was asked for, or as many as its images make; None when unknown."""
+    known = flat(run.info.options)
+    asked = known.get("trainer.devices")
+    nodes = known.get("trainer.num_nodes", 1)
+    if isinstance(asked, str) and "," in asked:  # "0,2" are two
+        asked = len([name for name in asked.split(",") if name.strip()])
+    asked = int(asked) if isinstance(asked, int | str) and str(asked).isdigit() else 0
+    if asked > 0 and isinstance(nodes, int):
+        return asked * nodes
+    batch, accumulated = known.get("data.batch_size"), known.get("trainer.accumulate_grad_batches", 1)
+    if not (isinstance(batch, int) and isinstance(accumulated, int) and run.info.steps and run.info.images_seen):
+        return None
+    return max(1, round(run.info.images_seen / (run.info.steps * batch * accumulated or 1)))
 
 
 def _column_key(result: Result) -> Key:

@@ -39,7 +39,7 @@ def terminal(table: Table) -> str:
         parts += [*wrapped(block_title(block)), *wrapped(block_facts(block)), "", *_grid(block), ""]
     parts += wrapped(legend(table))
     if table.absent:
-        cells = [[visible(part) for part in _absent_cells(run)] for run in table.absent]
+        cells = [[visible(part) for part in absent_cells(run)] for run in table.absent]
         parts += ["", "Not in the tables:"]
         parts += [line for run in aligned(cells, "<<<<<") for line in wrapped(run, indent="    ")]
     parts += [line for note in table.notes for line in wrapped(f"Note: {note}.", indent="    ")]
@@ -65,7 +65,7 @@ def markdown(table: Table) -> str:
     lines += [_escaped(legend(table)), ""]
     if table.absent:
         lines += [_markdown_row(["run", "method", "seed", "status", "reason"]), "|---" * 5 + "|"]
-        lines += [*(_markdown_row(_absent_cells(run)) for run in table.absent), ""]
+        lines += [*(_markdown_row(absent_cells(run)) for run in table.absent), ""]
     lines += [f"- {_escaped(note)}." for note in table.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -132,27 +132,33 @@ def legend(table: Table) -> str:
         return EMPTY
     cells = [cell for block in table.blocks for row in block.rows for cell in row.cells if cell]
     columns = [column for block in table.blocks for column in block.columns]
-    paired, unpaired = (
-        list(dict.fromkeys(c.title for c in columns if c.test == test)) for test in ("paired", "intervals")
+    paired = {column.title for column in columns if column.test == "paired"}
+    unpaired = list(
+        dict.fromkeys(
+            f"{column.title} of {block_title(block)}" if column.title in paired else column.title
+            for block in table.blocks
+            for column in block.columns
+            if column.test == "intervals"
+        )
     )
     used = {"*": any(cell.unbeaten for cell in cells), "†": any(cell.on_edge for cell in cells)}
     marks = dict(MARKS)
     if unpaired:
-        where = f" in {', '.join(unpaired)}" if paired else ""
+        where = f" in {'; '.join(unpaired)}" if paired else ""
         marks["*"] += f": {PAIRED}; {INTERVALS}{where}" if paired else f": {INTERVALS}"
     else:
         marks["*"] += f": {PAIRED}"
     words = [LEGEND, *(f"{mark} {meaning}." for mark, meaning in marks.items() if used[mark])]
     if any(column.oracle for column in columns):
         words.append(f"{ORACLE}.")
-    words += [f"{line}." for line in sources(table)]
+    words += [f"{line}." for line in sources(table.blocks)]
     return " ".join(words)
 
 
-def sources(table: Table) -> list[str]:
+def sources(blocks: Iterable[Block]) -> list[str]:
     """Where each published number is from."""
     found: dict[str, dict[str, None]] = {}
-    for block in table.blocks:
+    for block in blocks:
         for row in block.published:
             found.setdefault(row.source, {})[row.name] = None
     return [
@@ -225,8 +231,9 @@ def _no_facts(block: Block) -> list[str]:
     return ["-", "-"] if pretrained(block) else []
 
 
-def _absent_cells(run: Absent) -> list[str]:
-    return [run.run, run.method, str(run.seed), run.status, run.reason]
+def absent_cells(run: Absent) -> list[str]:
+    """Run, method, seed, status, reason."""
+    return [run.run, run.method, "-" if run.seed is None else str(run.seed), run.status, run.reason]
 
 
 def _grid(block: Block) -> list[str]:

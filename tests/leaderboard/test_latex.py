@@ -31,6 +31,9 @@ def test_the_table_as_it_looks(runs: Runs, tmp_path: Path) -> None:
         r"\textcolor{gray}{-} \\",
     ]
     assert "Published, not measured here and not ranked: MoCo: B." in lines[-1]
+    at = lines.index(r"\end{tabular}")
+    source = r"\par\smallskip{\footnotesize Published, not measured here and not ranked: MoCo: B.\par}"
+    assert lines[at + 1 : at + 3] == [source, r"\end{table}"]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, r"\input{/etc/passwd} 100% #1 $x$ ^~ {"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_bench.errors import UserError
 from ssl_bench.leaderboard import marks
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.render import TEXTS, leaderboard
@@ -67,6 +68,27 @@ def test_without_predictions_the_intervals_decide(four: Path) -> None:
     assert {column.title: column.test for column in block.columns} == {"knn": "intervals", "linear": "paired"}
     text = " ".join(leaderboard([four]).split())
     assert "for want of predictions in knn." in text
+
+
+def test_the_legend_names_the_block_where_tests_differ_between_blocks(four: Path, tmp_path: Path) -> None:
+    for method in ("mae", "simclr"):
+        made.full_run(four, method, 0, 0.05, ("knn",), 400, folder=f"{method}-long", epochs=100.0)
+        (four / f"{method}-long" / "predictions" / "knn.parquet").unlink()
+    text = " ".join(leaderboard([four]).split())
+    title = "cifar10, vit_nano_patch4_32 (img_size=32), 200 epochs x views"
+    assert f"for want of predictions in knn of {title}." in text
+
+
+def test_blocks_of_unknown_budgets_are_not_compared(four: Path) -> None:
+    for folder in four.glob("*/run.json"):
+        folder.write_text(folder.read_text().replace('"epochs": 20.0', '"epochs": null'))
+    table, compared = marked(build(load_runs([four])))
+    assert compared == (None,) and unbeaten(table.blocks[0]) == {"knn": set(), "linear": set()}
+    page = leaderboard([four], "html")
+    assert "nothing is ranked" in page and "<h3>Results</h3>" in page and "has the highest mean" not in page
+    with pytest.raises(UserError, match="nothing to compare"):
+        build_report([four])
+    assert len(build_report([four], by="nothing").blocks) == 1
 
 
 def test_predictions_of_other_images_are_not_paired(four: Path) -> None:

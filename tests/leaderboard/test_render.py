@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from ssl_bench.cli import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.render import FORMATS, leaderboard
 from ssl_bench.leaderboard.text import duration, visible
@@ -222,6 +223,33 @@ def test_an_unknown_format_and_no_finished_run(runs: Runs) -> None:
 def test_the_same_runs_give_the_same_bytes(benchmark: Runs) -> None:
     for name in FORMATS:
         assert leaderboard([benchmark.root], name) == leaderboard([benchmark.root], name)
+
+
+@pytest.mark.parametrize("content", [b'{"protocol": "lin', b"", b"\xff"])
+def test_damaged_files_are_listed_and_stop_nothing_else(runs: Runs, content: bytes) -> None:
+    runs.add("mae", 0, {"knn": 0.5, "linear": 0.7}, folder="a")
+    runs.add("dino", 0, {"knn": 0.5}, folder="b")
+    runs.add("byol", 3, {"knn": 0.5}, folder="c")
+    for name in ("a/results/linear.json", "b/run.json", "c/results/knn.json"):
+        (runs.root / name).write_bytes(content)
+    table = json.loads(leaderboard([runs.root], "json"))
+    assert [(row["name"], len(row["cells"])) for block in table["blocks"] for row in block["rows"]] == [("mae", 1)]
+    listed = [(run["run"], run["method"], run["seed"], run["status"]) for run in table["absent"]]
+    assert listed == [("a", "mae", 0, "damaged"), ("b", "-", None, "damaged"), ("c", "byol", 3, "damaged")]
+    for run, file in zip(table["absent"], ("results/linear.json", "run.json", "results/knn.json"), strict=True):
+        assert run["reason"].startswith(f"{file} is damaged (")
+    for format in FORMATS:
+        assert format in ("csv", "latex") or "linear.json is damaged" in leaderboard([runs.root], format)
+
+
+def test_where_nothing_can_be_read_it_is_said(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.add("mae", 0, {"knn": 0.5}, folder="a")
+    runs.add("dino", 0, {"knn": 0.5}, folder="b")
+    (runs.root / "a" / "results" / "knn.json").write_text("{")
+    (runs.root / "b" / "run.json").write_text("{")
+    assert main(["leaderboard", str(runs.root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "results/knn.json is damaged" in line and "(and 1 more)" in line
 
 
 def test_fifty_runs_take_less_than_half_a_second(runs: Runs) -> None:

@@ -6,10 +6,18 @@ import math
 import pytest
 
 from ssl_bench.leaderboard.table import Block, Cell, Table, build
-from ssl_bench.results import BackboneRecord, DataRecord, Selected, SplitRecord, load_runs
+from ssl_bench.results import (
+    BackboneRecord,
+    DataRecord,
+    Predictions,
+    Selected,
+    SplitRecord,
+    load_runs,
+    write_result,
+)
 from ssl_bench.statistics import mean_over_seeds, wilson
 
-from .conftest import DATA, VIT, Runs
+from .conftest import DATA, VIT, Runs, score
 
 
 def table(runs: Runs, **options: str) -> Table:
@@ -89,7 +97,7 @@ def test_budget_by_views_or_by_epochs(runs: Runs) -> None:
     by_epochs = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="epochs").blocks]
     assert by_epochs == [({"simclr"}, "50 epochs"), ({"mae", "byol"}, "100 epochs")]
     by_nothing = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="nothing").blocks]
-    assert by_nothing == [({"simclr", "mae", "byol"}, "whatever the budget")]
+    assert by_nothing == [({"simclr", "mae", "byol"}, "whatever the budget: budgets differ")]
 
 
 def test_an_override_that_is_not_set_is_no_override(runs: Runs) -> None:
@@ -248,3 +256,47 @@ def test_cost_is_the_mean_over_runs(runs: Runs) -> None:
     row = only_block(runs).rows[0]
     assert (row.seconds, row.flops, row.epochs, row.views_per_image) == (725.0, 3e14, 20.0, 2.0)
     assert math.isclose(only_block(runs).gflops_per_image, 0.351)
+
+
+def test_unknown_budgets_may_differ_so_nothing_is_ranked(runs: Runs) -> None:
+    runs.baselines(linear=0.4)
+    for method, value in (("dino", 0.6), ("mae", 0.9)):
+        runs.add(method, 0, {"linear": value}, kind="imported", epochs=None)
+    block = only_block(runs)
+    assert block.budget_text == "unknown budget: budgets may differ, so nothing is ranked"
+    assert not block.ranked and not any(cell and cell.best for row in block.rows for cell in row.cells)
+    assert [row.name for row in block.rows] == ["dino", "mae", "random", "pixels"]
+    (asked,) = table(runs, by="nothing").blocks
+    assert asked.ranked and [row.name for row in asked.rows if (cell := row.cells[0]) and cell.best] == ["mae"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "images", "name"),
+    [
+        ({"devices": 8}, 0, "mae (devices=8)"),
+        ({"devices": "4", "num_nodes": 2}, 0, "mae (devices=8)"),
+        ({"devices": "0,2"}, 0, "mae (devices=2)"),
+        ({"devices": "auto"}, 8 * 256 * 100, "mae (devices=8)"),
+        ({"devices": "auto"}, 250 * 100, "mae"),  # one, as in the other run
+        ({"devices": -1, "accumulate_grad_batches": 4}, 256 * 400, "mae (accumulate_grad_batches=4)"),
+    ],
+)
+def test_runs_of_other_global_batches_are_other_rows(
+    runs: Runs, trainer: dict[str, object], images: int, name: str
+) -> None:
+    for folder, own in (("a", {"devices": 1, "num_nodes": 1}), ("b", trainer)):
+        options = {"data": {"batch_size": 256}, "trainer": {"accumulate_grad_batches": 1, **own}}
+        runs.add("mae", 0, {"linear": 0.7}, folder=folder, options=options, steps=100, images_seen=images)
+    found = table(runs)
+    rows = {row.runs: row.name for row in found.blocks[0].rows}
+    assert rows[("b",)] == name
+    assert (("a",) in rows) == (name != "mae") == (not found.notes)
+
+
+def test_a_run_of_diagnostics_alone_is_listed(runs: Runs) -> None:
+    folder = runs.add("mae", 0, folder="a")
+    blank = dataclasses.replace(score("diagnostics", 0.5), headline="", value=None, interval=None, variants={})
+    write_result(folder, blank, Predictions([], [], {}))
+    found = table(runs)
+    assert not found.blocks
+    assert [(run.run, run.reason) for run in found.absent] == [("a", "no accuracy: evaluated by diagnostics alone")]
