@@ -1,17 +1,21 @@
 """The pictures that `ssl-bench figures` wrote into run folders: beside a page, inside it, or not at all."""
 
 import base64
+import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
+from urllib.parse import quote
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.files import replacing
 
 Images: TypeAlias = Literal["beside", "embed", "none"]
 FOLDER = "figures"
-# File -> caption, and what it shows for who cannot see it.
+CAPTIONS = "figures.json"  # name -> caption and alt, as the picture was drawn
+# File -> caption, and what it shows for who cannot see it: where its own are missing.
 FIGURES = {
     "reconstruction": (
         "Reconstructions: input, mask, prediction",
@@ -33,7 +37,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a run on the page: address, caption, alternative text."""
+    """A picture of a run on the page: address (quoted as in a URL), caption, alternative text."""
 
     address: str
     caption: str
@@ -63,6 +67,7 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
         prefix: Of the copies' names.
     """
     found = []
+    own = _captions(run / FOLDER / CAPTIONS)
     for name, (caption, words) in FIGURES.items():
         file = run / FOLDER / f"{name}.png"
         if images == "none" or not file.is_file():
@@ -74,6 +79,22 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
             copy = folder / f"{prefix}-{name}.png"
             with replacing(copy) as temporary:
                 shutil.copyfile(file, temporary)
-            address = f"{folder.name}/{copy.name}"
-        found.append(Figure(address, caption, words))
+            address = quote(os.fsencode(f"{folder.name}/{copy.name}"))
+        said = own.get(name)
+        said = said if isinstance(said, dict) else {}
+        found.append(Figure(address, _said(said, "caption") or caption, _said(said, "alt") or words))
     return found
+
+
+def _captions(file: Path) -> dict[str, Any]:
+    """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(said: dict[str, Any], key: str) -> str:
+    words = said.get(key)
+    return words.strip() if isinstance(words, str) else ""

@@ -23,7 +23,7 @@ const limit = (table) => {
 
 const value = (row, index) => row.cells[index].dataset.value;
 
-// Numbers highest first, names in order of the alphabet; gaps stay last.
+// Numbers highest first, names in order of the alphabet; gaps stay last, and below all what others published: no rank.
 const sort = (table, index, order) => {
   const heads = [...table.tHead.rows[0].cells];
   const numbers = heads[index].dataset.sort === "number";
@@ -31,6 +31,8 @@ const sort = (table, index, order) => {
   const body = table.tBodies[0];
   const keyed = [...body.rows].map((row) => ({ row, key: numbers ? parseFloat(value(row, index)) : value(row, index) }));
   keyed.sort((a, b) => {
+    const [below, above] = [a, b].map(({ row }) => row.matches(".published"));
+    if (below !== above) return below - above;
     if (!numbers) return sign * a.key.localeCompare(b.key);
     if (Number.isNaN(a.key) || Number.isNaN(b.key)) return Number.isNaN(a.key) - Number.isNaN(b.key);
     return sign * (a.key - b.key);
@@ -38,6 +40,14 @@ const sort = (table, index, order) => {
   heads.forEach((other) => other.removeAttribute("aria-sort"));
   heads[index].setAttribute("aria-sort", order);
   body.replaceChildren(...keyed.map(({ row }) => row));
+  limit(table);
+};
+
+// As the page came.
+const first = new Map(scores.map((table) => [table, [...table.tBodies[0].rows]]));
+const unsort = (table) => {
+  table.tHead.querySelector("[aria-sort]")?.removeAttribute("aria-sort");
+  table.tBodies[0].replaceChildren(...first.get(table));
   limit(table);
 };
 
@@ -67,17 +77,16 @@ const reveal = (name) => {
   if (!target) return;
   if (target.matches("details")) target.open = true;
   target.scrollIntoView();
-  (target.querySelector("summary") ?? target).focus({ preventScroll: true });
+  (target.querySelector("summary") ?? target).focus({ preventScroll: true });  // headings have tabindex -1 for this
 };
 
 const hiddenOf = (number) => new Set((state.get(`hide${number}`) ?? "").split(".").filter(Boolean).map(Number));
 
 // What the address says, all of it; one that is a plain anchor is a place on the page.
 const restore = () => {
-  const text = decodeURIComponent(location.hash.slice(1));
+  const text = location.hash.slice(1);
   for (const key of [...state.keys()]) state.delete(key);
-  if (text && !text.includes("=")) state.set("at", text);
-  else for (const [key, word] of new URLSearchParams(location.hash.slice(1))) state.set(key, word);
+  for (const [key, word] of new URLSearchParams(!text || text.includes("=") ? text : `at=${text}`)) state.set(key, word);
   search.value = state.get("q") ?? "";
   filter(search.value);
   for (const table of scores) {
@@ -89,6 +98,7 @@ const restore = () => {
     }
     const [, index, order] = /^(\d+)([ad])$/.exec(state.get(`sort${number}`) ?? "") ?? [];
     if (index < table.tHead.rows[0].cells.length) sort(table, Number(index), order === "a" ? "ascending" : "descending");
+    else unsort(table);
   }
   reveal(state.get("at"));
 };
@@ -105,31 +115,44 @@ const seen = (table) => {
 };
 const exact = (table) => {
   const [head, ...rows] = [...table.rows].filter((row) => !row.hidden);
-  const lines = [["method", "protocol", "mean", "low", "high", "n"]];
+  const lines = [["method", "protocol", "mean", "low", "high", "n", "source"]];
   const titles = [...head.cells].map((cell) => cell.querySelector(".title").textContent);
   for (const row of rows) {
+    const { name = value(row, 0), source = "" } = row.cells[0].dataset;
     [...row.cells].forEach((cell, index) => {
-      const { value: mean, low, high, n } = cell.dataset;
-      if (!cell.hidden && low) lines.push([row.cells[0].dataset.name ?? value(row, 0), titles[index], mean, low, high, n]);
+      const { value: mean, low = "", high = "", n = "" } = cell.dataset;
+      if (index && !cell.hidden && mean && (low || source)) lines.push([name, titles[index], mean, low, high, n, source]);
     });
   }
   return lines;
 };
-const ESCAPES = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "†": "$^\\dagger$" };
+// Of the published numbers that are seen.
+const sources = (table) => {
+  const found = [...table.rows].map((row) => !row.hidden && row.cells[0].dataset).filter((data) => data.source);
+  return found.map(({ value: name, source }) => `Published, not measured here and not ranked: ${name}: ${source}.`);
+};
+const TEX = {
+  ...Object.fromEntries([..."#$%&_{}"].map((letter) => [letter, `\\${letter}`])),
+  "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
+  ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "±": "$\\pm$", "†": "$^{\\dagger}$",
+};
+const tex = (text) => text.replace(/[\\~^<>|"±†#$%&_{}]/g, (found) => TEX[found]);
+const mark = (text) => text.replace(/[\\`*[\]<>|#~&_]/g, "\\$&");
 const COPIES = {
   Markdown: (table) => {
-    const rows = seen(table).map((row) => `| ${row.map((text) => text.replace(/[\\`*[\]<>|#~&_]/g, "\\$&")).join(" | ")} |`);
-    return [rows[0], `|---${"|---:".repeat(seen(table)[0].length - 1)}|`, ...rows.slice(1)].join("\n");
+    const rows = seen(table).map((row) => `| ${row.map(mark).join(" | ")} |`);
+    const below = sources(table).flatMap((line) => ["", mark(line)]);
+    return [rows[0], `|---${"|---:".repeat(seen(table)[0].length - 1)}|`, ...rows.slice(1), ...below].join("\n");
   },
   CSV: (table) => exact(table).map((row) => row.map((text) => {
     const safe = /^[=+\-@]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
     return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   }).join(",")).join("\n"),
   LaTeX: (table) => {
-    const rows = seen(table).map((row) => row.map((text) => text.replace(/[#$%&_{}]/g, "\\$&")
-      .replace(/(?<!\\)\\(?![#$%&_{}])|[~^±†]/g, (found) => ESCAPES[found])).join(" & "));
+    const rows = seen(table).map((row) => row.map(tex).join(" & "));
+    const below = sources(table).map((line) => `\\par\\smallskip{\\footnotesize ${tex(line)}\\par}`);
     return [`\\begin{tabular}{l${"r".repeat(seen(table)[0].length - 1)}}`, "\\toprule", `${rows[0]} \\\\`, "\\midrule",
-      ...rows.slice(1).map((row) => `${row} \\\\`), "\\bottomrule", "\\end{tabular}"].join("\n");
+      ...rows.slice(1).map((row) => `${row} \\\\`), "\\bottomrule", "\\end{tabular}", ...below].join("\n");
   },
 };
 const copy = async (text, tools, name) => {

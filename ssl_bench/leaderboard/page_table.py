@@ -39,7 +39,7 @@ def section(block: Block, number: int, anchors: Mapping[Path, str]) -> str:
     scales = [_Scale(block, index) for index in range(len(block.columns))]
     rows = "".join(_row(row, paid, scales, anchors) for row in block.rows)
     rows += "".join(_published(row, paid, scales) for row in block.published)
-    return f"""<h2 id="block-{number}">{title}</h2>
+    return f"""<h2 id="block-{number}" tabindex="-1">{title}</h2>
 <p class="facts">{bdi(block_facts(block))}</p>
 <div class="tools" data-block="{number}"></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores" data-block="{number}">
@@ -82,7 +82,8 @@ def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
         f'<td data-value="{"" if value is None else f"{value:.6g}"}">{claim(value)}' for value in row.values
     )
     gaps = '<td data-value="">-' * (3 if paid else 1)
-    name = f'<th scope="row" data-value="{_attribute(row.name)}" data-name="{_attribute(row.name)} (published)">'
+    name = f'<th scope="row" data-value="{_attribute(row.name)}" data-name="{_attribute(row.name)} (published)"'
+    name += f' data-source="{_attribute(row.source)}">'
     source = f"<small>published: {bdi(row.source)}</small>"
     return f'<tr class="published">{name}{_breakable(row.name)}{source}</th>{values}{gaps}</tr>\n'
 

@@ -149,12 +149,14 @@ def _results(results: Sequence[Result]) -> str:
         if result.value is not None and result.interval is not None:
             others = [f"{name} {percent(s.value)}" for name, s in result.variants.items() if name != result.headline]
             name = result.protocol + (f" ({result.branch})" if result.branch else "")
-            rows += f"<tr><th>{bdi(name)}<td>{percent(result.value)}<td>{_ends(result.interval)}"
+            rows += f"<tr><th scope=row>{bdi(name)}<td>{percent(result.value)}<td>{_ends(result.interval)}"
             rows += f"<td>{bdi(f'{result.headline}; ' + ', '.join(others[:8]) if others else result.headline)}\n"
     if not rows:
         return ""
     heads = "".join(f"<th scope=col>{name}" for name in ("protocol", "%", "95 %", "variant; others"))
-    return f'<div class="scroll"><table class="words"><thead><tr>{heads}<tbody>{rows}</table></div>'
+    frame = '<div class="scroll" tabindex="0" role="region" aria-label="Results of the run">'
+    caption = "<caption>Results of the run</caption>"
+    return f'{frame}<table class="words">{caption}<thead><tr>{heads}<tbody>{rows}</table></div>'
 
 
 def _ends(interval: tuple[float, float]) -> str:
@@ -181,8 +183,8 @@ def _monitors(results: Sequence[Result]) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    words = escape(figure.words, quote=True)
+    address, words = (escape(visible(text), quote=True) for text in (figure.address, figure.words))
     return (
-        f'<figure class="image"><img loading="lazy" src="{figure.address}" alt="{words}">'
-        f"<figcaption>{figure.caption}</figcaption></figure>"
+        f'<figure class="image"><img loading="lazy" src="{address}" alt="{words}">'
+        f"<figcaption>{bdi(figure.caption)}</figcaption></figure>"
     )

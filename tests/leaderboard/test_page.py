@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.cli import main
+from ssl_bench.leaderboard.latex import escaped
 from ssl_bench.leaderboard.render import leaderboard, write_page
 
 from . import made
@@ -95,6 +96,22 @@ def test_headings_and_tables_for_screen_readers(page: str, browser: Browser) -> 
         "[...document.querySelectorAll('.scores thead th, .grid thead th')].every(c => c.scope === 'col')"
     )
     assert browser.run("[...document.querySelectorAll('svg.plot')].every(s => s.getAttribute('aria-label'))")
+    assert browser.run("[...document.querySelectorAll('table')].every(t => t.caption)")
+    assert browser.run("[...document.querySelectorAll('tbody th')].every(c => c.scope === 'row')")
+    assert browser.run("[...document.querySelectorAll('.scroll')].every(s => s.tabIndex === 0 && s.ariaLabel)")
+    assert browser.run("[...document.querySelectorAll('input[type=radio]')].every(i => i.closest('fieldset > *'))")
+    assert browser.run("[...document.querySelectorAll('fieldset')].every(f => f.querySelector(':scope > legend'))")
+
+
+def test_a_link_of_the_contents_moves_the_focus(runs: Runs, tmp_path: Path, browser: Browser) -> None:
+    for epochs in (20.0, 40.0):
+        runs.add("mae", 0, {"linear": 0.6}, epochs=epochs)
+    browser.open(write_page([runs.root], tmp_path / "page.html").as_uri())
+    links = browser.run("document.querySelectorAll('nav a').length")
+    for number in range(links):
+        browser.run(f"document.querySelectorAll('nav a')[{number}].click()")
+        focused = "`#${document.activeElement.id}` === document.querySelectorAll('nav a')[%d].getAttribute('href')"
+        assert browser.run(focused % number)
 
 
 @pytest.mark.parametrize(("column", "first", "last"), [("linear", "dino", "random"), ("method", "dino", "simclr")])
@@ -104,6 +121,48 @@ def test_columns_sort_both_ways(page: str, browser: Browser, column: str, first:
     assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
     press(browser, column)
     assert (names(browser)[0], names(browser)[-1]) == (last, first)
+
+
+PUBLISHED = "method,data,backbone,protocol,value,source\n" + "a_b\\c|<d>,cifar10,,linear,99.5,S & T\n"
+
+
+@pytest.fixture
+def beside_published(runs: Runs, tmp_path: Path, browser: Browser) -> Browser:
+    for method, value in (("mae", 0.6), ("zero", 0.5)):
+        runs.add(method, 0, {"linear": value})
+    (tmp_path / "numbers.csv").write_text(PUBLISHED)
+    browser.open(write_page([runs.root], tmp_path / "page.html", published=tmp_path / "numbers.csv").as_uri())
+    return browser
+
+
+@pytest.mark.parametrize("column", ["linear", "method", "seeds"])
+def test_published_numbers_are_in_no_order(beside_published: Browser, column: str) -> None:
+    for _ in range(2):
+        press(beside_published, column)
+        assert names(beside_published)[-1] == "a_b\\c|<d>"
+
+
+def test_copies_hold_published_numbers_and_their_source(beside_published: Browser) -> None:
+    texts = copied(beside_published)
+    lines = list(csv.DictReader(io.StringIO(texts["CSV"])))
+    assert [line["source"] for line in lines] == ["", "", "S & T"]
+    assert (lines[2]["method"], lines[2]["mean"], lines[2]["n"]) == ("a_b\\c|<d> (published)", "0.995", "")
+    assert texts["Markdown"].splitlines()[-1].endswith(r"not ranked: a\_b\\c\|\<d\>: S \& T.")
+    name = r"a\_b\textbackslash{}c\textbar{}\textless{}d\textgreater{}"
+    assert f"{name} (published) & 99.5" in texts["LaTeX"]
+    assert texts["LaTeX"].splitlines()[-1].endswith(name + r": S \& T.\par}")
+
+
+def copied(browser: Browser) -> dict[str, str]:
+    """What each button puts on the clipboard."""
+    browser.run(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (t) => { window.copied = t; }}})"
+    )
+    texts = {}
+    for name in ("Markdown", "CSV", "LaTeX"):
+        browser.run(f"[...document.querySelectorAll('button')].find(b => b.textContent === 'Copy {name}').click()")
+        texts[name] = browser.run("new Promise(done => setTimeout(() => done(window.copied), 0))")
+    return texts
 
 
 def test_gaps_are_last_whichever_way(page: str, browser: Browser) -> None:
@@ -157,15 +216,26 @@ def test_an_address_made_up_by_someone_does_no_harm(page: str, browser: Browser)
     assert browser.complaints == [] and names(browser) == []
 
 
+def test_a_percent_sign_in_the_address_is_text(page: str, browser: Browser) -> None:
+    for text in ("q=100%", "100%", "%"):
+        browser.open(f"{page}#{text}")
+        assert browser.complaints == []
+    browser.open(f"{page}#q=100%")
+    assert browser.run("document.querySelector('input[type=search]').value") == "100%"
+
+
+def test_an_empty_address_is_the_page_as_it_came(page: str, browser: Browser) -> None:
+    before = names(browser)
+    browser.open(f"{page}#sort0=1a")
+    assert names(browser) != before
+    went = "new Promise(done => { addEventListener('hashchange', () => done(), {once: true}); location.hash = ''; })"
+    browser.run(went)
+    assert names(browser) == before and browser.run("document.querySelector('[aria-sort]') === null")
+
+
 def test_copies_hold_what_is_seen(page: str, browser: Browser) -> None:
-    browser.run(
-        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (t) => { window.copied = t; }}})"
-    )
     press(browser, "method")
-    texts = {}
-    for name in ("Markdown", "CSV", "LaTeX"):
-        browser.run(f"[...document.querySelectorAll('button')].find(b => b.textContent === 'Copy {name}').click()")
-        texts[name] = browser.run("new Promise(done => setTimeout(() => done(window.copied), 0))")
+    texts = copied(browser)
     rows = [line.split("|")[1].strip() for line in texts["Markdown"].splitlines()]
     assert rows == ["method", "---", "dino", "mae", "pixels", "random", "simclr"]
     lines = list(csv.DictReader(io.StringIO(texts["CSV"])))
@@ -173,6 +243,14 @@ def test_copies_hold_what_is_seen(page: str, browser: Browser) -> None:
     assert all(float(line["low"]) <= float(line["mean"]) <= float(line["high"]) for line in lines)
     assert texts["LaTeX"].count(r" \\") == 6 and "$\\pm$" in texts["LaTeX"]
     assert len({line.count("&") for line in texts["LaTeX"].splitlines() if "&" in line}) == 1
+
+
+@pytest.mark.parametrize("name", [*HOSTILE.values(), "a\\b_c|<d>", "\\input{x}^~#$%&"])
+def test_latex_of_a_copy_is_that_of_the_command(runs: Runs, browser: Browser, tmp_path: Path, name: str) -> None:
+    runs.add(name, 0, {"linear": 0.6}, folder="a")
+    browser.open(write_page([runs.root], tmp_path / "page.html").as_uri())
+    (row,) = [line for line in copied(browser)["LaTeX"].splitlines() if "60.0" in line]
+    assert row.partition(" & ")[0] == escaped(name)
 
 
 def test_without_a_clipboard_the_text_is_there_to_take(page: str, browser: Browser) -> None:
@@ -240,6 +318,17 @@ def test_figures_embedded_or_left_out(tmp_path: Path) -> None:
     beside = write_page([tmp_path / "runs"], tmp_path / "two.html").read_text(encoding="utf-8")
     for address in re.findall(r'src="([^"]+)"', beside):
         assert (tmp_path / address).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["o#x%20.html", "a:b?c.html", 'd"&amp;<e>.html'])
+def test_images_are_found_whatever_the_page_is_called(tmp_path: Path, browser: Browser, name: str) -> None:
+    made.full_run(tmp_path / "runs", protocols=("knn",), n_test=50, pictures=True)
+    browser.open(write_page([tmp_path / "runs"], tmp_path / name).as_uri())
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    browser.run("document.querySelectorAll('img').forEach((one) => { one.loading = 'eager'; })")
+    assert browser.run("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))") == [
+        *(320, 320, 240)
+    ]
 
 
 def test_the_command_writes_a_folder_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A run's section: how to do it again, what it changed, what it confuses; with files missing or damaged too."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.leaderboard.confusion import classes
+from ssl_bench.leaderboard.figures import FIGURES, figures
 from ssl_bench.leaderboard.recipe import changes
 from ssl_bench.leaderboard.run_section import anchors, command, section
 from ssl_bench.results import Predictions, Run, load_runs, read_result, write_result
@@ -65,3 +67,25 @@ def test_names_and_commands_of_the_shell(tmp_path: Path) -> None:
     other = dataclasses.replace(run, folder=tmp_path / "elsewhere" / "a b")
     names = anchors([run, other])
     assert len(set(names.values())) == 2 and all(re.fullmatch(r"run-[0-9a-f]{8}(-\d+)?", n) for n in names.values())
+
+
+def test_captions_are_those_of_the_figures(tmp_path: Path) -> None:
+    folder = made.full_run(tmp_path, protocols=("knn",), n_test=20, pictures=True)
+    captions = folder / "figures" / "figures.json"
+
+    def shown() -> dict[str, tuple[str, str]]:
+        found = figures(folder, "embed", None, "x")
+        assert "<b>mask" not in section(run_of(tmp_path), "run-1", found)
+        return {name: (figure.caption, figure.words) for name, figure in zip(drawn, found, strict=True)}
+
+    drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").exists()]
+    own = {"caption": "8 test images, <b>mask</b> 0.75", "alt": 'Rows of "8" images'}
+    captions.write_text(json.dumps({"map": own, "attention": {"alt": 5, "caption": ""}, "reconstruction": []}))
+    fixed = {name: FIGURES[name] for name in drawn}
+    assert shown() == fixed | {"map": (own["caption"], own["alt"])}
+    assert "8 test images, &lt;b&gt;mask" in section(run_of(tmp_path), "run-1", figures(folder, "embed", None, "x"))
+    for damaged in (b"{", b"[1]", b"\xff", b'{"map": "x"}', b"[" * 100_000):
+        captions.write_bytes(damaged)
+        assert shown() == fixed
+    captions.unlink()
+    assert shown() == fixed
