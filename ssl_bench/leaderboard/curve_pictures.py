@@ -64,8 +64,9 @@ def partial_finetuning(view: View) -> Picture | None:
     order = {place: index for index, place in enumerate(places)}
     body = _lines(found, "last blocks that learn", lambda x: order[x], [(order[p], f"{p:g}") for p in places])
     most = max(gains, key=lambda name: gains[name])
-    title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks {most} gains most, "
-    title += f"{percent(gains[most])} points"
+    title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks "
+    title += f"the mean of {most} changes by {100 * gains[most]:+.1f} points"
+    title += ", the highest gain of means" if len(gains) > 1 and view.block.ranked else ""
     body += legend((name, line.style) for name, line in found.items())
     return Picture(title, body, "Test accuracy with 95 % intervals; the last place is all blocks.")
 
@@ -97,20 +98,20 @@ def label_efficiency(view: View) -> Picture | None:
     """A panel for each way to learn from few labels: accuracy over the number of labels."""
     images = view.block.data, view.block.fingerprint
     curves = label_curves({label(row): (row, view.style(row), False) for row in view.lines}, images)
-    ranked = [
-        [(line.points[0].mean, line.points[-1].mean, name) for name, line in found.items() if line.style != BASELINE]
-        for found in curves.values()
-    ]
-    leads = [(max(found)[2], max(found, key=lambda ends: ends[1])[2]) for found in ranked if found]
-    if not leads:
+    ends = {
+        way: [
+            (line.points[0].mean, line.points[-1].mean, name) for name, line in found.items() if line.style != BASELINE
+        ]
+        for way, found in curves.items()
+    }
+    way, first = next(((way, found) for way, found in ends.items() if found), ("", []))
+    if not first:
         return None
-    few, many = leads[0]
-    title = "Label efficiency: "
-    title += (
-        f"{few} leads with the fewest labels and with the most"
-        if few == many
-        else (f"{few} leads with the fewest labels, {many} with the most")
-    )
+    title = "Label efficiency"
+    if len(first) > 1 and view.block.ranked:
+        few, many = max(first)[2], max(first, key=lambda found: found[1])[2]
+        title += f": {few} has the highest mean with the fewest labels"
+        title += f"{' and' if few == many else f', {many}'} with the most ({way[0].lower()}{way[1:]})"
     names = {name: line.style for found in curves.values() for name, line in found.items()}
     body = f'<div class="panels">{"".join(label_panels(curves))}</div>{legend(names.items())}'
     return Picture(title, body, "Test accuracy with 95 % intervals.")
@@ -195,7 +196,7 @@ def _lines(
 
 def online_probes(view: View) -> Picture | None:
     """A panel for each online probe: its accuracy over the passes, mean over seeds."""
-    panels, ahead = [], ""
+    panels, title = [], "Online probes"
     names: dict[str, int] = {}
     read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
     for probe in ("linear", "knn"):
@@ -214,12 +215,14 @@ def online_probes(view: View) -> Picture | None:
             plot.line([(x, 100 * y) for x, y in points], style, name)
             for x, y in points if len(points) <= 15 else points[-1:]:
                 plot.mark(x, 100 * y, style, f"{name}, after {x:.3g} passes: {percent(y)} %")
+        if not panels and len(found) > 1 and view.block.ranked:
+            first = max(found, key=lambda name: found[name][-1][1])
+            title += f": {first} has the highest mean of {probe} at the end"
         words = "; ".join(f"{name} ends at {percent(points[-1][1])}" for name, points in found.items())
         panels.append(f"<div>{plot.svg(words)}</div>")
         names |= {name: view.styles.get(name, 0) for name in found}
-        ahead = ahead or max(found, key=lambda name: found[name][-1][1])
     if not panels:
         return None
     note = "Mean over seeds, on a part of the selection images, never on test images: a monitor, not a result."
     body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
-    return Picture(f"Online probes: {ahead} is ahead at the end", body, note)
+    return Picture(title, body, note)

@@ -1,6 +1,6 @@
 """Pictures as SVG: scales, axes, lines, marks with their data on hover. Colours and dashes are the style sheet's.
 
-A style is a number: its colour is one of COLOURS, its mark one of SHAPES, so that lines differ without colour, too.
+A style is a number: its colour is one of COLOURS, its mark one of OUTLINES, so that lines differ without colour, too.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import final
 from ssl_bench.leaderboard.text import visible
 
 COLOURS = 8
-SHAPES = 5
 # Of each mark: from its middle to where its outline starts, and the outline.
 OUTLINES = (
     (-4.0, 0.0, "a4 4 0 1 0 8 0a4 4 0 1 0-8 0"),
@@ -20,7 +19,11 @@ OUTLINES = (
     (0.0, -5.2, "l5.2 5.2-5.2 5.2-5.2-5.2z"),
     (0.0, -4.8, "l4.6 8.4h-9.2z"),
     (0.0, 4.8, "l4.6-8.4h-9.2z"),
+    (-1.5, -4.5, "h3v3h3v3h-3v3h-3v-3h-3v-3h3z"),
+    (-4.5, -4.5, "h9l-9 9h9z"),
+    (0.0, -2.0, "l3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3 2-2z"),
 )
+SHAPES = len(OUTLINES)
 BASELINE = -1  # the style of what was not pretrained
 Point = tuple[float, float]
 
@@ -219,8 +222,8 @@ def tone(style: int) -> str:
 
 
 def mark_path(x: float, y: float, style: int) -> str:
-    """Outline of a style's mark around a point: circle, square, diamond, triangle, triangle upside down."""
-    dx, dy, outline = OUTLINES[style % SHAPES if style >= 0 else 0]
+    """Outline of a style's mark around a point: the next one where its colour comes around again."""
+    dx, dy, outline = OUTLINES[(style + style // COLOURS) % SHAPES if style >= 0 else 0]
     return f"M{_short(x + dx)} {_short(y + dy)}{outline}"
 
 

@@ -13,19 +13,21 @@ COSTS = (("seconds", "seconds of pretraining"), ("flops", "FLOPs of pretraining"
 
 
 def results(view: View) -> Picture | None:
-    """A panel for each protocol: every method with its interval, best first."""
+    """A panel for each protocol: every method with its interval, best first where they are ranked."""
     columns = honest(view.block.columns)
     if len(view.block.rows) < 2 or not view.pretrained:
         return None
     panels = "".join(_panel(view, index) for index in columns)
     leaders = [_leaders(view, index) for index in columns]
     tops = [names[0] for names in leaders if names]
-    first = max(sorted(set(tops)), key=tops.count, default="")
-    title = f"Results: {first} has the highest mean in {tops.count(first)} of {len(columns)} protocols"
-    alone = sum(len(names) == 1 for names in leaders)
-    title += f"; {alone} {'has' if alone == 1 else 'have'} one clear winner" if tops else ""
-    note = "Filled marks are not significantly worse than the best of their protocol, hollow ones are. Lines are 95 % "
-    note += "intervals, the dashed line is the random backbone."
+    title, note = "Results", ""
+    if tops:
+        first = max(sorted(set(tops)), key=tops.count)
+        alone = sum(len(names) == 1 for names in leaders)
+        title += f": {first} has the highest mean in {tops.count(first)} of {len(tops)} protocols"
+        title += f"; in {alone} the best is significantly better than all others"
+        note = "Filled marks are not significantly worse than the best of their protocol, hollow ones are. "
+    note += "Lines are 95 % intervals, the dashed line is the random backbone."
     hidden = len(view.block.rows) - MOST_ROWS
     note += f" The best {MOST_ROWS} of {len(view.block.rows)} rows." if hidden > 0 else ""
     return Picture(title, f'<div class="panels">{panels}</div>', note)
@@ -38,7 +40,7 @@ def _leaders(view: View, index: int) -> list[str]:
 
 def _panel(view: View, index: int) -> str:
     found = [(row, cell) for row in view.block.rows if (cell := row.cells[index])]
-    found = sorted(found, key=lambda pair: -pair[1].mean)[:MOST_ROWS]
+    found = (sorted(found, key=lambda pair: -pair[1].mean) if view.block.ranked else found)[:MOST_ROWS]
     column, random = view.block.columns[index], view.random(index)
     places = [100 * value for _, cell in found for value in (cell.low, cell.high)]
     places += [100 * random.mean] if random else []
@@ -53,7 +55,8 @@ def _panel(view: View, index: int) -> str:
     plot.names(enumerate(names))
     for place, (row, cell) in enumerate(found):
         words, ends = f"{label(row)}: {told(cell)}", (100 * cell.low, 100 * cell.high)
-        plot.mark(100 * cell.mean, place, view.style(row), words, not cell.unbeaten, x_ends=ends)
+        hollow = bool(column.test) and not cell.unbeaten
+        plot.mark(100 * cell.mean, place, view.style(row), words, hollow, x_ends=ends)
     return plot.svg(f"{column.title}: " + ", ".join(f"{label(row)} {percent(cell.mean)}" for row, cell in found))
 
 
@@ -135,10 +138,12 @@ def compute(views: Sequence[View]) -> Picture | None:
         plots.append(f'<div class="choice">{_against(known, front, kind, words, protocol or "")}</div>')
     if not choices:
         return None
-    title = f"Accuracy against compute: by {fronts[0][0].partition(' of')[0]}, nothing is both cheaper and better than "
-    title += listed(fronts[0][1], 5)
+    title = f"Accuracy against compute: by {fronts[0][0].partition(' of')[0]}, nothing has both a lower cost and a "
+    title += f"higher mean than {listed(fronts[0][1], 5)}"
     shown = dict.fromkeys((label(row), view.style(row)) for view, row, _ in points)
-    body = f'<div class="choices">{"".join(choices)}{"".join(plots)}</div>{legend(shown)}'
+    body = (
+        f'<fieldset class="choices"><legend>Cost</legend>{"".join(choices)}{"".join(plots)}</fieldset>{legend(shown)}'
+    )
     return Picture(title, body, f"{protocol}, 95 % intervals; the line joins what nothing cheaper reaches.")
 
 

@@ -9,7 +9,7 @@ import pytest
 from ssl_bench.leaderboard import curve_pictures, page, rank_pictures, score_pictures
 from ssl_bench.leaderboard.history import mean_over, thinned
 from ssl_bench.leaderboard.marks import marked
-from ssl_bench.leaderboard.plot import Plot, Scale, around
+from ssl_bench.leaderboard.plot import COLOURS, Plot, Scale, around, mark_path, tone
 from ssl_bench.leaderboard.table import Table, build
 from ssl_bench.leaderboard.view import View, styles_of
 from ssl_bench.results import load_runs
@@ -45,11 +45,32 @@ def test_each_picture_appears_where_there_is_data_and_nowhere_else(view: View, r
 
 def test_a_title_says_what_to_see(view: View) -> None:
     titles = {draw.__name__: draw(view).title for draw in page.PICTURES}  # type: ignore[union-attr]
-    assert re.match(r"Results: byol has the highest mean in 1[0-2] of 12 protocols", titles["results"])
+    assert re.match(
+        r"Results: byol has the highest mean in 1[0-2] of 12 protocols; in \d+ the best is significantly",
+        titles["results"],
+    )
     assert re.search(r"(alike|in part) \(Kendall's tau \+\d\.\d\d, 4 methods\)", titles["linear_against_finetuning"])
-    assert titles["label_efficiency"] == "Label efficiency: byol leads with the fewest labels and with the most"
-    assert titles["online_probes"] == "Online probes: byol is ahead at the end"
+    few = "byol has the highest mean with the fewest labels and with the most (frozen, ridge regression)"
+    assert titles["label_efficiency"] == f"Label efficiency: {few}"
+    assert titles["online_probes"] == "Online probes: byol has the highest mean of linear at the end"
+    assert re.search(r" changes by \+\d+\.\d points, the highest gain of means$", titles["partial_finetuning"])
     assert re.match(r"Ranks: byol is first with probability \d+ %", titles["ranks"])
+
+
+def test_a_title_of_one_method_ranks_nothing(tmp_path: Path) -> None:
+    made.full_run(tmp_path, "mae", 0, n_test=100)
+    made.baselines(tmp_path, n_test=100)
+    (view,) = tables(tmp_path)[1]
+    titles = {draw.__name__: found.title for draw in page.PICTURES if (found := draw(view))}
+    assert titles["label_efficiency"] == "Label efficiency" and titles["online_probes"] == "Online probes"
+    assert re.search(r"the mean of mae changes by \+\d+\.\d points$", titles["partial_finetuning"])
+    assert re.match(r"Results: mae has the highest mean in 3 of 3 protocols; in \d ", titles["results"])
+
+
+def test_styles_differ_without_colour() -> None:
+    marks = [mark_path(6, 6, style) for style in range(8 * COLOURS)]
+    assert len(set(marks[:8])) == 8
+    assert len({(mark, tone(style)) for style, mark in enumerate(marks)}) == len(marks)
 
 
 def test_marks_stand_where_their_numbers_say() -> None:
