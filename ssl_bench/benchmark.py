@@ -116,10 +116,8 @@ def find_file(name: str) -> Path:
 
 def run_benchmark(benchmark: Benchmark) -> int:
     """Carry out a plan; 1 if something failed."""
-    fits = benchmark.fits
-    say(
-        f"{len(fits)} runs, {sum(job.done for job in fits)} of them done; {len(benchmark.jobs) - len(fits)} evaluations"
-    )
+    fits, evaluations = benchmark.fits, sum(job.asked is not None for job in benchmark.jobs)
+    say(f"{len(fits)} runs, {sum(job.done for job in fits)} of them done; {evaluations} evaluations")
     if benchmark.dry_run:
         _show_plan(benchmark)
         return 0
@@ -144,7 +142,8 @@ def _show_plan(benchmark: Benchmark) -> None:
     """Print what is done and what is not; how long that will take."""
     protocols = {job: job.left(benchmark.logs) for job in benchmark.jobs if job.asked is not None}
     for job in benchmark.jobs:
-        done = not protocols[job] if job in protocols else job.done
+        drawn = job.after is not None and (job.after / "figures" / "state.json").is_file()
+        done = not protocols[job] if job in protocols else job.done or drawn and job.folder is None
         print(f"{'done' if done else 'todo'}  {job.title}  {job.folder or ''}".rstrip())
     if benchmark.estimate:
         from ssl_bench.estimate import estimated
@@ -153,12 +152,13 @@ def _show_plan(benchmark: Benchmark) -> None:
 
 
 def _leaderboard(benchmark: Benchmark) -> Path:
-    """Print the table of all runs and write its page; the page's path."""
+    """Print the table of all runs and write its page, with the pictures of the runs beside it; the page's path."""
+    from ssl_bench.leaderboard.page import html
     from ssl_bench.leaderboard.render import rendered, tabled
 
     page = benchmark.runs / "leaderboard.html"
     found = tabled([benchmark.runs], benchmark.by)
-    write_text(page, rendered(*found, "html"))
+    write_text(page, html(*found, "beside", benchmark.runs / "leaderboard-images"))
     print(rendered(*found, "table"), end="", flush=True)
     return page
 
@@ -194,7 +194,12 @@ class Grid:
         with ThreadPoolExecutor(self.slots) as pool:
             try:
                 while True:
-                    ready = [job for job in self.waiting if job.after is None or job.after in self.done]
+                    left = {*self.waiting, *running.values()}
+                    ready = [
+                        job
+                        for job in self.waiting
+                        if (job.after is None or job.after in self.done) and job.behind not in left
+                    ]
                     for job in ready[: self.slots - len(running)]:
                         self.waiting.remove(job)
                         running[pool.submit(self._process, job)] = job

@@ -24,7 +24,7 @@ from ssl_bench.results import read_run
 from ssl_bench.run_folder import NOT_IDENTITY, run_folder
 
 DEFAULT_PROTOCOLS = ("knn", "linear")
-KEYS = ("methods", "data", "backbones", "seeds", "axes", "fit", "evaluate", "baselines", "by")
+KEYS = ("methods", "data", "backbones", "seeds", "axes", "fit", "evaluate", "baselines", "figures", "by")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
 
@@ -40,7 +40,8 @@ class Job:
         after: The run folder that it needs finished, if any.
         network: Options and seed of the network that it starts with, as JSON.
         config: Of its run; None for an evaluation.
-        asked: What an evaluation was asked for; None for a run.
+        asked: What an evaluation was asked for; None for any other job.
+        behind: The job that has to end first, whether it fails or not.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Job:
     network: str = ""
     config: Mapping[str, Any] | None = None
     asked: Evaluate | None = None
+    behind: "Job | None" = None
 
     @property
     def done(self) -> bool:
@@ -86,7 +88,7 @@ class Stage:
 
 
 def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list[Job]:
-    """Jobs of a benchmark file: what to pretrain, then an evaluation for each run and for each baseline.
+    """Jobs of a benchmark file: what to pretrain, an evaluation for each run and each baseline, pictures if asked for.
 
     Args:
         tree: The file.
@@ -113,7 +115,12 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
         for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
             evaluations.setdefault(_subject(job), job)  # two entries of `data` may be the same images
         fits |= {folder: job for folder, job in jobs.items() if folder not in fits}
-    return [*fits.values(), *_named_apart(list(evaluations.values()))]
+    evaluated = _named_apart(list(evaluations.values()))
+    drawn = tree.get("figures", False)
+    if not isinstance(drawn, bool):
+        raise UserError(f"a benchmark file's figures are true or false, not {drawn!r}")
+    first = [job for job in fits.values() if job.config and job.config["seed"] == points[0]["seed"]]
+    return [*fits.values(), *evaluated, *_figures(tree, first if drawn else [], evaluated, extra)]
 
 
 def _named_apart(jobs: Sequence[Job]) -> list[Job]:
@@ -217,6 +224,25 @@ def _evaluations(
             subject = Subject(f"random:{backbone['name']}@{seed}", None, "random", backbone, seed)
             found.append(evaluation(f"random:{number}", subject, *own))
     return found
+
+
+def _figures(
+    tree: Mapping[str, Any], runs: Sequence[Job], evaluations: Sequence[Job], extra: Sequence[str]
+) -> list[Job]:
+    """A process for the pictures of each run, once its evaluation has computed the features and is gone from W&B."""
+    device = (tree.get("evaluate") or {}).get("device")
+    flags = [*([f"--device={device}"] if device else []), *extra]
+    behind = {job.after: job for job in evaluations}
+    return [
+        Job(
+            f"figures of {run.log}",
+            ("figures", str(run.folder), *flags),
+            f"figures-of-{run.log}",
+            after=run.folder,
+            behind=behind[run.folder],
+        )
+        for run in runs
+    ]
 
 
 def _subject(job: Job) -> str:

@@ -49,7 +49,10 @@ def estimated(jobs: Sequence[Job], protocols: Mapping[Job, Sequence[str]], runs:
         lines.append(f"  {evaluations} evaluations{f', each as here before: {counted}' if counted else ''}")
     if without:
         lines.append(f"  not counted, for no result in {runs} says what it takes: {', '.join(without)}")
-    at_least = "at least " if without or len(known) < len(fits) + len(left) else ""
+    figures = [job for job in jobs if job.behind is not None]
+    if figures:
+        lines.append(f"  not counted: the pictures of {len(figures)} runs")
+    at_least = "at least " if without or figures or len(known) < len(fits) + len(left) else ""
     whole = max([sum(known) / slots, *known]) if known else 0.0
     return [*lines, f"  together: {at_least}{_clock(whole)}"]
 

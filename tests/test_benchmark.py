@@ -2,12 +2,14 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tiny import TINY
+from wandb_server import WandbServer
 
 from ssl_bench import registry
 from ssl_bench.benchmark import Benchmark, Grid, _gpus, find_file, parse_benchmark
@@ -120,6 +122,44 @@ def test_a_protocol_is_read_as_it_is(name: str) -> None:
     assert json.dumps(made.options(), sort_keys=True) == json.dumps(given, sort_keys=True)
 
 
+def test_pictures_are_drawn_of_the_first_seed_after_its_evaluation(tmp_path: Path) -> None:
+    evaluate = {"protocols": ["knn"], "device": "cpu"}
+    file = write(tmp_path, figures=True, seeds=[3, 0, 1], evaluate=evaluate)
+    argv = ["-c", str(file), "--runs", str(tmp_path / "runs")]
+    jobs = parse_benchmark([*argv, "--wandb=offline"]).jobs
+    first = [job for job in jobs if job.config and job.config["seed"] == 3]
+    drawn = [job for job in jobs if job.argv[0] == "figures"]
+    assert [job.argv[1] for job in drawn] == [str(job.folder) for job in first] and len(first) == 2
+    assert all({"--device=cpu", "--wandb=offline"} < set(job.argv) for job in drawn)
+    for job in drawn:
+        assert job.behind is not None and job.behind.argv[:2] == ("evaluate", str(job.after))
+    assert not any(job.argv[0] == "figures" for job in plan({"methods": ["mae"], "data": ["digits"]}, tmp_path))
+    with pytest.raises(UserError, match="figures are true or false, not 'yes'"):
+        plan({"methods": ["mae"], "data": ["digits"], "figures": "yes"}, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")
+def test_from_a_file_to_pictures_at_wandb(server: WandbServer, tmp_path: Path, capfd: Capture) -> None:
+    evaluate = {"protocols": ["knn"]}
+    file = write(tmp_path, methods=[MAE], seeds=[0], baselines=["pixels"], evaluate=evaluate, figures=True)
+    wandb = ["--wandb=online", "--wandb_project=team/p", "--wandb_group=grid"]
+    assert main(["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs"), "--jobs=2", *wandb]) == 0
+    said = capfd.readouterr()
+    assert "1 runs, 0 of them done; 2 evaluations" in said.err and "[4/4]" in said.err
+    logs = "".join(log.read_text() for log in (tmp_path / "runs" / "logs").glob("*.log"))
+    assert "warning" not in logs
+    arrived = {run.config["method_name"]: run for run in server.runs.values()}
+    assert set(arrived) == {"mae", "pixels"}
+    run = arrived["mae"]
+    assert run.fields["groupName"] == "grid" and run.summary["status"] == "finished"
+    assert run.summary["knn/accuracy"] > 0 and "figures/reconstruction" in run.summary
+    steps = [row["_step"] for row in run.history]
+    assert steps == sorted(set(steps))
+    page = (tmp_path / "runs" / "leaderboard.html").read_text()
+    copy = next((tmp_path / "runs" / "leaderboard-images").glob("*-reconstruction.png"))
+    assert f"leaderboard-images/{copy.name}" in page
+
+
 # Slots. Commands that answer at once stand for runs: what is tested is which are begun, and when.
 
 
@@ -164,6 +204,14 @@ def test_what_failed_is_taken_up_when_asked(tmp_path: Path) -> None:
     assert begun(tmp_path) == ["breaks", "works"]  # evaluations skip what they have done themselves
     mended = [job("breaks", "list", "methods")]  # another command is another chance
     assert grid(tmp_path, mended) == {} and not list((tmp_path / "logs").glob("*.failed"))
+
+
+def test_what_is_behind_another_waits_for_its_end(tmp_path: Path) -> None:
+    for slots in (1, 2):
+        first = job("breaks", "list", "nonsense")
+        jobs = [replace(job("behind it"), behind=first), first]
+        assert list(grid(tmp_path / str(slots), jobs, slots)) == ["breaks"]
+        assert begun(tmp_path / str(slots)) == ["breaks", "behind it"]
 
 
 def test_slots_work_side_by_side_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,27 @@ def test_fit_and_evaluate_log_into_one_run(server: WandbServer, tmp_path: Path, 
     assert "warning" not in capsys.readouterr().err
 
 
+def test_pictures_are_sent_to_the_run_itself(
+    server: WandbServer, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    only = ["--only=views", "--images=2"]
+    monkeypatch.setenv("SSL_BENCH_WANDB_PROJECT", "team/p")
+    assert main(["figures", str(tiny_run), *only]) == 0
+    assert server.operations == []
+    assert main(["figures", str(tiny_run), *only, "--wandb=online", "--wandb_group=grid"]) == 0
+    (arrived,) = server.runs.values()
+    assert tiny_run.name.endswith(arrived.name) and arrived.fields["groupName"] == "grid"
+    sent = arrived.files[arrived.summary["figures/views"]["path"]]
+    assert sent == (tiny_run / "figures" / "views.png").read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr("ssl_bench.wandb_run.PROBE_SECONDS", 1.0)
+    server.mode = "error"
+    assert main(["figures", str(tiny_run), *only, "--wandb=online"]) == 0
+    assert capsys.readouterr().err.count("warning") == 1
+    assert main(["figures", str(tiny_run), *only, "--wandb=onlin"]) == 2
+    assert main(["figures", str(tiny_run), *only, "--wandb_project=a/b/c"]) == 2
+
+
 def test_logging_changes_no_bit_of_a_run(
     server: WandbServer, tiny_config: Callable[..., Any], tiny_run: Path, tmp_path: Path
 ) -> None:
