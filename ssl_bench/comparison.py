@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_bench.statistics import LEVEL
+from ssl_bench.statistics import LEVEL, variance_of_draws
 
 Floats: TypeAlias = NDArray[np.float64]
 Verdict: TypeAlias = Literal["better", "tie", "undecided"]
@@ -255,28 +255,19 @@ def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: 
     Simulated coverage of the 95 % interval with 2, 3 and 5 seeds: 93.7 to 96.5 %, whether seeds err on the same images
     or on different ones. Drawing seeds with replacement, then images, and no more: 83 to 99 %.
     """
-    parts = [_part(method.right.mean(1)) for method in (a, b)]
+    repeated = [method.right.mean(1) for method in (a, b)]
     if repeats == "draws":
-        parts.append(_part(a.right.mean(0) - b.right.mean(0)))
+        repeated.append(a.right.mean(0) - b.right.mean(0))
+    parts = [(*variance_of_draws(values), len(values) - 1) for values in repeated]
     spread = sum(variance for variance, _, _ in parts)
     total = float(images.var())
-    own = max(0.0, total - sum(twice for _, _, twice in parts))
+    own = max(0.0, total - sum(twice for _, twice, _ in parts))
     moved = seeds + images * math.sqrt(own / total) if total > 0 else seeds
-    uncertain = sum(variance**2 / df for variance, df, _ in parts if df)
+    uncertain = sum(variance**2 / df for variance, _, df in parts if df)
     if uncertain == 0:
         return moved
     df = (spread + own) ** 2 / uncertain
     return np.asarray(moved * np.sqrt(df / np.random.default_rng(1).chisquare(df, len(moved))))
-
-
-def _part(values: Floats) -> tuple[float, int, float]:
-    """Of values (S, N): variance of their mean from the S; degrees of freedom; what of it the images have as well."""
-    s, n = values.shape
-    if s == 1:
-        return 0.0, 0, 0.0
-    rows, columns = values.mean(1, keepdims=True), values.mean(0)
-    mixed = float(((values - rows - columns + values.mean()) ** 2).sum()) / ((s - 1) * max(1, n - 1))
-    return float(rows.var(ddof=1)) / s, s - 1, mixed / (n * s)
 
 
 def _weighted(values: Floats, names: Sequence[str], draws: int, seed: int) -> Floats:
