@@ -196,7 +196,8 @@ def _lines(
 
 def online_probes(view: View) -> Picture | None:
     """A panel for each online probe: its accuracy over the passes, mean over seeds."""
-    panels, title = [], "Online probes"
+    title = "Online probes"
+    panels: list[str] = []
     names: dict[str, int] = {}
     read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
     for probe in ("linear", "knn"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.files import write_text
-from ssl_bench.leaderboard import latex, text
+from ssl_bench.leaderboard import latex, terminal, text
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.published import read_published, with_published
 from ssl_bench.leaderboard.table import Table, build, checked_by
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Compared: TypeAlias = "tuple[BlockComparison | None, ...]"
 
 TEXTS: dict[str, Callable[[Table], str]] = {
-    "table": text.terminal,
+    "table": terminal.terminal,
     "csv": text.comma_separated,
     "markdown": text.markdown,
     "json": text.as_json,

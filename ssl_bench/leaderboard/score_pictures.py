@@ -80,7 +80,7 @@ def linear_against_finetuning(view: View) -> Picture | None:
         plot.mark(x, y, view.style(row), words, x_ends=ends[0], y_ends=ends[1])
         if len(found) <= 20:
             _beside(plot, x, y, shortened(label(row), 24), taken)
-    title = f"Linear probe against fine-tuning: {agreement(ours)}"
+    title = "Linear probe against fine-tuning" + (f": {agreement(ours)}" if view.block.ranked else "")
     return Picture(title, plot.svg(title), "Lines are 95 % intervals.")
 
 

@@ -1,4 +1,4 @@
-"""The table as text: for a terminal, as Markdown, CSV, JSON and LaTeX, and the words that all formats share.
+"""The table as text: as Markdown, CSV and JSON, and the words that all formats share.
 
 Names come from users and file systems: what a reader could not see as a character is written as its escape.
 """
@@ -15,8 +15,6 @@ from collections.abc import Iterable, Sequence
 from ssl_bench.leaderboard.table import Absent, Block, Cell, Row, Table
 
 TERMINAL_WIDTH = 100
-NAME_WIDTH = 34
-TITLE_WIDTH = 16
 LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test images."
 MARKS = {
     "*": "not significantly worse than the best of its column, at 5 %",
@@ -30,20 +28,6 @@ ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "
 COLUMN_FIELDS = ("title", "variant", "oracle", "test")
 CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "unbeaten", "on_edge")
 EMPTY = "No finished and evaluated run."
-
-
-def terminal(table: Table) -> str:
-    """Tables of at most 100 columns; a wide one continues below itself."""
-    parts = []
-    for block in table.blocks:
-        parts += [*wrapped(block_title(block)), *wrapped(block_facts(block)), "", *_grid(block), ""]
-    parts += wrapped(legend(table))
-    if table.absent:
-        cells = [[visible(part) for part in absent_cells(run)] for run in table.absent]
-        parts += ["", "Not in the tables:"]
-        parts += [line for run in aligned(cells, "<<<<<") for line in wrapped(run, indent="    ")]
-    parts += [line for note in table.notes for line in wrapped(f"Note: {note}.", indent="    ")]
-    return "\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def markdown(table: Table) -> str:
@@ -236,52 +220,13 @@ def absent_cells(run: Absent) -> list[str]:
     return [run.run, run.method, "-" if run.seed is None else str(run.seed), run.status, run.reason]
 
 
-def _grid(block: Block) -> list[str]:
-    """Lines of a block's table, in as many parts beside each other as the width asks for below each other."""
-    labels = [*map(label, block.rows), *(f"{row.name} (published)" for row in block.published)]
-    names = [textwrap.wrap(visible(name), NAME_WIDTH, subsequent_indent="  ") or [""] for name in labels]
-    none = [["-"] for _ in block.published]
-    first = [[["method"], *names], [["seeds"], *([seeds(row)] for row in block.rows), *none]]
-    columns = []
-    for i, column in enumerate(block.columns):
-        titles = textwrap.wrap(visible(column.title), TITLE_WIDTH) + textwrap.wrap(visible(column.variant), TITLE_WIDTH)
-        claims = [[claim(row.values[i])] for row in block.published]
-        columns.append([titles, *([score(row.cells[i], row)] for row in block.rows), *claims])
-    if pretrained(block):
-        columns.append([["epochs", "x views"], *([epochs(row)] for row in block.rows), *none])
-        columns.append([["time"], *([duration(row.seconds)] for row in block.rows), *none])
-    parts = [list(first)]
-    for column_lines in columns:
-        if sum(map(_widest, parts[-1])) + 2 * len(parts[-1]) + _widest(column_lines) > TERMINAL_WIDTH:
-            parts.append(list(first))
-        parts[-1].append(column_lines)
-    lines = []
-    for part in parts:
-        rows = [line for group in zip(*part, strict=True) for line in _side_by_side(group)]
-        padded = aligned(rows, "<" + ">" * (len(part) - 1))
-        head = max(len(column[0]) for column in part)
-        lines += [*padded[:head], "-" * max(map(_width, padded)), *padded[head:], ""]
-    return lines[:-1]
-
-
 def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of at most a terminal's width."""
     return textwrap.wrap(visible(text), TERMINAL_WIDTH, subsequent_indent=indent)
 
 
-def _side_by_side(cells: Iterable[Sequence[str]]) -> list[list[str]]:
-    cells = list(cells)
-    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(max(map(len, cells)))]
-
-
-def _widest(column: Iterable[Iterable[str]]) -> int:
-    return max(_width(line) for lines in column for line in lines)
-
-
 def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Cells padded to their columns; marks hang to the right of the numbers that are aligned."""
-    marks = [max(_hanging(cell) for cell in column) for column in zip(*rows, strict=True)]
-    rows = [[cell + " " * (mark - _hanging(cell)) for cell, mark in zip(row, marks, strict=True)] for row in rows]
+    """Cells padded to their columns."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -293,10 +238,6 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
 def _padded(cell: str, width: int, side: str) -> str:
     space = " " * (width - _width(cell))
     return cell + space if side == "<" else space + cell
-
-
-def _hanging(cell: str) -> int:
-    return len(cell) - len(cell.rstrip("*†")) if "±" in cell else 0
 
 
 def _width(text: str) -> int:

@@ -29,6 +29,7 @@ HOSTILE = [
     "方法" * 30,
     "x" * 300,
     "&lt;b&gt;",
+    "[bold red]x[/] :boom: [link=file:///etc/passwd]y[/link]",
 ]
 
 
@@ -148,13 +149,13 @@ def test_the_terminal_table_as_it_looks(runs: Runs) -> None:
 cifar10, vit_nano_patch4_32 (img_size=32), 40 epochs x views
 2.7 M parameters, 0.351 GFLOPs per image, 65 tokens, images aa11bb22
 
-method  seeds        knn      linear   epochs    time
-                     k20     cls+avg  x views
------------------------------------------------------
+               knn         linear      epochs
+method  seeds  k20         cls+avg    x views    time
+─────────────────────────────────────────────────────
 mae       n=2  50.0 ±2.2   70.0 ±2.0   20 x 2  12 min
-simclr    n=1  60.0 ±2.2*          -   20 x 2  12 min
-random    n=1  40.0 ±2.2           -        -       -
-pixels    n=1  38.0 ±2.1           -        -       -
+simclr    n=1  60.0 ±2.2*     -        20 x 2  12 min
+random    n=1  40.0 ±2.2      -             -       -
+pixels    n=1  38.0 ±2.1      -             -       -
 
 Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test
 images. * not significantly worse than the best of its column, at 5 %: tests from the intervals
@@ -190,6 +191,21 @@ def test_hostile_names_are_text(runs: Runs, name: str) -> None:
     rows = [line for line in shown["markdown"].splitlines() if line.startswith("|") and "70.0" in line]
     assert len(rows) == 1
     assert len(re.findall(r"(?<!\\)\|", rows[0].replace("\\\\", ""))) == 6
+
+
+@pytest.mark.parametrize("name", ["[bold red]x[/]", "[/]", ":boom:", "a[0]"])
+def test_the_terminal_takes_names_as_they_are_and_has_no_colour(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    runs.add(name, 0, {"linear": 0.7}, folder="[i]r[dim]")
+    runs.add(name, 0, {"linear": 0.7}, folder="later", created="2026-01-02T00:00:00+00:00")
+    runs.add("dino", 0, status="failed", error=f"{name} failed " * 20, folder="failed-" + "x" * 120)
+    plain = leaderboard([runs.root])
+    assert name in plain and "[i]r[dim] counts once" in plain and f"{name} failed" in plain
+    assert max(map(len, plain.splitlines())) <= 100
+    for variable, value in {"FORCE_COLOR": "1", "COLUMNS": "300", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(variable, value)
+    assert leaderboard([runs.root]) == plain
 
 
 def test_a_folder_whose_name_is_no_unicode(runs: Runs) -> None:
