@@ -1,19 +1,22 @@
 """What a comparison says, in words: who leads where, what ties, what beats no baseline, what protocols disagree on.
 
-Every sentence is computed from the numbers of `compare`; a difference that was not shown is called so. Torch-free.
+Every sentence is computed from the numbers of `compare`, or from the leaderboard's marks where predictions were not
+compared; a difference that was not shown is called so. Torch-free.
 """
 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ssl_bench.comparison import Pair
-from ssl_bench.leaderboard.significance import BlockComparison, Protocol, Ranking, Report, build_report
+from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
+from ssl_bench.leaderboard.table import Block, Table
+from ssl_bench.leaderboard.text import block_facts, block_title, label
 
 Kind: TypeAlias = Literal["leader", "tie", "baseline", "disagreement", "rank", "caveat"]
 SHOWN = 3  # of what there may be many of
+NEEDED = "two methods with results of one protocol, images, architecture and budget are needed"
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,34 @@ class Finding:
     text: str
 
 
-def findings(paths: Iterable[Path], by: str = "views") -> tuple[Finding, ...]:
-    """Findings of the runs at or below the paths, block by block.
+def findings(table: Table, compared: Sequence[BlockComparison | None]) -> tuple[Finding, ...]:
+    """Findings of a leaderboard, block by block: as `tabled` gives it, so that they say what its marks say.
 
     Args:
-        paths: Run folders, or folders of them.
-        by: Budget that methods must share to be compared.
-
-    Raises:
-        UserError: Fewer than two methods to compare, or predictions missing.
+        table: Its marks set.
+        compared: What is known of each block's predictions.
     """
-    return of_report(build_report(paths, by=by))
+    blocks = tuple(_with_intervals(block, known) for block, known in zip(table.blocks, compared, strict=True))
+    found = of_report(Report(blocks, None, ()))
+    return found or (Finding("caveat", "", f"No comparison: {NEEDED}."),)
+
+
+def _with_intervals(block: Block, compared: BlockComparison | None) -> BlockComparison:
+    """A block's comparison, and beside it the protocols whose marks were set by intervals: they have no pairs."""
+    paired = {protocol.title: protocol for protocol in compared.protocols} if compared else {}
+    protocols = []
+    for index, column in enumerate(block.columns):
+        cells = [(row, cell) for row in block.rows if (cell := row.cells[index])]
+        if column.title in paired:
+            protocols.append(paired[column.title])
+        elif column.test and len(cells) > 1:
+            scores = [
+                MethodScore(label(row), row.kind, cell.seeds, cell.mean, (cell.low, cell.high), None, cell.unbeaten)
+                for row, cell in sorted(cells, key=lambda found: -found[1].mean)
+            ]
+            protocols.append(Protocol(column.title, column.variant, cells[0][1].n_test, tuple(scores), ()))
+    ranking = compared.ranking if compared else None
+    return BlockComparison(block_title(block), block_facts(block), tuple(protocols), ranking)
 
 
 def of_report(report: Report) -> tuple[Finding, ...]:
@@ -59,6 +79,8 @@ def _of_block(block: BlockComparison) -> list[Finding]:
     found = []
     for protocol in block.protocols:
         found.append(Finding("leader", block.title, _leader(protocol)))
+        if not protocol.pairs:
+            continue
         ties = [f"{pair.a} and {pair.b}" for pair in protocol.pairs if pair.verdict == "tie"]
         if ties:
             text = f"{protocol.title}: shown to be equal within 0.3 points: {listed(ties, SHOWN, '; ')}."
@@ -67,6 +89,13 @@ def _of_block(block: BlockComparison) -> list[Finding]:
     found += _disagreements(block, pretrained)
     if block.ranking:
         found += _of_ranking(block.title, block.ranking, "")
+    alone = [protocol.title for protocol in block.protocols if not protocol.pairs and len(protocol.methods) > 1]
+    if alone:
+        text = (
+            f"{listed(alone)}: not compared image by image, for predictions are missing or too many. What is "
+            "significant is told by intervals alone, which finds less."
+        )
+        found.append(Finding("caveat", block.title, text))
     single = sorted({m.name for p in block.protocols for m in p.methods if m.kind != "baseline" and len(m.seeds) == 1})
     if single:
         text = (

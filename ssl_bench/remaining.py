@@ -8,6 +8,7 @@ import ast
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ def remaining(given: Evaluate) -> list[str]:
 
 def _is_recorded(given: Evaluate, protocol: str) -> bool:
     found = registry.find("evaluations", protocol)
-    version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
     for subject in given.subjects:
         folder = subject.folder or _baseline_folder(subject, given)
         if folder is None or not (folder / "run.json").exists():
@@ -38,6 +38,7 @@ def _is_recorded(given: Evaluate, protocol: str) -> bool:
         asked = asdict(data_options(own, given.data))
         if any(asked[name] != own.get(name) for name in IMAGES):
             return False  # other images than those whose content its record tells
+        version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
         options = json.loads(json.dumps(given.protocols[protocol]))
         for branch in list(_branches(folder, subject, info.branch, given.branch))[: 1 if trains else None]:
             blank = Result(protocol, version, options, "", None, None, 0, info.data, branch=branch)
@@ -74,6 +75,7 @@ def _baseline_folder(subject: Subject, given: Evaluate) -> Path | None:
     return None
 
 
+@cache
 def _constant(found: registry.Found, name: str, default: Any) -> Any:
     """A constant of a class or of one that it is made from, read from their text: importing them would take seconds."""
     source = registry.source_of(found.module)

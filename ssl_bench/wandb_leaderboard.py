@@ -1,9 +1,11 @@
 """`ssl-bench leaderboard --wandb`: table, page, artifact and report at W&B, or on disk for later. Torch-free."""
 
+import hashlib
 import json
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 from ssl_bench.configuration import say
 from ssl_bench.errors import UserError
 from ssl_bench.files import write_json, write_text
-from ssl_bench.findings import Finding, findings
+from ssl_bench.findings import findings
+from ssl_bench.leaderboard.figures import checked_images
+from ssl_bench.leaderboard.page import html
 from ssl_bench.leaderboard.render import rendered, tabled
 from ssl_bench.leaderboard.table import Block, Table
 from ssl_bench.leaderboard.text import block_title
@@ -19,7 +23,7 @@ from ssl_bench.options import WandbOptions
 from ssl_bench.results import Run, result_stem
 from ssl_bench.run_folder import folder_identity
 from ssl_bench.wandb_report import Specification, create, read_specification, specify, write_specification
-from ssl_bench.wandb_run import Identity, WandbRun, wandb_run
+from ssl_bench.wandb_run import Identity, WandbRun, one_line, wandb_run
 
 FILES = {"csv": "leaderboard.csv", "json": "leaderboard.json", "markdown": "leaderboard.md", "html": "leaderboard.html"}
 LONG = (
@@ -38,13 +42,17 @@ LONG = (
 )
 
 
-def publish(paths: Sequence[Path], target: str, by: str = "views") -> int:
+def publish(
+    paths: Sequence[Path], target: str, by: str = "views", published: Path | None = None, images: str = "none"
+) -> int:
     """Log the leaderboard of the runs at or below the paths, or make the report of a specification; an exit code.
 
     Args:
         paths: Run folders or folders of them; or one `report.json` that was written before.
         target: ENTITY/PROJECT.
         by: Budget that a block shares.
+        published: CSV or YAML file of numbers that others published.
+        images: Figures of the runs on the page: embed or none; W&B gets them as pictures in either case.
 
     Raises:
         UserError: The target is none, there are no runs, or the report's package is missing.
@@ -53,17 +61,22 @@ def publish(paths: Sequence[Path], target: str, by: str = "views") -> int:
     if not entity or not project or "/" in project:
         raise UserError(f"--wandb {target}: where? ENTITY/PROJECT")
     if len(paths) == 1 and paths[0].suffix == ".json" and paths[0].is_file():
+        if published or images != "none" or by != "views":
+            raise UserError(f"{paths[0]} is a whole report: --published, --images and --by are for runs")
         return 0 if _report(read_specification(paths[0]), paths[0], entity, project) else 1
-    table, compared, runs = tabled(paths, by)
+    if images not in ("embed", "none"):
+        raise UserError(f"--images {images}: W&B's page is one file: embed or none")
+    table, compared, runs = tabled(paths, by, published)
     folder = _folder(paths)
-    contents = {name: rendered(table, compared, runs, name) for name in FILES}
+    contents = {name: rendered(table, compared, runs, name) for name in FILES if name != "html"}
+    contents["html"] = html(table, compared, runs, checked_images(images))
     for name, text in contents.items():
         write_text(folder / FILES[name], text)
     board = _identity(paths, by)
     specification = specify(
         title=f"ssl-bench leaderboard: {board.name}",
         tables=contents["markdown"],
-        findings=_findings(paths, by),
+        findings=findings(table, compared),
         protocols=_protocols(runs),
         pictures=list(_pictures(runs)),
         runs=[folder_identity(run.folder) for run in runs if run.results],
@@ -104,9 +117,10 @@ def _report(specification: Specification, path: Path, entity: str, project: str)
         say(f"warning: no report: {error}")
         return False
     except Exception as error:  # of the client: network, server, permission
-        say(f"warning: no report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        say(f"warning: no report: {one_line(error)}")
         return False
-    write_json(kept, {f"{entity}/{project}": number})
+    with suppress(OSError):  # then it is found by its title
+        write_json(kept, {f"{entity}/{project}": number})
     say(f"W&B report: {url}")
     return True
 
@@ -118,17 +132,13 @@ def _folder(paths: Sequence[Path]) -> Path:
 
 
 def _identity(paths: Sequence[Path], by: str) -> Identity:
-    """The same for the same folders: so a leaderboard is updated, and another one is another."""
-    name = "+".join(path.resolve().name for path in paths)[:100] + ("" if by == "views" else f" by {by}")
-    slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-") or "runs"
-    return Identity(f"leaderboard-{slug}", name, "leaderboard", {"runs": [str(path) for path in paths], "by": by})
-
-
-def _findings(paths: Sequence[Path], by: str) -> Sequence[Finding]:
-    try:
-        return findings(paths, by)
-    except UserError as error:  # nothing to compare, or without predictions
-        return (Finding("caveat", "", f"No comparison: {error}."),)
+    """The same for folders of the same names: so a leaderboard is updated, and another one is another."""
+    name = "+".join(path.resolve().name for path in paths) + ("" if by == "views" else f" by {by}")
+    slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-")[:100] or "runs"
+    if slug != name:  # which another name may have become too
+        slug += "-" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    shown = name if len(name) <= 100 else f"{name[:97]}..."
+    return Identity(f"leaderboard-{slug}", shown, "leaderboard", {"runs": [str(path) for path in paths], "by": by})
 
 
 def _protocols(runs: Sequence[Run]) -> list[str]:

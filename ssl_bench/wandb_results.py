@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from ssl_bench.configuration import say
 from ssl_bench.options import WandbOptions
 from ssl_bench.results import Result, Run, RunInfo, load_runs, read_run, result_stem
 from ssl_bench.run_folder import folder_identity
-from ssl_bench.wandb_run import Identity, WandbRun, wandb_run
+from ssl_bench.wandb_run import Identity, WandbRun, one_line, wandb_run
 
 COLUMNS = ["protocol", "variant", "headline", "accuracy", "low", "high", "test images", "data", "branch", "seconds"]
 
@@ -34,7 +35,13 @@ def logged(folder: Path, options: WandbOptions) -> Iterator[WandbRun]:
     if options.mode == "off":
         yield WandbRun()
         return
-    with wandb_run(options, identity_of(folder), folder, lambda run: send(run, folder, options.checkpoints)) as run:
+    try:
+        identity = identity_of(folder)
+    except Exception as error:  # config.yaml is damaged, say
+        say(f"warning: no W&B for {folder}: {one_line(error)}")
+        yield WandbRun()
+        return
+    with wandb_run(options, identity, folder, lambda run: send(run, folder, options.checkpoints)) as run:
         yield run
 
 
@@ -104,7 +111,16 @@ def last_metrics(path: Path) -> dict[str, float]:
         return {}
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: float(value) for row in rows for name, value in row.items() if name != "step" and value}
+    found: dict[str, float] = {}
+    damaged = 0
+    for row in rows:
+        try:
+            found |= {name: float(value) for name, value in row.items() if name != "step" and value}
+        except (ValueError, TypeError):  # a row that was cut off, or has more fields than there are columns
+            damaged += 1
+    if damaged:
+        say(f"warning: W&B: {path} has damaged rows, which are left out: {damaged}")
+    return found
 
 
 def picture(path: Path, wandb: Any) -> dict[str, Any]:

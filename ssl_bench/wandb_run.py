@@ -116,7 +116,11 @@ class WandbRun:
             kind: Its type.
             files: Name in the artifact -> file.
         """
-        size = sum(path.stat().st_size for path in files.values())
+        try:
+            size = sum(path.stat().st_size for path in files.values())
+        except OSError as error:
+            self.error = self.error or one_line(error)
+            return
 
         def act() -> None:
             import wandb
@@ -127,6 +131,10 @@ class WandbRun:
             self._run.log_artifact(artifact)
 
         self._within(CALL_SECONDS + size / BYTES_PER_SECOND, act)
+
+    def send(self, everything: "Callable[[WandbRun], None]") -> None:
+        """All that there is, by a function that may fail, for it reads files."""
+        self._safely(lambda: everything(self))
 
     def finish(self, exit_code: int = 0) -> None:
         """Send the rest, as long as that takes no longer than it may."""
@@ -153,7 +161,7 @@ class WandbRun:
         try:
             act()
         except Exception as error:
-            self.error = self.error or _line(error)
+            self.error = self.error or one_line(error)
 
 
 @contextmanager
@@ -196,13 +204,13 @@ def _end(
         return
     online, parts = run.online, [run.folder]
     if exit_code == 0:
-        send(run)
+        run.send(send)
     run.finish(exit_code)
     if online and run.error and exit_code == 0:
         again = WandbRun(_open(replace(options, mode="offline"), identity, folder))
         if again.on:
             parts.append(again.folder)
-            send(again)
+            again.send(send)
             again.finish(exit_code)
     command = shlex.join(["wandb", "sync", *(["--no-skip-online"] if online else []), *map(str, parts)])
     if run.error:
@@ -224,12 +232,12 @@ def _open(options: WandbOptions, identity: Identity, folder: Path) -> Any:
                     return _init(wandb, "online", options, identity, folder)
             except Exception as error:
                 wandb.teardown()
-                why = _line(error)
+                why = one_line(error)
             if why:
                 say(f"warning: W&B: {why}; it is written to {folder / 'wandb'}, for wandb sync")
         return _init(wandb, "offline", options, identity, folder)
     except Exception as error:
-        say(f"warning: no W&B for this run: {_line(error)}")
+        say(f"warning: no W&B for this run: {one_line(error)}")
         return None
 
 
@@ -241,7 +249,7 @@ def _why_offline(wandb: Any, mode: str) -> str | None:
         if not wandb.login(prompt=False, verify=False):
             return "" if mode == "auto" else "no key is configured (wandb login)"
     except Exception as error:
-        return _line(error)
+        return one_line(error)
     return _unreachable(str(wandb.setup().settings.base_url))
 
 
@@ -259,7 +267,7 @@ def _unreachable(url: str) -> str | None:
             return None  # the client has certificates of its own
         return f"{url} does not answer ({error.reason})"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{url} does not answer ({_line(error)})"
+        return f"{url} does not answer ({one_line(error)})"
 
 
 def _init(wandb: Any, mode: str, options: WandbOptions, identity: Identity, folder: Path) -> Any:
@@ -299,7 +307,8 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What went wrong, for a warning."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from tiny import TINY
 from wandb_server import WandbServer
 
@@ -139,13 +140,20 @@ def test_pictures_are_drawn_of_the_first_seed_after_its_evaluation(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")
-def test_from_a_file_to_pictures_at_wandb(server: WandbServer, tmp_path: Path, capfd: Capture) -> None:
+@pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_from_a_file_to_wandb(drawn: bool, server: WandbServer, tmp_path: Path, capfd: Capture) -> None:
     evaluate = {"protocols": ["knn"]}
-    file = write(tmp_path, methods=[MAE], seeds=[0], baselines=["pixels"], evaluate=evaluate, figures=True)
+    file = write(tmp_path, methods=[MAE], seeds=[0], baselines=["pixels"], evaluate=evaluate, figures=drawn)
     wandb = ["--wandb=online", "--wandb_project=team/p", "--wandb_group=grid"]
-    assert main(["benchmark", "-c", str(file), "--runs", str(tmp_path / "runs"), "--jobs=2", *wandb]) == 0
+    argv = ["-c", str(file), "--runs", str(tmp_path / "runs"), "--jobs=2", *wandb]
+    folder = parse_benchmark(argv).fits[0].folder
+    assert folder is not None
+    (folder / "figures").mkdir(parents=True)
+    if not drawn:
+        Image.new("RGB", (4, 4), (9, 9, 9)).save(folder / "figures" / "reconstruction.png")
+    assert main(["benchmark", *argv]) == 0
     said = capfd.readouterr()
-    assert "1 runs, 0 of them done; 2 evaluations" in said.err and "[4/4]" in said.err
+    assert "1 runs, 0 of them done; 2 evaluations" in said.err and ("[4/4]" if drawn else "[3/3]") in said.err
     logs = "".join(log.read_text() for log in (tmp_path / "runs" / "logs").glob("*.log"))
     assert "warning" not in logs
     arrived = {run.config["method_name"]: run for run in server.runs.values()}

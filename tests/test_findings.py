@@ -1,12 +1,20 @@
 """Sentences follow from numbers: each from a comparison that was made by hand."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from ssl_bench.comparison import Pair
-from ssl_bench.findings import listed, of_report
+from ssl_bench.findings import findings, listed, of_report
+from ssl_bench.leaderboard.render import Compared, tabled
 from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
+from ssl_bench.leaderboard.table import Table
 from ssl_bench.ranking import Rank
+from ssl_bench.results import DataRecord, Predictions, Result, RunInfo, write_result, write_run
+from ssl_bench.statistics import wilson
 
 
 def protocol(title: str, scores: dict[str, float], better: Sequence[str], ties: Sequence[str] = ()) -> Protocol:
@@ -94,6 +102,47 @@ def test_ranks_and_what_they_leave_out() -> None:
         "knn and linear agree most on the order of methods (Kendall's tau +0.33), knn and finetune least (-0.33).",
         "Not in the ranks, since not every method was measured: fewshot.",
     ]
+
+
+def board(tmp_path: Path, methods: int = 3) -> tuple[Table, Compared]:
+    """Methods of which each has twenty right answers fewer than the one before, under two protocols."""
+    labels = np.arange(200) % 10
+    for number in range(methods):
+        folder, data = tmp_path / f"m{number}", DataRecord("digits", {"sha256": "ab" * 32})
+        write_run(folder, RunInfo("finished", "pretrained", f"m{number}", data, epochs=2.0))
+        for protocol in ("knn", "linear"):
+            right = max(0, 190 - 20 * number)
+            given = np.where(np.arange(200) < right, labels, (labels + 1) % 10)
+            result = Result(protocol, 1, {}, "all", right / 200, wilson(right, 200), 200, data)
+            write_result(folder, result, Predictions([str(i) for i in range(200)], labels, {"all": given}))
+    return tabled([tmp_path])[:2]
+
+
+def test_findings_say_what_the_marks_of_the_table_say(tmp_path: Path) -> None:
+    board(tmp_path)
+    (tmp_path / "m2" / "predictions" / "knn.parquet").unlink()
+    table, compared = tabled([tmp_path])[:2]
+    texts = [finding.text for finding in findings(table, compared)]
+    (block,) = table.blocks
+    assert [column.test for column in block.columns] == ["intervals", "paired"]
+    assert "knn: m0 leads with 95.0 %, significantly ahead of all others (2)." in texts
+    assert "linear: m0 leads with 95.0 %, significantly ahead of all others (2), 10.0 points above m1." in texts
+    assert any(text.startswith("knn: not compared image by image") for text in texts)
+
+
+def test_nothing_is_compared_twice_or_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_bench.leaderboard.marks.MOST_METHODS", 2)
+    table, compared = board(tmp_path)
+    monkeypatch.setattr("ssl_bench.comparison.compare", None)
+    monkeypatch.setattr("ssl_bench.leaderboard.significance.compare", None)
+    texts = [finding.text for finding in findings(table, compared)]
+    assert sum("leads with 95.0 %" in text for text in texts) == 2
+    assert any(text.startswith("knn and linear: not compared image by image") for text in texts)
+
+
+def test_a_single_method_has_no_findings(tmp_path: Path) -> None:
+    (finding,) = findings(*board(tmp_path, methods=1))
+    assert finding.text.startswith("No comparison: two methods")
 
 
 def test_one_seed_is_said() -> None:

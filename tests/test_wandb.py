@@ -251,6 +251,38 @@ def test_a_broken_picture_costs_nothing_else(server: WandbServer, folder: Path, 
     assert "figures/attention" in server.runs["0123abcd"].summary
 
 
+@pytest.mark.parametrize("row", [b"350,1.2e", b"350,1.2,0.5,7", b"350,1.2\xff"])
+def test_a_damaged_row_of_metrics_costs_one_warning(
+    row: bytes, server: WandbServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(folder / "metrics.csv", "ab") as file:
+        file.write(row)
+    with logged(folder, OFFLINE):
+        pass
+    assert capsys.readouterr().err.count("warning") == 1
+    if row.isascii():
+        (run,) = load_runs([folder])
+        assert (summary(run)["loss"], summary(run)["knn"], summary(run)["linear/accuracy"]) == (1.25, 0.5, 0.625)
+
+
+def test_what_cannot_be_read_is_one_warning(
+    server: WandbServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "backbone-student.safetensors").symlink_to("nowhere")
+    with logged(folder, WandbOptions("online", "p", "team", checkpoints=True)) as run:
+        run.artifact("a", "b", {"gone": folder / "gone"})
+    assert capsys.readouterr().err.count("warning") == 1
+    assert server.runs["0123abcd"].summary["linear/accuracy"] == 0.625
+    (folder / "results" / "linear.json").write_text("{")
+    with logged(folder, OFFLINE):
+        pass
+    assert capsys.readouterr().err.count("warning") == 1
+    (folder / "config.yaml").write_text("{")
+    with logged(folder, OFFLINE) as run:
+        assert not run.on
+    assert capsys.readouterr().err.count("warning") == 1
+
+
 def test_fit_and_evaluate_log_into_one_run(server: WandbServer, tmp_path: Path, capsys: Any) -> None:
     wandb = ("--wandb=auto", "--wandb_project=team/p", "--wandb_group=grid")
     assert main(["fit", "--method=mae", *TINY, *wandb, f"--runs={tmp_path}/runs"]) == 0

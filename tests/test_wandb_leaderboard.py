@@ -1,6 +1,7 @@
 """`ssl-bench leaderboard --wandb`: what arrives at a server of our own, by the real client and wandb-workspaces."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.findings import Finding
 from ssl_bench.results import DataRecord, Predictions, Result, RunInfo, write_result, write_run
 from ssl_bench.statistics import wilson
+from ssl_bench.wandb_leaderboard import _identity
 from ssl_bench.wandb_report import Panel, ReportBlock, Specification, read_specification, specify, write_specification
 
 # wandb-workspaces' own, at its import
@@ -128,6 +130,36 @@ def test_a_server_that_fails_is_said_and_all_is_kept(server: WandbServer, runs: 
     assert main(["leaderboard", str(runs), "--wandb", "team/p"]) == 0
     assert capsys.readouterr().err.count("warning") == 1
     assert read_specification(runs / "leaderboard" / "report.json").title == "ssl-bench leaderboard: study"
+
+
+def test_published_numbers_and_images_go_along(server: WandbServer, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "published.csv"
+    file.write_text("method,data,backbone,protocol,value,source\nMAE paper,digits,,knn,77.7,a table\n")
+    argv = ["leaderboard", str(runs), "--wandb", "team/p"]
+    assert main([*argv, "--published", str(file), "--images", "embed"]) == 0
+    page = (runs / "leaderboard" / "leaderboard.html").read_text()
+    assert "MAE paper" in page and "data:image/png;base64," in page and "MAE paper" in texts(server)
+    capsys.readouterr()
+    for more, message in (
+        (["--format", "csv"], "--format is not for --wandb"),
+        (["--output", str(tmp_path / "page")], "--output is not for --wandb"),
+        (["--images", "beside"], "--images beside: W&B's page is one file"),
+    ):
+        assert main([*argv, *more]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    report = str(runs / "leaderboard" / "report.json")
+    assert main(["leaderboard", report, "--wandb", "team/p", "--by", "epochs"]) == 2
+    assert "is a whole report" in capsys.readouterr().err
+
+
+def test_each_leaderboard_has_an_id_of_its_own() -> None:
+    folders = ["/lab/runs", "/lab2/結果", "/lab2/研究", "a b", "a-b", "a\udcff", "x" * 101, "x" * 102, "runs by epochs"]
+    ids = [_identity([Path(folder)], "views").id for folder in folders]
+    assert ids[0] == "leaderboard-runs" and ids[4] == "leaderboard-a-b"
+    ids += [_identity([Path("/lab/runs")], "epochs").id, _identity([Path("a"), Path("b")], "views").id]
+    assert len(set(ids)) == len(ids) - 1  # by epochs, whoever says it
+    assert all(re.fullmatch(r"[\w.-]{1,128}", name, re.ASCII) for name in ids)
 
 
 @pytest.mark.parametrize("target", ["p", "/p", "team/", "a/b/c"])
