@@ -125,3 +125,11 @@ def test_oracles_and_baselines_alone_have_no_marks(runs: Runs) -> None:
 def test_too_much_to_read_is_left_to_compare(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks, "MOST_FILES", 9)
     assert {column.test for column in block_of(four).columns} == {"intervals"}
+
+
+def test_a_damaged_result_is_left_out_of_a_comparison_and_named(four: Path) -> None:
+    (four / "mae-0" / "results" / "knn.json").write_text("{")
+    report = build_report([four])
+    compared = {protocol.title: {m.name for m in protocol.methods} for protocol in report.blocks[0].protocols}
+    assert "mae" not in compared["knn"] and "mae" in compared["linear"]
+    assert any(note.startswith("left out, of mae-0: results/knn.json is damaged") for note in report.notes)
