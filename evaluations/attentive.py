@@ -43,7 +43,7 @@ from ssl_bench.attention_heads import (
     exact_statistics,
 )
 from ssl_bench.data.loaders import augmented_batches, evaluation_batches
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import Cost, FrozenBackbone, Pixels, crops, full_precision, progress, split_name
@@ -155,7 +155,7 @@ class Attentive(Evaluation[Trained]):
             curve={"step": [float(step) for step in self._watched()], "selection accuracy": best.curve},
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Trained], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Trained], test: TestImages) -> list[Prediction]:
         tokens = Tokens(backbone, 0, fit.state.unit)
         best, *per_kind = fit.state.best
         found: dict[str, list[Tensor]] = {head.kind: [] for head in per_kind}

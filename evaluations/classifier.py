@@ -10,7 +10,7 @@ from typing import final
 
 import torch
 
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, full_precision
@@ -36,7 +36,7 @@ class Classifier(Evaluation[None]):
             raise UserError(f"--protocols classifier: {refusal}")
         return Fit(None, features=(backbone.headline_kind,))
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
         assert backbone.classifier is not None
         parts = []
         for at in range(0, len(test), ROWS):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ssl_bench import spectra
 from ssl_bench.checkpoint import load_backbone
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
@@ -90,7 +90,7 @@ class Diagnostics(Evaluation[None]):
             found["lidar"] = rank
         return Fit(None, features=(kind,), monitors=found)
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
         return []
 
     def _other(self, backbone: FrozenBackbone) -> FrozenBackbone | None:

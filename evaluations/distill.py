@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import labelled, labels_of
@@ -161,11 +161,11 @@ class Distill(Evaluation[Pair]):
         chosen = {"teacher lr": recipe.lr}
         return Fit(Pair(teacher, student), kinds, chosen, {"teacher lr": grid}, edge, curve, chosen_on="train")
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Pair], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Pair], test: TestImages) -> list[Prediction]:
         models = {"student": fit.state.student, "teacher": fit.state.teacher}
         return [Prediction(name, logits_of(model, backbone, test).argmax(1)) for name, model in models.items()]
 
-    def _labelled(self, splits: Sequence[Split]) -> np.ndarray:
+    def _labelled(self, splits: Sequence[LabelledSplit]) -> np.ndarray:
         """(n,) rising rows, among the images of all splits, of the labelled ones."""
         if self.fraction == 1 and self.subset is None:
             return np.arange(sum(map(len, splits)))

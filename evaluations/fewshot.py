@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import Affine, features_of, labels_of, places, voted
@@ -75,7 +75,9 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
                 solved.append(ridge(features, own, int(labels.max()) + 1, self.penalty))
         return Fit(heads, features=(kind,))
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[dict[int, list[Affine]]], test: TestSplit) -> list[Prediction]:
+    def predict(
+        self, backbone: FrozenBackbone, fit: Fit[dict[int, list[Affine]]], test: TestImages
+    ) -> list[Prediction]:
         ordered = sorted(self.shots, key=lambda shots: shots != self.headline_shots)
         kind = backbone.headline_kind
         return [Prediction(f"{shots}-shot", voted(fit.state[shots], backbone, kind, test)) for shots in ordered]

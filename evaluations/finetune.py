@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import product
 from typing import ClassVar, Literal, final
 
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
@@ -137,7 +137,7 @@ class Finetune(Evaluation[Tuned]):
             curve=curve,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuned], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuned], test: TestImages) -> list[Prediction]:
         return [Prediction(fit.state.pooling, logits_of(fit.state, backbone, test).argmax(1))]
 
     def _recipes(self) -> list[Recipe]:

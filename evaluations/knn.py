@@ -21,7 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.neighbours import neighbours
@@ -94,7 +94,7 @@ class Knn(Evaluation[Reference]):
         labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
         return Fit(Reference(splits, labels, spaces), features=tuple({space.kind: None for space in spaces}))
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Reference], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Reference], test: TestImages) -> list[Prediction]:
         bank, predictions = fit.state, []
         classes = int(bank.labels.max()) + 1
         for space in bank.spaces:

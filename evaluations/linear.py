@@ -37,7 +37,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, full_precision, progress
@@ -145,7 +145,7 @@ class Linear(Evaluation[dict[str, Head]]):
             curve=curve,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[dict[str, Head]], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[dict[str, Head]], test: TestImages) -> list[Prediction]:
         predictions = []
         for variant, head in fit.state.items():
             with full_precision():

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench import logistic
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
@@ -90,7 +90,7 @@ class Logistic(Evaluation[list[Head]]):
             curve={"C": list(self.cs[: len(best.accuracy)]), "selection accuracy": best.accuracy},
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         return [
             Prediction(variant, voted([head.classifier], backbone, head.kind, test)[0])
             for variant, head in zip(["chosen", *(head.kind for head in fit.state[1:])], fit.state, strict=True)
@@ -119,7 +119,9 @@ class Logistic(Evaluation[list[Head]]):
         return Head(kind, Affine.of_standardised(weight, bias, mean.double(), deviation.double()), c, accuracy, order)
 
 
-def standardised(backbone: FrozenBackbone, splits: Sequence[Split], kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def standardised(
+    backbone: FrozenBackbone, splits: Sequence[LabelledSplit], kind: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(N, D) standardised features of all images of the splits, their (N,) classes, and (D,) mean and deviation."""
     mean, variance = backbone.moments(splits, kind)
     variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing

@@ -31,7 +31,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluations.linear import Linear
@@ -158,7 +158,7 @@ class PartialFinetune(Evaluation[Tuning]):
             curve=curve,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuning], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuning], test: TestImages) -> list[Prediction]:
         state = fit.state
         logits = logits_of_all(list(state.tops.values()), backbone, test)
         found = [Prediction(name, some.argmax(1)) for name, some in zip(state.tops, logits, strict=True)]

@@ -19,7 +19,7 @@ from typing import final
 
 import torch
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import Affine, best_at_an_end, voted
@@ -84,13 +84,13 @@ class Ridge(Evaluation[list[Head]]):
             },
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         predictions = []
         for variant, head in zip(["chosen", *(head.kind for head in fit.state[1:])], fit.state, strict=True):
             predictions.append(Prediction(variant, voted([head.classifier], backbone, head.kind, test)[0]))
         return predictions
 
-    def _best(self, backbone: FrozenBackbone, splits: Sequence[Split], kind: str) -> Head:
+    def _best(self, backbone: FrozenBackbone, splits: Sequence[LabelledSplit], kind: str) -> Head:
         """The classifier of one kind of features, its penalty chosen."""
         mean, variance = backbone.moments(splits, kind)
         variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_bench.collectives import total
 from ssl_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupted, image_seeds
-from ssl_bench.data.splits import TestSplit
+from ssl_bench.data.splits import TestImages
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import Cost, FrozenBackbone, full_precision, progress
 
@@ -31,7 +31,7 @@ class CorruptedTest(Evaluation[Fitted]):
         """(B, 3, s, s) images in [0, 1], on the backbone's device -> (B, K), each image's by itself; no gradients."""
 
     @final
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
         seeds = {kind: image_seeds(test.ids, kind) for kind in CORRUPTIONS}  # (N,) each
         passes = 1 + SEVERITIES * len(CORRUPTIONS)
         found = torch.zeros(passes, len(test), dtype=torch.int64, device=backbone.device)

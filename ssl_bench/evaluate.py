@@ -17,7 +17,7 @@ import ssl_bench
 from ssl_bench.collectives import rank
 from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
 from ssl_bench.evaluation import Evaluation, Prediction
 from ssl_bench.features import Cost, FrozenBackbone, full_precision, peak_memory, rows_digest, split_name
 from ssl_bench.recorded import recorded
@@ -56,14 +56,14 @@ def evaluate(
     """
     data.require_labels()
     assert data.train is not None and data.selection is not None and data.test is not None
-    results = []
+    results, images = [], data.test.unlabelled()
     for protocol, evaluation in evaluations.items():
         blank = _blank(subject, data, protocol, evaluation)
         result = None if force else recorded(run_dir, blank)
         if result is not None:
             say(f"{protocol}: {_shown(result)}, recorded before")
         else:
-            result, predictions = _run(subject, evaluation, data.train, data.selection, data.test, blank)
+            result, predictions = _run(subject, evaluation, data.train, data.selection, data.test, images, blank)
             if rank() == 0:
                 path = write_result(run_dir, result, predictions)
                 say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")
@@ -79,16 +79,17 @@ def _run(
     train: TrainSplit,
     selection: SelectionSplit,
     test: TestSplit,
+    images: TestImages,
     blank: Result,
 ) -> tuple[Result, Predictions]:
-    """One evaluation, and the blank record filled in."""
+    """One evaluation, and the blank record filled in; labels of the test images are read here and by no evaluation."""
     state, spent, start = subject.state_hash(), subject.spent, time.perf_counter()
     subject.used.clear()
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
     with full_precision():
         fit = evaluation.fit(subject, train, selection)
-        predictions = evaluation.predict(subject, fit, test)
+        predictions = evaluation.predict(subject, fit, images)
     own = time.perf_counter() - start - (subject.spent.seconds - spent.seconds)
     if subject.state_hash() != state:
         raise RuntimeError(f"{blank.protocol} changed the backbone's parameters or buffers: its result is void")

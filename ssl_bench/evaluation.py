@@ -1,7 +1,7 @@
 """The contract of an evaluation: fit on training images, choose on the selection split, predict the test images.
 
 An evaluation receives a frozen backbone, never a method. Nothing that learns or chooses is handed the test split: `fit`
-takes a TrainSplit and a SelectionSplit, `predict` the TestSplit, and the three are different types.
+takes a TrainSplit and a SelectionSplit, `predict` the TestImages, which have no labels: predictions are scored outside.
 
 Shapes: N images, D features, K classes.
 """
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.features import FrozenBackbone, Pixels
 
 Fitted = TypeVar("Fitted")
@@ -81,7 +81,7 @@ class Evaluation(ABC, Generic[Fitted]):
         """Learn from the training images; choose, if there is anything to choose, on the selection split."""
 
     @abstractmethod
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
         """Classes of the test images, the headline variant first; none if it only monitors."""
 
     def options(self) -> dict[str, Any]:

@@ -357,7 +357,7 @@ def crops(size: int) -> View:
 
 def split_name(split: Split) -> str:
     """`train`, `selection` or `test`."""
-    return type(split).__name__.removesuffix("Split").lower()
+    return type(split).__name__.removesuffix("Split").removesuffix("Images").lower()
 
 
 def _bank_name(split: Split, view: int | None) -> str:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench import logistic
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, Split, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, full_precision
@@ -48,7 +48,7 @@ class Affine:
         return F.linear(features.double(), self.weight, self.bias).argmax(1)
 
 
-def voted(heads: Sequence[Affine], backbone: FrozenBackbone, kind: str, test: TestSplit) -> Tensor:
+def voted(heads: Sequence[Affine], backbone: FrozenBackbone, kind: str, test: TestImages) -> Tensor:
     """(R, N) int64 classes of the test images, by each of R heads."""
     parts = []
     for at in range(0, len(test), ROWS):
@@ -76,13 +76,13 @@ def share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return np.flatnonzero(places(labels, seed) < each[labels])
 
 
-def labels_of(splits: Sequence[Split]) -> np.ndarray:
+def labels_of(splits: Sequence[LabelledSplit]) -> np.ndarray:
     """(N,) classes of the images of the splits, one after another."""
     return np.concatenate([split.labels for split in splits])
 
 
 def labelled(
-    splits: Sequence[Split], fraction: float, subset: str | None, seeds: Sequence[int], md5: str, option: str
+    splits: Sequence[LabelledSplit], fraction: float, subset: str | None, seeds: Sequence[int], md5: str, option: str
 ) -> list[np.ndarray]:
     """(n,) rising rows, among the images of all splits, of a share of all labels: one draw for each seed, or a list.
 
@@ -262,7 +262,7 @@ class FewLabels(Evaluation[list[Affine]], ABC):
             curve={"C": list(self.cs), **curves},
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Affine]], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Affine]], test: TestImages) -> list[Prediction]:
         found = voted(fit.state, backbone, backbone.headline_kind, test)
         return [Prediction("logistic", found if len(found) > 1 else found[0])]
 

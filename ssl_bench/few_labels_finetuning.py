@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone, Pixels
@@ -126,7 +126,7 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
         kinds = tuple({model.kind: None for each in models.values() for model in each})
         return Fit(models, kinds, chosen, {name: list(lrs) for name in chosen}, on_edge, curve, chosen_on="train")
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Starts], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Starts], test: TestImages) -> list[Prediction]:
         predictions = []
         for start, models in fit.state.items():
             labels = torch.stack([logits_of(model, backbone, test).argmax(1) for model in models])  # (R, N)

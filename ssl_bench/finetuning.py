@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.data.loaders import evaluation_batches
-from ssl_bench.data.splits import SelectionSplit, Split
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, Split
 from ssl_bench.errors import UserError
 from ssl_bench.features import FrozenBackbone, full_precision, progress
 from ssl_bench.finetuning_images import Batch, Batches, drawing
@@ -144,12 +144,12 @@ def logits_of(model: nn.Module, frozen: FrozenBackbone, split: Split) -> Tensor:
     return torch.cat(found)
 
 
-def accuracy(logits: Tensor, split: Split) -> float:
+def accuracy(logits: Tensor, split: LabelledSplit) -> float:
     """Share of a split's images whose largest of (N, K) logits is their class's."""
     return float((logits.argmax(1) == torch.as_tensor(split.labels)).double().mean())
 
 
-def mean_loss(logits: Tensor, split: Split) -> float:
+def mean_loss(logits: Tensor, split: LabelledSplit) -> float:
     """Cross entropy of (N, K) logits; images of a class that no training image had are left out."""
     labels = torch.as_tensor(split.labels)
     known = labels < logits.shape[1]

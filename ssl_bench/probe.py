@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
-from ssl_bench.data.splits import SelectionSplit, Split, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TrainSplit
 from ssl_bench.evaluations.knn import votes
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.neighbours import neighbours
@@ -73,8 +73,8 @@ class OnlineProbe(pl.Callback):
         self.start: Spread | None = None
         rows = data.train.rows if data.train is not None else np.arange(len(data.pretrain))
         pool = data.train.pool if data.train is not None else data.pretrain
-        self.bank: Split = TrainSplit(pool, _evenly(rows, options.images))
-        self.queries: Split | None = None
+        self.bank: LabelledSplit = TrainSplit(pool, _evenly(rows, options.images))
+        self.queries: LabelledSplit | None = None
         if data.selection is not None and len(data.selection):
             few = _evenly(data.selection.rows, max(1, options.images // 4))
             self.queries = SelectionSplit(data.selection.pool, few)

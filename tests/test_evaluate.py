@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ssl_bench.data.opened import Data
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate import evaluate
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
@@ -83,7 +83,7 @@ class Counting(Evaluation[None]):
         type(self).fitted += 1
         return Fit(None, ("pixels",), chosen={"c": 1}, grid={"c": [1, 2]}, on_edge=True, curve={"step": [1.0]})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
         backbone.features(test, "pixels")
         count = len(test) - self.short
         return [Prediction(name, torch.full((count,), self.guess)) for name in self.names]
@@ -162,6 +162,19 @@ def test_another_number_is_evaluated(data: Data, run: Path, change: str, monkeyp
     assert (run / "results" / "counting.json").is_file(), "other data's result has another name"
 
 
+class Cheating(Counting):
+    """Gives the test images' labels as its predictions."""
+
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+        return [Prediction("only", torch.as_tensor(test.labels))]  # type: ignore[attr-defined]
+
+
+def test_an_evaluation_cannot_read_the_labels_of_test_images(data: Data, run: Path) -> None:
+    with pytest.raises(AttributeError, match="test images have no labels here"):
+        evaluate(pixels(), data, {"cheating": Cheating()}, run)
+    assert not (run / "results").exists()
+
+
 class Meddling(Counting):
     """Trains what it was told to leave alone."""
 
@@ -229,14 +242,14 @@ def test_records_hold_plain_json(data: Data, run: Path) -> None:
 class Repeating(Evaluation[None]):
     """Predicts right as often as it is told, for each of several repetitions."""
 
-    def __init__(self, repeats: str = "draws") -> None:
-        self.repeats = repeats
+    def __init__(self, truth: tuple[int, ...], repeats: str = "draws") -> None:
+        self.truth, self.repeats = truth, repeats
 
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
         return Fit(None, monitors={"rank": 2.5})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
-        labels = torch.as_tensor(test.labels).repeat(3, 1)
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+        labels = torch.tensor(self.truth).repeat(3, 1)
         for draw, wrong in enumerate((3, 6, 9)):
             labels[draw, :wrong] = 1 - labels[draw, :wrong]
         once = Prediction("once", labels[0])
@@ -244,8 +257,11 @@ class Repeating(Evaluation[None]):
 
 
 def test_repeated_predictions_are_averaged_and_all_kept(data: Data, run: Path) -> None:
+    assert data.test is not None
+    truth = tuple(data.test.labels.tolist())
     draws, conditions = (
-        evaluate(pixels(), data, {"repeating": Repeating(kind)}, run, force=True)[0] for kind in ("draws", "conditions")
+        evaluate(pixels(), data, {"repeating": Repeating(truth, kind)}, run, force=True)[0]
+        for kind in ("draws", "conditions")
     )
     assert [draws.value, conditions.value] == pytest.approx([1 - 6 / 30] * 2)
     assert draws.interval == over_images(np.arange(30) >= np.array([[3], [6], [9]]))[1]
@@ -278,7 +294,7 @@ class Monitoring(Evaluation[None]):
     def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
         return Fit(None, monitors={} if self.nothing else {"rank": 2.5})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestSplit) -> list[Prediction]:
+    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
         return []
 
 

@@ -50,6 +50,12 @@ class Pool(ABC):
     def take(self, rows: np.ndarray) -> Self:
         """The pool of some of the rows, in their order."""
 
+    def unlabelled(self) -> Self:
+        """The same images without labels; the digest stays that of both, so that kept features are found."""
+        hidden = replace(self, labels=None)
+        vars(hidden)["_digest"] = self.digest()
+        return hidden
+
     def digest(self) -> str:
         """sha256 of the images' content and labels, in their order; computed once."""
         return self._digest

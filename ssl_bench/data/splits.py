@@ -1,11 +1,13 @@
 """Train, selection and test: three types, so that what chooses cannot be handed the test images.
 
+What predicts is handed a fourth, the test images without their labels.
+
 Shapes: N images, H x W pixels.
 """
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -17,7 +19,7 @@ class Split(ABC):
     """Some rows of a pool of images.
 
     Args:
-        pool: The images and their labels.
+        pool: The images, and their labels where they may be seen.
         rows: (N,) int64 rows of the pool, each once.
     """
 
@@ -28,33 +30,55 @@ class Split(ABC):
         return len(self.rows)
 
     @property
+    def ids(self) -> list[str]:
+        """A name for each image that does not depend on the order of the split."""
+        return [self.pool.ids[row] for row in self.rows]
+
+
+class LabelledSplit(Split, ABC):
+    """Images whose classes may be seen."""
+
+    @property
     def labels(self) -> np.ndarray:
         """(N,) int64 class of each image."""
         assert self.pool.labels is not None, "labelled data only"
         labels: np.ndarray = self.pool.labels[self.rows]
         return labels
 
-    @property
-    def ids(self) -> list[str]:
-        """A name for each image that does not depend on the order of the split."""
-        return [self.pool.ids[row] for row in self.rows]
-
 
 @final
-class TrainSplit(Split):
+class TrainSplit(LabelledSplit):
     """What heads and probes learn from."""
 
 
 @final
-class SelectionSplit(Split):
+class SelectionSplit(LabelledSplit):
     """A class-stratified part of the official training images: all that anything may be chosen on."""
 
 
 @final
-class TestSplit(Split):
+class TestSplit(LabelledSplit):
     """The official test images: predicted once, by what was chosen before."""
 
     __test__ = False  # pytest: not a test class
+
+    def unlabelled(self) -> "TestImages":
+        """The same images without their labels."""
+        return TestImages(self.pool.unlabelled(), self.rows)
+
+
+@final
+class TestImages(Split):
+    """The test images as `predict` is handed them: without labels."""
+
+    __test__ = False
+
+    if not TYPE_CHECKING:  # mypy says it in its own words
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "labels":
+                raise AttributeError("test images have no labels here: predict gives classes, which are scored outside")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 FIFTH = "a fifth of each class of the training images, seed 0"
@@ -78,7 +102,7 @@ def stratified_selection(labels: np.ndarray, fraction: float, seed: int) -> np.n
     return chosen
 
 
-def balanced(split: Split, each: int, seed: int) -> np.ndarray:
+def balanced(split: LabelledSplit, each: int, seed: int) -> np.ndarray:
     """(M,) sorted rows of ``each`` images of every class; a class with fewer gives all. More include the fewer."""
     rng = np.random.default_rng(seed)
     labels = split.labels

@@ -23,7 +23,7 @@ from ssl_bench.data.loaders import Order, PhotographLoader, ResidentLoader, eval
 from ssl_bench.data.module import DataModule
 from ssl_bench.data.opened import RGB, Data
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate_command import speaking_network
 from ssl_bench.features import FrozenBackbone
@@ -191,7 +191,7 @@ class OpenedRun:
         return (views.float() * std + mean).clamp(0, 1)
 
     @property
-    def shown(self) -> Split:
+    def shown(self) -> LabelledSplit:
         """The split whose images are shown: test, or all training images where there is none."""
         if self.data.test is not None:
             return self.data.test

@@ -1,7 +1,8 @@
 """What every evaluation must do, whatever it measures: found by its file, tested here without being named."""
 
 import inspect
-from collections.abc import Callable
+import pickle
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ssl_bench import registry
 from ssl_bench.backbone import Backbone
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit
 from ssl_bench.features import FrozenBackbone, Pixels
 from ssl_bench.options import BackboneOptions
@@ -145,7 +146,7 @@ def frozen(network: str = "vit", batch_size: int = 256) -> FrozenBackbone:
 def predicted(
     protocol: Evaluation[Any], backbone: FrozenBackbone, fit: Fit[Any], test: TestSplit
 ) -> dict[str, list[int]]:
-    return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test)}
+    return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test.unlabelled())}
 
 
 def test_every_page_is_found() -> None:
@@ -158,7 +159,7 @@ def test_each_test_image_gets_a_class_from_each_variant(protocol: Evaluation[Any
         if protocol.refusal(backbone) is not None:
             continue
         fit = protocol.fit(backbone, *splits[:2])
-        predictions = protocol.predict(backbone, fit, splits[2])
+        predictions = protocol.predict(backbone, fit, splits[2].unlabelled())
         variants = [prediction.variant for prediction in predictions]
         assert len(set(variants)) == len(variants)
         assert predictions or fit.monitors
@@ -180,7 +181,7 @@ def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) ->
         backbone = frozen()
     before = backbone.state_hash()
     fit = protocol.fit(backbone, *splits[:2])
-    protocol.predict(backbone, fit, splits[2])
+    protocol.predict(backbone, fit, splits[2].unlabelled())
     assert backbone.state_hash() == before
     assert not backbone.network.training and all(p.grad is None for p in backbone.network.parameters())
 
@@ -229,19 +230,44 @@ def test_fit_has_no_parameter_for_test_images(name: str) -> None:
 
 
 def test_the_three_splits_are_no_kinds_of_one_another() -> None:
-    kinds = (TrainSplit, SelectionSplit, TestSplit)
+    kinds = (TrainSplit, SelectionSplit, TestSplit, TestImages)
     assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b)
 
 
-def test_fit_touches_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[type[Split]] = []
-    original: Callable[..., Any] = FrozenBackbone.features
+@pytest.mark.parametrize("name", NAMES)
+def test_predict_is_handed_no_labels(name: str) -> None:
+    hints = get_type_hints(evaluation_class(name).predict)
+    assert hints["test"] is TestImages
 
-    def spy(self: FrozenBackbone, split: Split, *given: Any, **named: Any) -> Any:
-        asked.append(type(split))
-        return original(self, split, *given, **named)
 
-    monkeypatch.setattr(FrozenBackbone, "features", spy)
-    backbone = frozen()
-    protocol.fit(backbone, *splits[:2])
-    assert TestSplit not in asked
+def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
+    hidden = splits[2].unlabelled()
+    with pytest.raises(AttributeError, match="test images have no labels here: predict gives classes"):
+        _ = hidden.labels
+    with pytest.raises(AttributeError, match="no attribute 'label'"):
+        _ = hidden.label
+    assert hidden.pool.labels is None and splits[2].pool.labels is not None
+    assert hidden.ids == splits[2].ids and hidden.pool.digest() == splits[2].pool.digest()
+    assert pickle.loads(pickle.dumps(hidden)).ids == hidden.ids, "processes that decode are handed it, too"
+
+
+def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a pool that holds all of them, either: each row that is looked at is noted."""
+    train, selection, test = splits
+    pool = ResidentPool(
+        images=torch.cat([train.pool.images, test.pool.images]),
+        labels=np.concatenate([train.pool.labels, test.pool.labels]),
+        ids=train.pool.ids + test.pool.ids,
+    )
+    asked: set[int] = set()
+
+    class Spied(torch.Tensor):
+        """Images that note which of them are looked at."""
+
+        def __getitem__(self, rows: Any) -> Any:
+            asked.update(np.arange(len(pool))[np.asarray(rows)].flatten().tolist())
+            return self.as_subclass(torch.Tensor)[rows]
+
+    watched = replace(pool, images=pool.images.as_subclass(Spied))
+    protocol.fit(frozen(), TrainSplit(watched, train.rows), SelectionSplit(watched, selection.rows))
+    assert asked and max(asked) < 60, "the test images are the last 30"
