@@ -90,7 +90,7 @@ def test_a_study_with_few_labels_has_a_line_for_each_value_and_for_the_network_i
     assert len(marks) == 4
     for view in views:  # and in a block's own picture the random network is grey and leads nothing
         own = curve_pictures.label_efficiency(view)
-        assert own and own.title.startswith("Label efficiency: simclr leads")
+        assert own and own.title.startswith("Label efficiency")
         assert re.search(r'class="m b" d="[^"]*"><title>random, 500: ', own.body)
 
 
