@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ssl_bench.configuration import say
 from ssl_bench.errors import UserError
-from ssl_bench.results import Result, read_result, read_run, result_stem
+from ssl_bench.results import Result, read_result, read_run, recorded_stem
 
 # Two results that agree in these are of the same number.
 SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
@@ -19,7 +19,7 @@ def recorded(run_dir: Path, blank: Result, same: tuple[str, ...] = SAME) -> Resu
         blank: What is known of a result before it is.
         same: In what the two must agree.
     """
-    stem = result_stem(read_run(run_dir), blank)
+    stem = recorded_stem(run_dir, read_run(run_dir), blank)
     path = run_dir / "results" / f"{stem}.json"
     if not path.is_file() or not (run_dir / "predictions" / f"{stem}.parquet").is_file():
         return None

@@ -158,6 +158,7 @@ class Selected:
         grid: Option -> the values it was chosen from.
         chosen: Option -> chosen value.
         on_edge: Whether a chosen value lies at an end of its grid.
+        edge_tied: Whether the value next to that end is as accurate, where that was looked at.
         selection_split: Images it was chosen on: the selection split; the training images, by cross-validation or
             leave-one-out; none when nothing was chosen.
         selection_equals_report: Whether those were the reported ones: an oracle's number, never ranked.
@@ -168,6 +169,7 @@ class Selected:
     on_edge: bool = False
     selection_split: Literal["selection", "train", "none"] = "none"
     selection_equals_report: bool = False
+    edge_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,16 +289,32 @@ def read_run(folder: Path) -> RunInfo:
 
 def write_result(folder: Path, result: Result, predictions: Predictions) -> Path:
     """Write predictions, then the record, and give its path: where there is a record, there are its predictions."""
-    info = read_run(folder)
-    _write_predictions(predictions_path(folder, info, result), result.headline, predictions)
-    path = folder / "results" / f"{result_stem(info, result)}.json"
+    stem = recorded_stem(folder, read_run(folder), result)
+    _write_predictions(folder / "predictions" / f"{stem}.parquet", result.headline, predictions)
+    path = folder / "results" / f"{stem}.json"
     write_json(path, dataclasses.asdict(result))
     return path
 
 
 def predictions_path(folder: Path, info: RunInfo, result: Result) -> Path:
     """Where the predictions of a run's result are."""
-    return folder / "predictions" / f"{result_stem(info, result)}.parquet"
+    return folder / "predictions" / f"{recorded_stem(folder, info, result)}.parquet"
+
+
+def recorded_stem(folder: Path, info: RunInfo, result: Result) -> str:
+    """`result_stem`, with the images' hash (`knn@photos-1a2b3c4d`) where a result of others of that name has it."""
+    stem = result_stem(info, result)
+    longer = f"{stem}-{result.data.identity[1]}"
+    if result.data.identity == info.data.identity:
+        return stem  # pretraining's own images alone have no name in it
+    if (folder / "results" / f"{longer}.json").is_file():
+        return longer
+    path = folder / "results" / f"{stem}.json"
+    try:
+        taken = path.is_file() and read_result(path).data.identity != result.data.identity
+    except UserError:
+        taken = False  # a damaged one may be written over
+    return longer if taken else stem
 
 
 def read_predictions(path: Path) -> Predictions:

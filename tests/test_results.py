@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.errors import UserError
+from ssl_bench.recorded import recorded
 from ssl_bench.results import (
     BackboneRecord,
     DataRecord,
@@ -25,6 +26,7 @@ from ssl_bench.results import (
     SplitRecord,
     find_runs,
     load_runs,
+    predictions_path,
     read_predictions,
     read_result,
     read_run,
@@ -209,3 +211,21 @@ def test_predictions_that_cannot_be_read_say_which_file(run: Path) -> None:
 def test_an_interval_over_classes_that_misses_its_accuracy_is_refused() -> None:
     with pytest.raises(ValueError, match="not in order"):
         dataclasses.replace(RESULT, variants={"cls+avg": Score(0.75, (0.7, 0.8), (0.8, 0.9))})
+
+
+def test_two_data_sets_of_one_name_keep_both_results(run: Path) -> None:
+    """Folders of one name, other images: neither overwrites the other, each is found with its own predictions."""
+    others = [
+        dataclasses.replace(RESULT, data=DataRecord("photos", {"sha256": letter * 64}), value=value)
+        for letter, value in (("a", 0.71), ("b", 0.72))
+    ]
+    paths = [write_result(run, other, PREDICTIONS) for other in others]
+    assert [path.name for path in paths] == ["linear@photos.json", "linear@photos-bbbbbbbb.json"]
+    again = [write_result(run, other, PREDICTIONS) for other in others]
+    assert again == paths, "each over its own"
+    (found,) = load_runs([run])
+    assert {result.value for result in found.results} == {0.71, 0.72}
+    assert [predictions_path(run, found.info, other).stem for other in others] == [path.stem for path in paths]
+    assert all(recorded(run, other) == other for other in others)
+    paths[0].unlink()
+    assert recorded(run, others[1]) == others[1] and recorded(run, others[0]) is None
