@@ -26,7 +26,7 @@ from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, Tra
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import Affine, best_at_an_end, voted
+from ssl_bench.few_labels import Affine, at_an_end, voted
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ class Logistic(Evaluation[list[Head]]):
         kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
         heads = [self._best(backbone, train, selection, kind) for kind in kinds]
         best = min(heads, key=lambda head: head.order)
+        on_edge, edge_tied = at_an_end(best.accuracy, self.cs.index(best.c), len(self.cs))
         return Fit(
             [best, *heads],
             features=kinds,
             chosen={"C": best.c, "features": best.kind} | {f"C {head.kind}": head.c for head in heads},
             grid={"C": list(self.cs), "features": list(kinds)},
-            on_edge=best_at_an_end(best.accuracy, self.cs.index(best.c), len(self.cs)),
+            on_edge=on_edge,
+            edge_tied=edge_tied,
             curve={"C": list(self.cs[: len(best.accuracy)]), "selection accuracy": best.accuracy},
         )
 

@@ -22,7 +22,7 @@ import torch
 from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import Affine, best_at_an_end, voted
+from ssl_bench.few_labels import Affine, at_an_end, voted
 from ssl_bench.ridge import LeastSquares, LeftOut
 
 ROWS = 8192  # images whose features are looked at together
@@ -70,13 +70,15 @@ class Ridge(Evaluation[list[Head]]):
         kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
         heads = [self._best(backbone, (train, selection), kind) for kind in kinds]
         best = min(heads, key=lambda head: head.order)
+        on_edge, edge_tied = at_an_end(best.left_out.accuracy, self.penalties.index(best.penalty), len(self.penalties))
         return Fit(
             [best, *heads],
             features=kinds,
             chosen={"penalty": best.penalty, "features": best.kind} | {f"penalty {h.kind}": h.penalty for h in heads},
             grid={"penalty": list(self.penalties), "features": list(kinds)},
             chosen_on="train",
-            on_edge=best_at_an_end(best.left_out.accuracy, self.penalties.index(best.penalty), len(self.penalties)),
+            on_edge=on_edge,
+            edge_tied=edge_tied,
             curve={
                 "penalty": list(self.penalties),
                 "leave-one-out accuracy": best.left_out.accuracy,

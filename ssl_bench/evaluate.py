@@ -67,7 +67,7 @@ def evaluate(
             if rank() == 0:
                 path = write_result(run_dir, result, predictions)
                 say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")
-        if result.selected.on_edge:
+        if result.selected.on_edge and not result.selected.edge_tied:
             say(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it")
         results.append(result)
     return results
@@ -104,7 +104,9 @@ def _run(
         value=scores[headline].value if headline else None,
         interval=scores[headline].interval if headline else None,
         variants=scores,
-        selected=Selected(fit.grid, fit.chosen, fit.on_edge, fit.chosen_on if fit.grid else "none"),
+        selected=Selected(
+            fit.grid, fit.chosen, fit.on_edge, fit.chosen_on if fit.grid else "none", edge_tied=fit.edge_tied
+        ),
         curve=fit.curve,
         monitors=fit.monitors,
         features=list(fit.features),

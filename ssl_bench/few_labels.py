@@ -98,20 +98,21 @@ def labelled(
         UserError: ImageNet's subset would be drawn, or the file does not fit.
     """
     labels = labels_of(splits)
+    imagenet = is_imagenet(splits, labels)
     if subset is not None:
-        return [listed(Path(subset), splits, labels, md5, option)]
-    refuse_a_draw_of_imagenet(splits, labels, option)
+        return [listed(Path(subset), splits, labels, md5 if imagenet else None, option)]
+    if imagenet:  # numbers from another 1 % than everyone's are not comparable
+        raise UserError(f"{option}: ImageNet's subset is a published list: give the file from {LISTS}")
     return [share(labels, fraction, seed) for seed in seeds]
 
 
-def refuse_a_draw_of_imagenet(splits: Sequence[Split], labels: np.ndarray, option: str) -> None:
-    """Numbers from another 1 % of ImageNet than everyone's are not comparable."""
-    if len(np.unique(labels)) == 1000 and IMAGENET.match(Path(splits[0].ids[0]).name):
-        raise UserError(f"{option}: ImageNet's subset is a published list: give the file from {LISTS}")
+def is_imagenet(splits: Sequence[Split], labels: np.ndarray) -> bool:
+    """Whether images have its thousand classes and are named as its files are."""
+    return len(np.unique(labels)) == 1000 and IMAGENET.match(Path(splits[0].ids[0]).name) is not None
 
 
-def listed(path: Path, splits: Sequence[Split], labels: np.ndarray, md5: str, option: str) -> np.ndarray:
-    """(n,) rising rows of the images that a file names, one in each line."""
+def listed(path: Path, splits: Sequence[Split], labels: np.ndarray, md5: str | None, option: str) -> np.ndarray:
+    """(n,) rising rows of the images that a file names, one in each line; a file of this md5, where one is given."""
     try:
         content = path.read_bytes()
         names = content.decode().split()
@@ -119,7 +120,7 @@ def listed(path: Path, splits: Sequence[Split], labels: np.ndarray, md5: str, op
         raise UserError(f"{option} {path}: cannot be read ({type(error).__name__})") from None
     present = np.unique(labels)
     own = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if len(present) == 1000 and own != md5:
+    if md5 is not None and own != md5:
         raise UserError(
             f"{option} {path}: md5 {own} is not that of ImageNet's published list, {md5}: take the file from {LISTS}"
         )
@@ -198,12 +199,13 @@ def cross_validated(
     return cs[scores.index(max(scores))], [accuracy for accuracy, _ in scores]
 
 
-def best_at_an_end(accuracy: Sequence[float], chosen: int, count: int) -> bool:
-    """Whether the chosen one of ``count`` values is first or last and the one next to it is less accurate.
+def at_an_end(accuracy: Sequence[float], chosen: int, count: int) -> tuple[bool, bool]:
+    """Whether the chosen one of ``count`` values is first or last; and if so, whether the next to it is as accurate.
 
     Where all is right whatever the penalty, the loss alone chooses, and a wider grid would change nothing.
     """
-    return count > 1 and chosen in (0, count - 1) and accuracy[chosen] > accuracy[1 if chosen == 0 else chosen - 1]
+    edge = count > 1 and chosen in (0, count - 1)
+    return edge, edge and accuracy[chosen] <= accuracy[1 if chosen == 0 else chosen - 1]
 
 
 class FewLabels(Evaluation[list[Affine]], ABC):
@@ -236,7 +238,7 @@ class FewLabels(Evaluation[list[Affine]], ABC):
         mean, variance = backbone.moments(splits, kind)  # of all images: they need no labels
         variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
         deviation = variance.sqrt()
-        heads, chosen, curves, on_edge = [], [], {}, False
+        heads, chosen, curves, edges = [], [], {}, []
         for draw, rows in enumerate(subsets):
             features = features_of(backbone, splits, kind, rows)  # (n, D)
             inputs = ((features.double() - mean) / deviation).float()
@@ -247,7 +249,7 @@ class FewLabels(Evaluation[list[Affine]], ABC):
                 c, accuracy = cross_validated(inputs, own, held_out, classes, self.cs)
                 chosen.append(c)
                 curves[f"accuracy {draw}"] = accuracy
-                on_edge |= best_at_an_end(accuracy, self.cs.index(c), len(self.cs))
+                edges.append(at_an_end(accuracy, self.cs.index(c), len(self.cs)))
             weight, bias = next(logistic.path(inputs, own, classes, [c]))
             heads.append(Affine.of_standardised(weight, bias, mean, deviation))
         if not chosen:
@@ -258,7 +260,8 @@ class FewLabels(Evaluation[list[Affine]], ABC):
             chosen={"C": chosen if len(chosen) > 1 else chosen[0]},
             grid={"C": list(self.cs)},
             chosen_on="train",
-            on_edge=on_edge,
+            on_edge=any(edge for edge, _ in edges),
+            edge_tied=any(edge for edge, _ in edges) and all(tied for edge, tied in edges if edge),
             curve={"C": list(self.cs), **curves},
         )
 

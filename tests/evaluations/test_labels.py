@@ -1,6 +1,7 @@
 """Logistic regression from a share of the labels: which labels, how C is chosen, and scikit-learn's answer."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate_command import parse_evaluate
+from ssl_bench.evaluations.distill import LISTS
+from ssl_bench.evaluations.finetune_1pct import Finetune1pct
+from ssl_bench.evaluations.finetune_10pct import Finetune10pct
 from ssl_bench.evaluations.labels_1pct import Labels1pct
 from ssl_bench.evaluations.labels_10pct import Labels10pct
-from ssl_bench.few_labels import best_at_an_end, cross_validated, folds_of, labelled, labels_of, share
+from ssl_bench.few_labels import at_an_end, cross_validated, folds_of, labelled, labels_of, share
 from ssl_bench.randomness import derive
 
 CS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
@@ -207,11 +211,12 @@ def test_the_path_ends_after_four_that_are_no_better(
 
 
 def test_what_lies_at_an_end_of_the_grid() -> None:
-    assert best_at_an_end([0.9, 0.8, 0.7], 0, 5) and best_at_an_end([0.5, 0.6, 0.7], 2, 3)
-    assert not best_at_an_end([0.5, 0.7, 0.6], 1, 3)
-    assert not best_at_an_end([1.0, 1.0, 1.0], 2, 3), "a wider grid would change nothing"
-    assert not best_at_an_end([0.5, 0.6, 0.7], 2, 4), "the path ended before the grid"
-    assert not best_at_an_end([0.5], 0, 1), "there was no choice"
+    assert at_an_end([0.9, 0.8, 0.7], 0, 5) == at_an_end([0.5, 0.6, 0.7], 2, 3) == (True, False)
+    assert at_an_end([0.5, 0.7, 0.6], 1, 3) == (False, False)
+    assert at_an_end([0.9, 0.9, 0.8], 0, 3) == at_an_end([1.0, 1.0, 1.0], 2, 3) == (True, True)
+    assert at_an_end([0.5, 0.6, 0.7], 2, 4) == (False, False), "the path ended before the grid"
+    assert at_an_end([0.5], 0, 1) == (False, False), "there was no choice"
+    assert at_an_end([0.5, 0.4], 0, 2) == (True, False), "of two, each is an end"
 
 
 def test_a_choice_at_the_end_of_the_grid_is_flagged(problem: Callable) -> None:
@@ -264,9 +269,29 @@ def rows_of(splits: Any, subset: str | None, md5: str = "") -> np.ndarray:
     return labelled(splits, 0.01, subset, [0], md5, "--labels_1pct.subset")[0]
 
 
-def test_published_checksums() -> None:
-    assert Labels1pct.md5 == "b61c91b8ddb75fabdb02a9bb2ae3bd74" and Labels1pct.fraction == 0.01
-    assert Labels10pct.md5 == "b0d861160cc9531910d069ff547fc1b6" and Labels10pct.fraction == 0.1
+@pytest.mark.parametrize("page", [Labels1pct, Labels10pct, Finetune1pct, Finetune10pct])
+def test_a_page_holds_lists_to_its_checksum(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever list it names is taken, and that list with a line moved is not."""
+    splits, wanted = imagenet(), [f"n{k:08d}_0.JPEG" for k in range(1000)]
+    subset, md5 = write_list(tmp_path / "right.txt", wanted)
+    monkeypatch.setattr(page, "md5", md5)
+    assert len(labelled(splits, page.fraction, subset, [0], page.md5, "--x")[0]) == 1000
+    subset, _ = write_list(tmp_path / "wrong.txt", [*wanted[1:], wanted[0]])
+    with pytest.raises(UserError, match=f"md5 .* is not that of ImageNet's published list, {md5}"):
+        labelled(splits, page.fraction, subset, [0], page.md5, "--x")
+
+
+def test_the_published_lists() -> None:
+    """12,811 and 128,116 lines, the former among the latter, all classes, and the md5 of each page."""
+    folder = os.environ.get("IMAGENET_SUBSETS")
+    if not folder:
+        pytest.skip("IMAGENET_SUBSETS names no folder with 1percent.txt and 10percent.txt of google-research/simclr")
+    lists = [Path(folder, name).read_bytes() for name in ("1percent.txt", "10percent.txt")]
+    one, ten = (content.decode().split() for content in lists)
+    assert (len(one), len(ten)) == (12_811, 128_116) and set(one) < set(ten)
+    assert len(set(ten)) == len(ten) and len({name.partition("_")[0] for name in one}) == 1000
+    own = [hashlib.md5(content).hexdigest() for content in lists]
+    assert own == [Labels1pct.md5, Labels10pct.md5] == [Finetune1pct.md5, Finetune10pct.md5] == list(LISTS.values())
 
 
 @pytest.mark.parametrize(
@@ -291,6 +316,10 @@ def test_imagenet_takes_no_other_list(tmp_path: Path) -> None:
         rows_of(imagenet(), subset, Labels1pct.md5)
     subset, _ = write_list(tmp_path / "less.txt", wanted[:100])
     assert len(rows_of(imagenet(100), subset, Labels1pct.md5)) == 100, "of other data any list will do"
+    others = [f"{k}/0.png" for k in range(1000)]
+    subset, _ = write_list(tmp_path / "others.txt", others)
+    found = rows_of(imagenet(names="train/{k}/{i}.png"), subset, Labels1pct.md5)
+    assert len(found) == 1000, "of other data with as many classes, too"
 
 
 def test_imagenets_subset_is_not_drawn() -> None:

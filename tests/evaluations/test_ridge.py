@@ -109,7 +109,8 @@ def test_the_end_of_the_grid_is_flagged(problem: Callable) -> None:
     low = Ridge(penalties=(1e-9, 1e-8)).fit(*splits[:3])
     enough = Ridge().fit(*splits[:3])
     assert not enough.on_edge and enough.chosen["penalty"] > 1e-8
-    assert low.on_edge == (low.curve["leave-one-out accuracy"][0] != low.curve["leave-one-out accuracy"][1])
+    same = low.curve["leave-one-out accuracy"][0] == low.curve["leave-one-out accuracy"][1]
+    assert low.on_edge and low.edge_tied == same
     one = Ridge(penalties=(1.0,)).fit(*splits[:3])
     assert not one.on_edge and one.chosen["penalty"] == 1.0
 
