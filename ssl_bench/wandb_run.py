@@ -26,6 +26,8 @@ from ssl_bench.options import WandbOptions
 PROBE_SECONDS = 5.0  # for a first answer of the server
 INIT_SECONDS = 20.0  # for a run to be begun there, once it has answered
 CALL_SECONDS = 10.0  # for what the client asks the server while we wait
+ANSWER_SECONDS = 10.0  # for each of the questions that the client's own process asks the server
+RETRIES = 2  # of a question or a file: the client's own twenty would hold up the end of a run for many minutes
 FINISH_SECONDS = 20.0  # for what is not sent yet, at the end
 CHECKPOINT_SECONDS = 600.0  # the same where there are checkpoints to be sent
 BYTES_PER_SECOND = 10 * 2**20  # of an artifact, to be read and copied
@@ -274,6 +276,13 @@ def _init(wandb: Any, mode: str, options: WandbOptions, identity: Identity, fold
     finish = CHECKPOINT_SECONDS if options.checkpoints else FINISH_SECONDS
     limits = {"init_timeout": INIT_SECONDS, "finish_timeout": finish}
     limits = {name: value for name, value in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
+    for what, variable, seconds in (
+        ("graphql", "WANDB_HTTP_TIMEOUT", ANSWER_SECONDS),
+        ("file_transfer", "WANDB_FILE_PUSHER_TIMEOUT", finish),
+    ):
+        if variable not in os.environ:  # finish_timeout does not end what is being asked or sent when it begins
+            limits |= {f"x_{what}_timeout_seconds": seconds, f"x_{what}_retry_max": RETRIES}
+            limits |= {f"x_{what}_retry_wait_min_seconds": 1.0, f"x_{what}_retry_wait_max_seconds": 5.0}
     return wandb.init(
         id=identity.id,
         name=identity.name,

@@ -3,6 +3,7 @@
 Run folders are made by the real writers; processes are the command line's own.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -240,6 +241,30 @@ def test_what_cannot_be_written_is_one_warning(server: WandbServer, folder: Path
         run.log({"loss": 2.0}, 0)
         run.summarise({"a": 1})
     assert capsys.readouterr().err.count("warning") == 1
+
+
+def test_a_full_disk_is_one_warning(
+    server: WandbServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.Image, "__init__", full)  # which copies into the run's folder
+        patch.setattr(wandb.Artifact, "add_file", full)
+        with logged(folder, WandbOptions("online", "p", "team", checkpoints=True)) as run:
+            run.log({"loss": 2.0}, 0)
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "No space left on device" in said
+    assert server.runs["0123abcd"].summary["linear/accuracy"] == 0.625
+    monkeypatch.setattr(Path, "mkdir", full)
+    with logged(folder, ONLINE) as run:
+        run.log({"loss": 2.0}, 0)
+        assert not run.on
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "No space left on device" in said
 
 
 def test_a_broken_picture_costs_nothing_else(server: WandbServer, folder: Path, capsys: Any) -> None:

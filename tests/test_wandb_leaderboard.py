@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from wandb_server import WandbServer, client_of
 
+from ssl_bench import wandb_leaderboard
 from ssl_bench.cli import main
 from ssl_bench.errors import UserError
 from ssl_bench.findings import Finding
@@ -130,6 +132,30 @@ def test_a_server_that_fails_is_said_and_all_is_kept(server: WandbServer, runs: 
     assert main(["leaderboard", str(runs), "--wandb", "team/p"]) == 0
     assert capsys.readouterr().err.count("warning") == 1
     assert read_specification(runs / "leaderboard" / "report.json").title == "ssl-bench leaderboard: study"
+
+
+@pytest.mark.parametrize("mode", ["hang", "gone"])
+def test_a_server_that_is_ill_halfway(
+    mode: str, server: WandbServer, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name in ("CALL_SECONDS", "FINISH_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(f"ssl_bench.wandb_run.{name}", 1.0)
+    gallery = wandb_leaderboard._gallery
+
+    def ill(*given: Any) -> dict[str, Any]:
+        server.mode = mode
+        if mode == "gone":
+            server.stop()
+        return gallery(*given)
+
+    monkeypatch.setattr("ssl_bench.wandb_leaderboard._gallery", ill)
+    start = time.monotonic()
+    assert main(["leaderboard", str(runs), "--wandb", "team/p"]) == 1
+    assert time.monotonic() - start < 30
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "wandb sync --no-skip-online" in said and "to make the report" in said
+    assert (runs / "leaderboard" / "leaderboard.html").exists() and server.views == {}
+    assert list((runs / "leaderboard" / "wandb").glob("offline-run-*"))
 
 
 def test_published_numbers_and_images_go_along(server: WandbServer, runs: Path, tmp_path: Path, capsys: Any) -> None:
