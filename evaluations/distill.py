@@ -16,21 +16,26 @@ Ours, and why:
 - The loss is the paper's formula; its notebook multiplies by the temperature squared, which AdamW would not notice.
 - The teacher's rate is chosen by cross-validation inside its labels; the student's is fixed. Nothing else is chosen, so
   the selection images are among the unlabelled ones, as in labels-1pct and labels-10pct.
-- The teacher starts from the encoder, for every method.
+- The teacher starts from the encoder, for every method. Or it is another run that has a classifier (`teacher`), as the
+  paper's small students have a larger one; the network that is evaluated is then the student alone.
 
 Shapes: B images of a batch, N images, K classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.backbone import Backbone
+from ssl_bench.checkpoint import load_backbone
+from ssl_bench.classifier import load_classifier
 from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.features import FrozenBackbone
 from ssl_bench.few_labels import labelled, labels_of
@@ -48,8 +53,46 @@ LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069f
 class Pair:
     """Who teaches and who has learned."""
 
-    teacher: Tuned
+    teacher: nn.Module
     student: Tuned
+
+
+@final
+class Recorded(nn.Module):
+    """The network of a run with its own classifier, given images as another network sees them.
+
+    Args:
+        folder: Of the run.
+        classes: K.
+        beside: The network whose images it is given.
+
+    Raises:
+        UserError: There is no such run, it has no classifier of so many classes, or sees images of another size.
+    """
+
+    def __init__(self, folder: Path, classes: int, beside: FrozenBackbone) -> None:
+        super().__init__()
+        option = f"--distill.teacher {folder}"
+        self.backbone, mean, std = load_backbone(folder)
+        classifier = load_classifier(folder)
+        if classifier is None:
+            raise UserError(f"{option}: that run has no classifier; simclrv2-finetune --init trains one")
+        if classifier.spec["classes"] != classes:
+            raise UserError(f"{option}: its classifier tells {classifier.spec['classes']} classes apart, not {classes}")
+        if self.backbone.img_size != beside.img_size:
+            raise UserError(f"{option}: it sees {self.backbone.img_size} pixels, the student {beside.img_size}")
+        self.classifier, self.kind = classifier, self.backbone.headline_kind
+        ratio = torch.tensor(beside.std) / torch.tensor(std)
+        offset = (torch.tensor(beside.mean) - torch.tensor(mean)) / torch.tensor(std)
+        self.register_buffer("ratio", ratio.view(3, 1, 1))
+        self.register_buffer("offset", offset.view(3, 1, 1))
+        self.to(beside.device).requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) normalised images -> (B, K) logits."""
+        images = images * self.get_buffer("ratio") + self.get_buffer("offset")
+        logits: Tensor = self.classifier(self.backbone.features(images, (self.kind,))[self.kind])
+        return logits
 
 
 @final
@@ -60,9 +103,11 @@ class Distill(Evaluation[Pair]):
         fraction: Share of the labels that the teacher, and the part of the loss with labels, see.
         subset: File that names the labelled images; for ImageNet 1percent.txt or 10percent.txt as published. They are
             drawn when not given.
+        teacher: Folder of a run with a classifier (of simclrv2-finetune, say) that teaches, its classes in the order of
+            these images'; this backbone, fine-tuned, when not given.
         student: Any backbone by name, which starts from nothing; this backbone from its pretrained weights when not
             given.
-        temperature: Of both softmaxes; when not given, 0.1 for the same network and 1 for another.
+        temperature: Of both softmaxes; when not given, 0.1 for the same network as the teacher's and 1 for another.
         alpha: Weight of the teacher; the rest is cross entropy with the labels.
         epochs: Passes of the student over all images.
         warmup_epochs: Of them, with a growing rate.
@@ -85,6 +130,7 @@ class Distill(Evaluation[Pair]):
         self,
         fraction: float = 0.1,
         subset: str | None = None,
+        teacher: str | None = None,
         student: str | None = None,
         temperature: float | None = None,
         alpha: float = 1.0,
@@ -110,6 +156,7 @@ class Distill(Evaluation[Pair]):
             raise ValueError(f"each kind of teacher_lrs needs a value, and folds must be at least 2, not {folds}")
         self.fraction = fraction
         self.subset = subset
+        self.teacher = teacher
         self.student = student
         self.temperature = temperature
         self.alpha = alpha
@@ -133,16 +180,28 @@ class Distill(Evaluation[Pair]):
         assert train.pool is selection.pool, "one pool holds both"
         splits = train, selection
         everyone, labels = np.concatenate([split.rows for split in splits]), labels_of(splits)
-        known = self._labelled(splits)
-        some = Labelled(train, everyone[known], int(labels.max()) + 1)
+        classes = int(labels.max()) + 1
+        if self.teacher is not None and self.alpha == 1:
+            known = np.arange(0)  # nobody learns from labels here
+        else:
+            known = self._labelled(splits)
+        some = Labelled(train, everyone[known], classes)
         recipes = self._teachers(is_resnet(backbone))
-        recipe, accuracies = chosen_by_folds(recipes, backbone, some, "encoder", self.folds, derive(self.seed, 0, 1))
-        teacher, taken = trained(recipe, backbone, some.train(), some.classes, "encoder")
-        student = Tuned(self._student(backbone), some.classes, "avg", 0.0, self.seed)
+        recipe, accuracies, taken = recipes[0], list[float](), dict[str, list[float]]()
+        teacher: nn.Module
+        kinds: tuple[str, ...] = ()
+        if self.teacher is not None:
+            teacher = Recorded(Path(self.teacher), classes, backbone)
+        else:
+            seed = derive(self.seed, 0, 1)
+            recipe, accuracies = chosen_by_folds(recipes, backbone, some, "encoder", self.folds, seed)
+            teacher, taken = trained(recipe, backbone, some.train(), classes, "encoder")
+            kinds = tuple(kind for kind in (teacher.kind,) if kind in backbone.kinds)
+        student = Tuned(self._student(backbone), classes, "avg", 0.0, self.seed)
         own = self._recipe(pretrained=self.student is None and not is_resnet(backbone))
         mask = np.isin(np.arange(len(everyone)), known)
-        batches = Batches(TrainSplit(train.pool, everyone), own, some.classes, backbone, mask)
-        temperature = self.temperature or (0.1 if self.student is None else 1.0)
+        batches = Batches(TrainSplit(train.pool, everyone), own, classes, backbone, mask)
+        temperature = self.temperature or (0.1 if self.student is None and self.teacher is None else 1.0)
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             with torch.no_grad(), autocast(own, backbone.device):
@@ -152,7 +211,6 @@ class Distill(Evaluation[Pair]):
 
         curve = {f"teacher {name}": series for name, series in taken.items()}
         curve |= tune(student, batches, own, loss=loss, what="distillation")
-        kinds = tuple(kind for kind in (teacher.kind,) if kind in backbone.kinds)
         if not accuracies:
             return Fit(Pair(teacher, student), kinds, curve=curve)
         grid = [r.lr for r in recipes]

@@ -46,10 +46,10 @@ class Fit(Generic[Fitted]):
         chosen: Option -> chosen value, empty when nothing was chosen.
         grid: Option -> the values it was chosen from.
         on_edge: Whether a chosen value lies at an end of its grid: a wider one may give more.
-        edge_tied: Whether the value next to that end is as accurate, where that was looked at: then it hardly will.
         curve: Named series over the fit, such as selection accuracy per epoch.
         chosen_on: The selection split, or the training images themselves by cross-validation or leave-one-out.
         monitors: Name -> a number that describes the features; recorded, never ranked.
+        edge_tied: Whether the value next to that end of the grid is as accurate, where that was looked at.
     """
 
     state: Fitted
@@ -57,10 +57,10 @@ class Fit(Generic[Fitted]):
     chosen: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     on_edge: bool = False
-    edge_tied: bool = False
     curve: dict[str, list[float]] = field(default_factory=dict)
     chosen_on: Literal["selection", "train"] = "selection"
     monitors: dict[str, float] = field(default_factory=dict)
+    edge_tied: bool = False
 
 
 class Evaluation(ABC, Generic[Fitted]):

@@ -1,6 +1,8 @@
 """Distillation: the loss against a loop, who teaches, who learns, and from what."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,15 @@ import torch
 from torch import Tensor
 
 from ssl_bench.backbone import Backbone
+from ssl_bench.checkpoint import write_backbone
+from ssl_bench.classifier import Classifier, save_classifier
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
 from ssl_bench.evaluations import distill as page
 from ssl_bench.evaluations.distill import Distill, imitation
 from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import cross_entropy
+from ssl_bench.finetuning import cross_entropy, logits_of
 from ssl_bench.finetuning_images import Batch, Batches
 from ssl_bench.options import BackboneOptions
 from ssl_bench.tuned import Recipe, Tuned
@@ -197,6 +202,55 @@ def test_teachers_rate_is_chosen_inside_its_labels(caught: Caught, splits: Split
 def test_all_labels(caught: Caught, splits: Splits) -> None:
     Distill(**{**QUICK, "fraction": 1.0}).fit(frozen(), *splits[:2])
     assert (caught.batches._prepared.labels >= 0).all()
+
+
+def taught_by(folder: Path, options: BackboneOptions = RESNET, classes: int = 3) -> FrozenBackbone:
+    """Write a run with a classifier; the same network, frozen, with its own constants of normalisation."""
+    torch.manual_seed(3)
+    backbone, classifier = Backbone(options), Classifier(8, classes, 1)
+    torch.nn.init.normal_(classifier.linear.weight)
+    folder.mkdir()
+    write_backbone(folder, backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    save_classifier(folder, classifier, tuple("abcdef"[:classes]))
+    return FrozenBackbone(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {}, num_workers=0, classifier=classifier)
+
+
+def test_a_run_with_a_classifier_teaches(
+    caught: Caught, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says of images what the run itself says, although the student's are normalised otherwise; nothing is tuned."""
+    own = taught_by(tmp_path / "run")
+    monkeypatch.setattr(page, "trained", None)
+    monkeypatch.setattr(page, "chosen_by_folds", None)
+    backbone = frozen()
+    fit = Distill(teacher=str(tmp_path / "run"), **QUICK).fit(backbone, *splits[:2])
+    assert own.classifier is not None and fit.chosen == {} and not fit.on_edge
+    with torch.no_grad():
+        expected = own.classifier(own.features(splits[2], "gap"))
+    found = logits_of(fit.state.teacher, backbone, splits[2])
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.01)  # those features are kept in float16
+    assert caught.student.backbone.options.name == VIT.name and not fit.state.teacher.training
+    start = backbone.trainable().model.get_parameter("pos_embed")
+    assert caught.student.backbone.model.get_parameter("pos_embed").equal(start), "the student starts pretrained"
+    assert (caught.batches._prepared.labels < 0).all(), "nobody learns from labels"
+    images, logits = torch.randn(4, 3, 8, 8), torch.randn(4, 3)
+    wanted = imitation(logits, fit.state.teacher(images), 1.0)
+    assert float(caught.loss(logits, Batch(images, torch.zeros(4, 3)))) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "says"),
+    [(RESNET, 5, "tells 5 classes apart, not 3"), (replace(RESNET, img_size=16), 3, "sees 16 pixels, the student 8")],
+)
+def test_a_teacher_that_does_not_fit(
+    options: BackboneOptions, classes: int, says: str, splits: Splits, tmp_path: Path
+) -> None:
+    taught_by(tmp_path / "run", options, classes)
+    with pytest.raises(UserError, match=f"--distill.teacher .*{says}"):
+        Distill(teacher=str(tmp_path / "run"), **QUICK).fit(frozen(), *splits[:2])
+    (tmp_path / "run" / "classifier.json").unlink()
+    with pytest.raises(UserError, match="that run has no classifier; simclrv2-finetune"):
+        Distill(teacher=str(tmp_path / "run"), **QUICK).fit(frozen(), *splits[:2])
 
 
 def test_pixels_are_refused() -> None:
