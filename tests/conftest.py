@@ -3,6 +3,8 @@
 import ssl_bench.torchvision_guard  # noqa: F401  before any test imports timm, lightly or torchvision
 
 # isort: split
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,3 +45,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
             monkeypatch.setenv(name, value)
         yield started
         wandb.teardown()
+    with warnings.catch_warnings():  # the client's temporary folders of what a server that is ill did not take
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
