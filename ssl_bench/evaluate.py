@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ssl_bench
-from ssl_bench.collectives import rank
+from ssl_bench.collectives import rank, total, world_size
 from ssl_bench.configuration import say
 from ssl_bench.data.opened import Data
 from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
@@ -60,6 +60,8 @@ def evaluate(
     for protocol, evaluation in evaluations.items():
         blank = _blank(subject, data, protocol, evaluation)
         result = None if force else recorded(run_dir, blank)
+        if not _all_have(result, subject.device):
+            result = None
         if result is not None:
             say(f"{protocol}: {_shown(result)}, recorded before")
         else:
@@ -71,6 +73,14 @@ def evaluate(
             say(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it")
         results.append(result)
     return results
+
+
+def _all_have(result: Result | None, device: torch.device) -> bool:
+    """Whether every process found the result: none may leave work to others that wait for it.
+
+    None goes on before all have looked, so that what one writes is not found by another.
+    """
+    return int(total(torch.tensor(int(result is not None), device=device))) == world_size()
 
 
 def _run(

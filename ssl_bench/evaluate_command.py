@@ -239,8 +239,10 @@ def _prepare(
     subject: Subject, data: "Data", options: DataOptions, given: Evaluate, device: str
 ) -> "tuple[Path, list[FrozenBackbone]]":
     """The subject's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
+    import torch
+
     from ssl_bench.backbone import Backbone
-    from ssl_bench.collectives import rank
+    from ssl_bench.collectives import rank, total
     from ssl_bench.environment import describe
     from ssl_bench.files import write_json
     from ssl_bench.results import DataRecord, RunInfo, write_run
@@ -270,6 +272,7 @@ def _prepare(
     if rank() == 0:
         write_run(folder, info)
         write_json(folder / "environment.json", describe())
+    total(torch.zeros(1, device=device))  # no process reads run.json before it is there
     return folder, [_frozen_baseline(network, subject, folder, data, options.num_workers, device)]
 
 

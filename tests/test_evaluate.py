@@ -1,6 +1,10 @@
 """From a backbone and labelled images to records and predictions."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +16,7 @@ import scipy.stats
 import torch
 from statsmodels.stats.proportion import proportion_confint
 
+from ssl_bench.cli import main
 from ssl_bench.data.opened import Data
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
@@ -318,3 +323,46 @@ def test_student_and_teacher_stand_side_by_side(data: Data, run: Path) -> None:
     assert sorted(file.name for file in (run / "results").iterdir()) == ["counting.json", "counting.student.json"]
     (block,) = build(load_runs([run])).blocks
     assert sorted(row.name for row in block.rows) == ["simclr (branch=student)", "simclr (branch=teacher)"]
+
+
+def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> None:
+    """A run and two baselines: the same numbers and predictions, each file once, no folder twice."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        shutil.copytree(tiny_run.parent, folder)
+    made, own = (
+        ["pixels", "random:vit_pico_patch4_32", "--backbone.depth=1", "--data=digits", "--device=cpu"],
+        [
+            "--protocols=knn,linear",
+            *("--linear.iterations=40", "--linear.views=1", "--linear.epochs=2", "--linear.seeds=1"),
+        ],
+    )
+    assert main(["evaluate", str(alone / tiny_run.name), *made, *own, "--runs", str(alone)]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ssl_bench"]
+    subprocess.run(
+        [*launcher, "evaluate", str(together / tiny_run.name), *made, *own, "--runs", str(together)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    one, two = ({run.folder.name: run for run in load_runs([folder])} for folder in (alone, together))
+    assert one.keys() == two.keys() and len(one) == 3
+    for name, run in one.items():
+        for folder in ("results", "predictions"):
+            files = [sorted(path.name for path in (root / name / folder).iterdir()) for root in (alone, together)]
+            assert files[0] == files[1] and len(files[0]) == 2, "no temporary file of a second writer either"
+        for mine, other in zip(run.results, two[name].results, strict=True):
+            for field in (
+                *SAME,
+                "value",
+                "interval",
+                "variants",
+                "selected",
+                "curve",
+                "monitors",
+                "n_test",
+                "features",
+            ):
+                assert getattr(mine, field) == getattr(other, field), f"{name} {mine.protocol} {field}"
+            stem = f"predictions/{mine.protocol}.parquet"
+            assert pq.read_table(alone / name / stem) == pq.read_table(together / name / stem)
