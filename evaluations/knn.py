@@ -102,9 +102,18 @@ class Knn(Evaluation[Reference]):
             reference = space.rows(backbone, bank.splits, max(1, BANK_VALUES // dim))
             queries = lambda space=space: space.rows(backbone, [test], QUERIES)  # noqa: E731
             similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
+            fit.monitors.update(closeness(similarity, self.headline_k, space.suffix))
             for k, voted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
                 predictions.append(Prediction(f"k{k}{space.suffix}", voted.cpu()))
         return sorted(predictions, key=lambda p: p.variant != f"k{self.headline_k}")
+
+
+def closeness(similarity: Tensor, k: int, suffix: str) -> dict[str, float]:
+    """Ends of (Q, most) sorted cosines, and how many test images have a tie that decides which neighbours vote."""
+    found = {f"largest cosine{suffix}": similarity[:, 0].max(), f"smallest cosine{suffix}": similarity[:, -1].min()}
+    if similarity.shape[1] > k:
+        found[f"tied at k{k}{suffix}"] = (similarity[:, k - 1] == similarity[:, k]).double().mean()
+    return {name: float(value) for name, value in found.items()}
 
 
 def votes(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float) -> dict[int, Tensor]:

@@ -294,7 +294,10 @@ class FrozenBackbone:
             "std": self.std,
             "dtype": "float32 forward, float16 kept",
             "device": self.device.type,
-            "versions": {"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
+            "versions": {
+                "ssl_bench": ssl_bench.__version__,
+                **{name: version(name) for name in ("torch", "timm", "pillow")},  # Pillow decodes and resizes
+            },
         }
 
     def batches(self, split: Split, view: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

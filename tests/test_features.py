@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import ssl_bench.torchvision_guard  # noqa: F401  the processes spawned here import this file alone
@@ -177,7 +178,7 @@ CHANGES = {
 }
 
 
-OTHERS = ["rows", "order", "images", "split", "size", "architecture", "kinds", "version"]
+OTHERS = ["rows", "order", "images", "split", "size", "architecture", "kinds", "version", "pillow"]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, *OTHERS])
@@ -200,6 +201,8 @@ def test_whatever_features_depend_on_is_in_the_key(
         network.kinds = ("cls",)
     if change == "version":
         monkeypatch.setattr(room.torch, "__version__", "0.0")
+    if change == "pillow":
+        monkeypatch.setattr(room, "version", lambda name: "0.0" if name == "pillow" else version(name))
     backbone = frozen(**({"network": network} | CHANGES.get(change, {})), cache_dir=tmp_path)
     backbone.features(other, "cls")
     assert backbone.network.passes > 0

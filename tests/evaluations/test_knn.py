@@ -165,6 +165,20 @@ def test_no_large_part_of_the_bank_is_held_at_once(problem: Callable, monkeypatc
     assert backbone.most_rows == 100
 
 
+def test_ends_of_cosines_and_ties_are_monitored(problem: Callable) -> None:
+    """The bank: twice the direction of the query, three at one angle, of which k = 3 takes one, and one opposite."""
+    bank = np.array([[2.0, 0.0], [3.0, 0.0], [0.6, 0.8], [1.2, 1.6], [0.6, -0.8], [-1.0, 0.0]], np.float32)
+    values = torch.tensor(np.concatenate([bank, [[1.0, 0.0]]]))
+    backbone, *splits = problem({"cls": values}, np.array([0, 1, 0, 1, 0, 1, 0]), 6, 0)
+    for k, tied in ((2, 0.0), (3, 1.0), (5, 0.0)):
+        protocol = Knn(k=(k, 6), headline_k=k)
+        fit = protocol.fit(backbone, *splits[:2])
+        protocol.predict(backbone, fit, splits[2])
+        ends = fit.monitors["smallest cosine"], fit.monitors["largest cosine"]
+        assert ends == pytest.approx((-1, 1)) and fit.monitors[f"tied at k{k}"] == tied
+        assert {"smallest cosine-standardised", f"tied at k{k}-standardised"} <= set(fit.monitors)
+
+
 def test_nothing_is_chosen(problem: Callable) -> None:
     features, labels = clusters(60, 8, 3)
     backbone, *splits = problem({"cls": torch.tensor(features)}, labels, 40, 10)
