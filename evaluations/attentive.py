@@ -64,6 +64,7 @@ class Head:
         accuracy: On the selection split.
         loss: Likewise.
         curve: Its accuracy there after each of some steps.
+        tried: Rates of its kind that did not diverge, and the accuracy with each.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class Head:
     accuracy: float
     loss: float
     curve: list[float]
+    tried: list[tuple[float, float]]
 
     @property
     def order(self) -> tuple[float, float, float]:
@@ -152,7 +154,9 @@ class Attentive(Evaluation[Trained]):
             chosen={"head": best.kind} | {f"lr {head.kind}": head.lr for head in per_kind},
             grid={"head": list(kinds)} | {f"lr {kind}": list(lrs) for kind, lrs in self._lrs.items()},
             on_edge=len(grid := self._lrs[best.kind]) > 1 and best.lr in (min(grid), max(grid)),
-            curve={"step": [float(step) for step in self._watched()], "selection accuracy": best.curve},
+            curve={"step": [float(step) for step in self._watched()], "selection accuracy": best.curve}
+            | {f"lr of {head.kind}": [lr for lr, _ in head.tried] for head in per_kind}
+            | {f"selection accuracy of {head.kind}": [accuracy for _, accuracy in head.tried] for head in per_kind},
         )
 
     def predict(self, backbone: FrozenBackbone, fit: Fit[Trained], test: TestImages) -> list[Prediction]:
@@ -252,7 +256,9 @@ class Attentive(Evaluation[Trained]):
         accuracy, loss = heads.score(self._labelled(tokens, selection))
         curves = torch.stack([*curve, accuracy], 1).tolist()
         scores = zip(self._lrs[kind], accuracy.tolist(), loss.tolist(), curves, strict=True)
-        candidates = [Head(kind, heads.pick(h), *s) for h, s in enumerate(scores) if math.isfinite(s[2])]
+        finite = [(h, score) for h, score in enumerate(scores) if math.isfinite(score[2])]
+        tried = [(lr, found) for _, (lr, found, _, _) in finite]
+        candidates = [Head(kind, heads.pick(h), *score, tried) for h, score in finite]
         if not candidates:
             raise UserError(f"every {kind} head diverged: give smaller {kind}_lrs than {min(self._lrs[kind])}")
         return min(candidates, key=lambda head: head.order)

@@ -112,6 +112,9 @@ class Finetune(Evaluation[Tuned]):
             raise UserError("the selection split, on which finetune chooses, is empty: raise data.selection_fraction")
         short = min(self.search_epochs or self.epochs, self.epochs)
         found: list[tuple[tuple[float, float], Recipe, Tuned, dict[str, list[float]]]] = []
+        tried: dict[str, list[float]] = {
+            f"{name} tried": [] for name in ("lr", "layer_decay", "drop_path", "selection accuracy")
+        }
         for recipe in recipes:
             brief = replace(recipe, epochs=short, warmup_epochs=recipe.warmup_epochs * short / self.epochs)
             try:
@@ -120,6 +123,9 @@ class Finetune(Evaluation[Tuned]):
                 continue
             logits = logits_of(model, backbone, selection)
             rank = -accuracy(logits, selection), mean_loss(logits, selection)
+            point = recipe.lr, recipe.layer_decay, recipe.drop_path, -rank[0]
+            for series, value in zip(tried.values(), point, strict=True):
+                series.append(value)
             found = sorted([*found, (rank, recipe, model, curve)], key=lambda run: run[0])[:1]
         if not found:
             raise UserError(f"every rate of finetune diverged: give smaller lrs than {min(self.lrs)}")
@@ -134,7 +140,7 @@ class Finetune(Evaluation[Tuned]):
             chosen,
             {name: list(values) for name, values in grid.items()},
             on_edge=any(len(v) > 1 and chosen[name] in (min(v), max(v)) for name, v in grid.items()),
-            curve=curve,
+            curve=curve | tried,
         )
 
     def predict(self, backbone: FrozenBackbone, fit: Fit[Tuned], test: TestImages) -> list[Prediction]:

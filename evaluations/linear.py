@@ -123,12 +123,14 @@ class Linear(Evaluation[dict[str, Head]]):
         asked = tuple(dict.fromkeys([*kinds, *([backbone.headline_kind] if self.epochs else [])]))
         norms = {kind: Norm.of(*backbone.moments([train], kind, self.crops)) for kind in asked}
         batch = min(self.batch_size, len(train))
-        per_kind = {}
+        per_kind, tried = {}, {}
         for kind in kinds:
             course = Course(kind, norms[kind], self.lrs, batch, self.iterations)
             candidates = self._trained(backbone, train, selection, course)
             if not candidates:
                 raise UserError(f"every linear head on {kind!r} diverged: give smaller lrs than {min(self.lrs)}")
+            tried[f"lr of {kind}"] = [candidate.lr for candidate in candidates]
+            tried[f"selection accuracy of {kind}"] = [candidate.curve[-1] for candidate in candidates]
             per_kind[kind] = min(candidates, key=lambda candidate: candidate.order)
         best = min(per_kind.values(), key=lambda candidate: candidate.order)
         state = {"chosen": best.head} | {kind: candidate.head for kind, candidate in per_kind.items()}
@@ -142,7 +144,7 @@ class Linear(Evaluation[dict[str, Head]]):
             chosen={"lr": best.lr, "features": best.head.kind} | {f"lr {k}": c.lr for k, c in per_kind.items()},
             grid={"lr": list(self.lrs), "features": list(kinds)},
             on_edge=len(self.lrs) > 1 and best.lr in (min(self.lrs), max(self.lrs)),
-            curve=curve,
+            curve=curve | tried,
         )
 
     def predict(self, backbone: FrozenBackbone, fit: Fit[dict[str, Head]], test: TestImages) -> list[Prediction]:

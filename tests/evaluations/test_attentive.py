@@ -372,6 +372,8 @@ def test_what_it_learns_is_where_to_look() -> None:
     assert fit.grid == {"head": ["cae", "ep"], "lr cae": [0.3, 3.0], "lr ep": [0.1]}
     best, *per_kind = fit.state.best
     assert fit.chosen == {"head": best.kind, "lr cae": per_kind[0].lr, "lr ep": 0.1}
+    assert fit.curve["lr of cae"] == [0.3, 3.0] and fit.curve["lr of ep"] == [0.1]
+    assert max(fit.curve[f"selection accuracy of {best.kind}"]) == best.accuracy == fit.curve["selection accuracy"][-1]
     assert fit.on_edge == (best.kind == "cae") and best is min(per_kind, key=lambda head: head.order)
     assert fit.curve["step"] == [50, 100, 150] and len(fit.curve["selection accuracy"]) == 3
     assert fit.curve["selection accuracy"][-1] == best.accuracy == max(h.accuracy for h in fit.state.best)
@@ -462,7 +464,7 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
 
 def test_ties_go_to_the_lower_loss_then_the_lower_lr() -> None:
     found = ((1, 0.5, 0.1), (1, 0.6, 0.5), (3, 0.6, 0.4), (2, 0.6, 0.4))  # lr, accuracy, loss
-    heads = [Head("cae", cae_heads(), *x, []) for x in found]
+    heads = [Head("cae", cae_heads(), *x, [], []) for x in found]
     assert sorted(heads, key=lambda head: head.order) == [heads[3], heads[2], heads[1], heads[0]]
 
 
@@ -485,6 +487,7 @@ def test_diverged_heads_are_never_chosen() -> None:
         assert (one.kind, one.lr) == (other.kind, other.lr) == (one.kind, 0.3)
         torch.testing.assert_close(other.heads.weight, one.heads.weight, rtol=0, atol=1e-5)
     assert together.on_edge and not alone.on_edge
+    assert together.curve["lr of cae"] == [0.3], "of those that did not diverge"
     with pytest.raises(UserError, match="diverged: give smaller cae_lrs"):
         QUICK(lrs=(1e38,), iterations=5).fit(frozen(), train, selection)
 

@@ -94,6 +94,8 @@ def test_the_whole_grid_is_searched_briefly_and_the_best_trained_in_full(
     assert fit.chosen == {"lr": 1e-3, "layer_decay": 0.65, "drop_path": 0.2} and fit.on_edge
     assert fit.grid == {"lr": [5e-4, 1e-3], "layer_decay": [0.65, 0.75], "drop_path": [0.1, 0.2]}
     assert fit.state is spy.models[8] and fit.curve["loss"] == [9.0]
+    audited = [fit.curve[f"{name} tried"] for name in ("lr", "layer_decay", "drop_path", "selection accuracy")]
+    assert list(zip(*audited, strict=True)) == [(*point, float(point == (1e-3, 0.65, 0.2))) for point in tried[:8]]
     assert all(rows == splits[0].rows.tolist() and chosen_on is splits[1] for _, rows, chosen_on in spy.calls)
 
 

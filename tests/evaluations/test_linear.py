@@ -376,6 +376,19 @@ def test_diverged_heads_are_never_chosen(problem: Callable) -> None:
         Linear(iterations=40, lrs=(1e39,)).fit(*splits)
 
 
+def test_every_accuracy_of_the_grid_is_kept(problem: Callable) -> None:
+    """So that the choice can be checked, kind by kind; rates that diverged are not among them."""
+    features, labels = blobs(300)
+    values = {"cls": features, "avg": features.flip(1)}
+    fit = Linear(iterations=20, batch_size=32, views=0, epochs=0, lrs=(1e-3, 1e-2, 1e39)).fit(
+        *problem(values, labels, 200, 50)[:3]
+    )
+    for kind in ("cls", "avg"):
+        lrs, accuracy = fit.curve[f"lr of {kind}"], fit.curve[f"selection accuracy of {kind}"]
+        assert lrs == [1e-3, 1e-2] and len(accuracy) == 2
+        assert accuracy[lrs.index(fit.chosen[f"lr {kind}"])] == max(accuracy)
+
+
 def test_a_diverged_recipe_of_maes_is_left_out(problem: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAE_LR", 1e39)
     features, labels = blobs(300)
