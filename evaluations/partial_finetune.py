@@ -13,6 +13,7 @@ What the paper leaves open, as it is here:
   that have learned nothing, the class token for all others. The other pooling is one more variant.
 - ResNets are tuned from 0 over their last block, last stage and last two stages to all; k counts their residual blocks,
   and batch norms of the frozen part stay in eval mode. In Swins the merging of patches belongs to the block before it.
+- A k > 0 that diverges is left out, and said so in the curve; the one that is the number must not.
 - The number of the protocol is that of k = 4, or of the most blocks below it that are not all of them, fixed
   beforehand: there the paper's methods differ most, and it is neither the probe's number nor fine-tuning's.
 
@@ -136,14 +137,22 @@ class PartialFinetune(Evaluation[Tuning]):
         every = [top for tops in candidates.values() for top in tops]
         tune_together(every, Batches(train, self._recipes[-1], classes, backbone), selection, "partial fine-tuning")
         # Of equals the one with fewer epochs: recipes are in the order of their epochs.
-        tops = {name: max(some, key=lambda top: top.curve[SELECTION][-1]) for name, some in candidates.items()}
+        whole = {name: [top for top in some if top.diverged is None] for name, some in candidates.items()}
+        tops = {name: max(some, key=lambda top: top.curve[SELECTION][-1]) for name, some in whole.items() if some}
+        if headline not in tops:
+            raise Diverged(f"partial fine-tuning of {headline}, its number, diverged: give a smaller lr than {self.lr}")
         probe, points = None, []
         if depths[0] == 0:
             probe, point = probed(backbone, train, selection, self.seed)
             points.append(point)
         own = [top for name, top in tops.items() if wanted[name][1] == self._pooling(backbone)]
         points += [(top.trainable, top.curve[SELECTION][-1]) for top in own]
-        curve = summary(depths, points, own[-1].whole)
+        curve = summary([depth for depth in depths if depth == 0] + [top.depth for top in own], points, own[-1].whole)
+        curve |= {
+            f"{name} diverged by epoch": [float(some[-1].diverged or 0)]
+            for name, some in candidates.items()
+            if name not in tops
+        }
         curve |= {f"{name} {series}": values for name, top in tops.items() for series, values in top.curve.items()}
         chosen, grid = {}, {}
         if len(self._recipes) > 1:

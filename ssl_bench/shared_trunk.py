@@ -195,6 +195,7 @@ class Top:
         self.trained: list[Tensor] = [p for group in learner.param_groups for p in group["params"]]
         self.optimizer: torch.optim.Optimizer | None = learner
         self.curve: dict[str, list[float]] = {"epoch": [], "loss": [], SELECTION: []}
+        self.diverged: int | None = None  # by which epoch
 
     @property
     def trainable(self) -> int:
@@ -228,8 +229,11 @@ def tune_together(tops: Sequence[Top], batches: Batches, selection: SelectionSpl
         selection: On which each one's accuracy is taken now and then, its last epoch included.
         what: The progress bar says.
 
+    A top whose loss is no number says by which epoch it diverged, and is left out from then on: it shares nothing that
+    learns with the others.
+
     Raises:
-        Diverged: A loss is not a number.
+        Diverged: All have diverged.
     """
     frozen, most = batches.frozen, max(top.recipe.epochs for top in tops)
     trunk = copy.deepcopy(_network(frozen))  # something may be done to its attention
@@ -239,7 +243,7 @@ def tune_together(tops: Sequence[Top], batches: Batches, selection: SelectionSpl
     watched = {round(most * point / POINTS) for point in range(1, POINTS + 1)}
     with full_precision(), closing(batches), progress(what, most * batches.steps, "steps") as bar:
         for epoch in range(most):
-            learning = [top for top in tops if epoch < top.recipe.epochs]
+            learning = [top for top in tops if epoch < top.recipe.epochs and top.diverged is None]
             depths = {top.depth for top in learning}
             totals = torch.zeros(len(learning), device=frozen.device)
             for top in learning:
@@ -252,19 +256,21 @@ def tune_together(tops: Sequence[Top], batches: Batches, selection: SelectionSpl
                 totals += torch.stack(losses)
                 bar.update()
             last = [top for top in learning if epoch + 1 == top.recipe.epochs]
-            looked_at = learning if epoch + 1 in watched else last
             means = dict(zip(learning, (totals / batches.steps).tolist(), strict=True))
-            for top, logits in zip(looked_at, logits_of_all(looked_at, frozen, selection), strict=True):
+            for top in learning:
                 if not math.isfinite(means[top]):
-                    raise Diverged(
-                        f"{what} of {top.depth:g} blocks diverged by epoch {epoch + 1}: "
-                        f"give a smaller lr than {top.recipe.lr}"
-                    )
+                    top.diverged = epoch + 1
+                    top.finish()
+            if all(top.diverged for top in tops):
+                raise Diverged(f"{what} diverged by epoch {epoch + 1}: give a smaller lr than {tops[0].recipe.lr}")
+            looked_at = [top for top in (learning if epoch + 1 in watched else last) if top.diverged is None]
+            for top, logits in zip(looked_at, logits_of_all(looked_at, frozen, selection), strict=True):
                 top.curve["epoch"].append(epoch + 1.0)
                 top.curve["loss"].append(means[top])
                 top.curve[SELECTION].append(accuracy(logits, selection))
             for top in last:
-                top.finish()
+                if top.diverged is None:
+                    top.finish()
 
 
 def logits_of_all(tops: Sequence[Top], frozen: FrozenBackbone, split: Split) -> list[Tensor]:

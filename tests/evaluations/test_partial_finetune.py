@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -263,9 +264,40 @@ def test_one_pass_of_the_trunk_for_all_depths(splits: Splits, monkeypatch: pytes
     assert passes.count(16) == 10 and len(passes) == 15  # ten steps, and the selection split after each epoch
 
 
-def test_a_depth_that_diverges_is_named(splits: Splits) -> None:
-    with pytest.raises(Diverged, match="of 1 blocks diverged"):
-        trained(frozen(), [1], splits, _with(lr=float("inf")))
+def test_a_depth_that_diverges_is_left_out_and_all_are_an_error(splits: Splits) -> None:
+    """The others learn as if it had not been there."""
+    subject = frozen()
+    wild, tame = top(subject, 1, _with(lr=float("inf"))), top(subject, 2, RECIPE)
+    tune_together([wild, tame], Batches(splits[0], RECIPE, CLASSES, subject), splits[1], "test")
+    assert wild.diverged is not None and wild.diverged <= 2 and tame.diverged is None
+    (alone,) = trained(frozen(), [2], splits)
+    assert tame.curve == alone.curve
+    with pytest.raises(Diverged, match="test diverged by epoch .*: give a smaller lr"):
+        trained(frozen(), [1, 2], splits, _with(lr=float("inf")))
+
+
+@pytest.mark.parametrize("depth", [1.0, 2.0])
+def test_the_page_goes_on_without_a_depth_that_diverged(
+    depth: float, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not without that whose number is the protocol's, k = 2 here."""
+    original = PartialFinetune._top
+
+    def wild(self: Any, backbone: Any, classes: int, k: float, pooling: Any, recipe: Recipe) -> Top:
+        lr = float("inf") if k == depth else recipe.lr
+        return original(self, backbone, classes, k, pooling, replace(recipe, lr=lr))
+
+    monkeypatch.setattr(PartialFinetune, "_top", wild)
+    page, subject = PartialFinetune(**QUICK, depths=(0.5, 1.0, 2.0, float("inf"))), frozen(method="mae")
+    if depth == 2:
+        with pytest.raises(Diverged, match="of k2, its number, diverged"):
+            page.fit(subject, *splits[:2])
+        return
+    fit = page.fit(subject, *splits[:2])
+    variants = [prediction.variant for prediction in page.predict(subject, fit, splits[2])]
+    assert variants == ["k2", "k0.5", "all", "k2-cls"]
+    assert fit.curve["k"] == [0.5, 2, 3] and len(fit.curve[SELECTION]) == 3
+    assert fit.curve["k1 diverged by epoch"][0] in (1, 2) and "k1 loss" not in fit.curve
 
 
 def _with(**changes: Any) -> Recipe:
