@@ -17,7 +17,7 @@ import yaml
 
 from ssl_bench.configuration import say
 from ssl_bench.options import WandbOptions
-from ssl_bench.results import Result, Run, RunInfo, load_runs, read_run, result_stem
+from ssl_bench.results import Result, Run, load_runs, read_run, recorded_stem
 from ssl_bench.run_folder import folder_identity
 from ssl_bench.wandb_run import Identity, WandbRun, one_line, wandb_run
 
@@ -94,7 +94,7 @@ def summary(run: Run) -> dict[str, Any]:
         **{f"cost/{name}": value for name, value in asdict(info.cost).items()},
     }
     for result in run.results:
-        stem = result_stem(info, result)
+        stem = recorded_stem(run.folder, info, result)
         if result.value is not None and result.interval is not None:
             low, high = result.interval
             numbers |= {f"{stem}/accuracy": result.value, f"{stem}/low": low, f"{stem}/high": high}
@@ -131,11 +131,11 @@ def picture(path: Path, wandb: Any) -> dict[str, Any]:
 def tables(wandb: Any, run: Run) -> dict[str, Any]:
     """A table of all results, a chart of each curve."""
     made: dict[str, Any] = {}
-    rows = [row for result in run.results for row in _rows(run.info, result)]
+    rows = [row for result in run.results for row in _rows(run, result)]
     if rows:
         made["results"] = wandb.Table(columns=COLUMNS, data=rows)
     for result in run.results:
-        stem = result_stem(run.info, result)
+        stem = recorded_stem(run.folder, run.info, result)
         for name, (xs, ys) in curves(result).items():
             table = wandb.Table(columns=[xs[0], name], data=[list(pair) for pair in zip(xs[1], ys, strict=True)])
             title = f"{stem}: {name}"
@@ -157,8 +157,8 @@ def curves(result: Result) -> dict[str, tuple[tuple[str, list[float]], list[floa
     return found | {name: (("index", [float(i) for i in range(len(ys))]), ys) for name, ys in counted.items()}
 
 
-def _rows(info: RunInfo, result: Result) -> Iterator[list[Any]]:
-    stem = result_stem(info, result)
+def _rows(run: Run, result: Result) -> Iterator[list[Any]]:
+    stem = recorded_stem(run.folder, run.info, result)
     for name, score in result.variants.items():
         yield [
             *(stem, name, name == result.headline, score.value, *score.interval, result.n_test),

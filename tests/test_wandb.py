@@ -405,3 +405,14 @@ def test_two_owners_are_refused() -> None:
         parse_fit(["--method=mae", "--wandb_project=team/p", "--wandb_entity=me"], {})
     given = parse_fit(["--method=mae", "--wandb=auto"], {"SSL_BENCH_WANDB_PROJECT": "team/p"}).wandb
     assert given == WandbOptions("auto", "p", "team")
+
+
+def test_results_on_two_data_sets_of_one_name_keep_apart(folder: Path) -> None:
+    for number, accuracy in enumerate((0.25, 0.75)):
+        photos = DataRecord("folder", {"sha256": f"{number}c" * 32, "name": "photos"})
+        variants = {"k20": Score(accuracy, (0.1, 0.9))}
+        result = Result("knn", 1, {}, "k20", accuracy, (0.1, 0.9), 64, photos, variants=variants)
+        write_result(folder, result, Predictions([], [], {"k20": []}))
+    (run,) = load_runs([folder])
+    found = {name: value for name, value in summary(run).items() if name.startswith("knn@") and "/accuracy" in name}
+    assert sorted(found.values()) == [0.25, 0.75]
