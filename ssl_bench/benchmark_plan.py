@@ -212,7 +212,7 @@ def _evaluations(
         return Job(title, argv, log, after=subject.folder, asked=replace(parsed, subjects=[subject]))
 
     found = [evaluation(job.log, Subject(str(job.folder), job.folder)) for job in jobs]
-    for baseline in _list(tree, "baselines", ["random", "pixels"]):
+    for baseline in _list(tree, "baselines", ["random", "pixels"], empty=True):
         if baseline not in ("random", "pixels"):
             raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
         if baseline == "pixels":
@@ -284,8 +284,8 @@ def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _list(tree: Mapping[str, Any], key: str, default: list[Any] | None) -> list[Any]:
+def _list(tree: Mapping[str, Any], key: str, default: list[Any] | None, empty: bool = False) -> list[Any]:
     value = tree.get(key, default)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not (value or empty):
         raise UserError(f"a benchmark file needs `{key}: [...]`")
     return value

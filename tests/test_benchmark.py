@@ -56,6 +56,11 @@ def test_the_plan_is_the_product(tmp_path: Path) -> None:
     assert {"--backbone.img_size=8", "--backbone.depth=1"} < set(random.argv)
 
 
+def test_a_file_may_have_no_baselines(tmp_path: Path) -> None:
+    benchmark = parse_benchmark(["-c", str(write(tmp_path, baselines=[])), "--runs", str(tmp_path / "runs")])
+    assert len(benchmark.jobs) == 2 * len(benchmark.fits) and not any("pixels" in job.title for job in benchmark.jobs)
+
+
 def test_from_a_file_to_the_leaderboard(tmp_path: Path, capfd: Capture) -> None:
     file = write(tmp_path, methods=[MAE], seeds=[0], baselines=["pixels"])
     tree = yaml.safe_load(file.read_text())
