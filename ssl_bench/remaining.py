@@ -16,7 +16,7 @@ from ssl_bench import registry
 from ssl_bench.evaluate_command import Evaluate, Subject, data_options
 from ssl_bench.options import BackboneOptions
 from ssl_bench.recorded import BEFOREHAND, recorded
-from ssl_bench.results import Result, read_run
+from ssl_bench.results import Result, RunInfo, read_run
 from ssl_bench.run_folder import run_folder
 
 IMAGES = ("name", "root", "image_size", "selection_fraction", "split_seed")  # options that say which they are
@@ -24,27 +24,32 @@ IMAGES = ("name", "root", "image_size", "selection_fraction", "split_seed")  # o
 
 def remaining(given: Evaluate) -> list[str]:
     """Names of the protocols that some network of some subject has no result of."""
-    return [name for name in given.protocols if given.force or not _is_recorded(given, name)]
+    seen = [None if given.force else _seen(given, subject) for subject in given.subjects]
+    return [name for name in given.protocols if not all(found and _is_recorded(given, name, *found) for found in seen)]
 
 
-def _is_recorded(given: Evaluate, protocol: str) -> bool:
+def _seen(given: Evaluate, subject: Subject) -> tuple[Path, RunInfo, list[str]] | None:
+    """A subject's folder, record and networks; None where it was never evaluated on these images."""
+    folder = subject.folder or _baseline_folder(subject, given)
+    if folder is None or not (folder / "run.json").exists():
+        return None
+    info = read_run(folder)
+    own = info.options.get("data", {})
+    asked = asdict(data_options(own, given.data))
+    if any(asked[name] != own.get(name) for name in IMAGES):
+        return None  # other images than those whose content its record tells
+    return folder, info, list(_branches(folder, subject, info.branch, given.branch))
+
+
+def _is_recorded(given: Evaluate, protocol: str, folder: Path, info: RunInfo, branches: list[str]) -> bool:
     found = registry.find("evaluations", protocol)
-    for subject in given.subjects:
-        folder = subject.folder or _baseline_folder(subject, given)
-        if folder is None or not (folder / "run.json").exists():
-            return False
-        info = read_run(folder)
-        own = info.options.get("data", {})
-        asked = asdict(data_options(own, given.data))
-        if any(asked[name] != own.get(name) for name in IMAGES):
-            return False  # other images than those whose content its record tells
-        version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
-        options = json.loads(json.dumps(given.protocols[protocol]))
-        for branch in list(_branches(folder, subject, info.branch, given.branch))[: 1 if trains else None]:
-            blank = Result(protocol, version, options, "", None, None, 0, info.data, branch=branch)
-            if recorded(folder, blank, BEFOREHAND) is None:
-                return False
-    return True
+    version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
+    options = json.loads(json.dumps(given.protocols[protocol]))
+    blanks = (
+        Result(protocol, version, options, "", None, None, 0, info.data, branch=branch)
+        for branch in branches[: 1 if trains else None]
+    )
+    return all(recorded(folder, blank, BEFOREHAND) for blank in blanks)
 
 
 def _branches(folder: Path, subject: Subject, speaks: str, wanted: str | None) -> Iterator[str]:
