@@ -15,16 +15,13 @@ import statistics
 import time
 from collections.abc import Callable
 
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from ssl_bench.augment import DeviceViews
-from ssl_bench.speed import keep_freed_memory
-from ssl_bench.views import View
+from ssl_bench.augment.views import View
+from ssl_bench.runtime.acceleration import keep_freed_memory
 
 BATCH = 256
 ROUNDS = 15

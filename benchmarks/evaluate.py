@@ -37,19 +37,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking.knn import knn_predict
 from torch import Tensor
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
-from ssl_bench.evaluation import Evaluation
+from ssl_bench.evaluation.evaluation import Evaluation
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.knn_search import neighbours
 from ssl_bench.evaluations.diagnostics import Diagnostics
 from ssl_bench.evaluations.fewshot import Fewshot
 from ssl_bench.evaluations.knn import BANK_VALUES, Knn, votes
@@ -59,13 +58,11 @@ from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.logistic import Logistic
 from ssl_bench.evaluations.partial_finetune import probed
 from ssl_bench.evaluations.ridge import Ridge
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning_images import Batches
-from ssl_bench.neighbours import neighbours
-from ssl_bench.options import BackboneOptions
-from ssl_bench.shared_trunk import Top, tune_together
-from ssl_bench.speed import keep_freed_memory
-from ssl_bench.tuned import Recipe, Tuned
+from ssl_bench.finetuning.images import Batches
+from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.shared_trunk import Top, tune_together
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.runtime.acceleration import keep_freed_memory
 
 CLASSES = 10
 NEIGHBOURS, TEMPERATURE, DIM = 200, 0.07, 768  # of knn

@@ -17,9 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from lightly.loss import DINOLoss, IBOTPatchLoss, NegativeCosineSimilarity, NTXentLoss
@@ -43,14 +40,14 @@ from lightly.models.utils import (
 from lightly.utils.lars import LARS
 from torch import Tensor, nn
 
-from ssl_bench import registry
-from ssl_bench.backbone import Backbone
-from ssl_bench.method import Method
-from ssl_bench.optim import build_optimizer, clip_gradients
-from ssl_bench.options import BackboneOptions, Optim
-from ssl_bench.speed import compile_blocks, keep_freed_memory, write_out_attention
-from ssl_bench.teacher import Teacher
-from ssl_bench.training import training_flops
+from ssl_bench.config import registry
+from ssl_bench.config.options import BackboneOptions, Optim
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.optim.optimizers import build_optimizer, clip_gradients
+from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.method import Method
+from ssl_bench.pretraining.training import training_flops
+from ssl_bench.runtime.acceleration import compile_blocks, keep_freed_memory, write_out_attention
 
 # The same sizes on both sides; a method that is not named here has its own defaults and, below, no rival.
 SIZES: dict[str, dict[str, object]] = {

@@ -4,5 +4,3 @@ if __name__ == "evaluations":
     raise ImportError(
         "import ssl_bench.evaluations, not evaluations: the second name would make a second copy of every class"
     )
-
-import ssl_bench.torchvision_guard  # noqa: E402, F401  before any page imports timm or torchvision

@@ -35,20 +35,20 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.attention_heads import (
+from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.attention_heads import (
     AttentiveHeads,
     CrossAttentionPool,
     HeadOptimizer,
     QueryPool,
     exact_statistics,
 )
-from ssl_bench.data.loaders import augmented_batches, evaluation_batches
-from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
-from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import Cost, FrozenBackbone, Pixels, crops, full_precision, progress, split_name
-from ssl_bench.randomness import derive
-from ssl_bench.schedules import warmup_cosine
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import Cost, FrozenBackbone, Pixels, crops, full_precision, progress, split_name
+from ssl_bench.optim.schedules import warmup_cosine
+from ssl_bench.runtime.seeds import derive
 
 KEPT = 2**31  # bytes of tokens that are kept in memory
 

@@ -12,8 +12,8 @@ import torch
 
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone, full_precision
 
 ROWS = 8192  # at a time
 

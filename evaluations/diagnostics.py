@@ -26,14 +26,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ssl_bench import spectra
-from ssl_bench.checkpoint import load_backbone
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.randomness import derive
-from ssl_bench.results import read_run
+from ssl_bench.evaluation import representation_metrics as spectra
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.records.results import read_run
+from ssl_bench.runtime.seeds import derive
 
 POWER_LAW_R2 = 0.95  # below it there is no exponent to report
 

@@ -31,20 +31,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import load_backbone
-from ssl_bench.classifier import load_classifier
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import labelled, labels_of
-from ssl_bench.few_labels_finetuning import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
-from ssl_bench.finetuning import autocast, cross_entropy, logits_of, tune
-from ssl_bench.finetuning_images import Batch, Batches, drawing
-from ssl_bench.options import BackboneOptions
-from ssl_bench.randomness import derive
-from ssl_bench.tuned import Recipe, Tuned
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.few_labels import labelled, labels_of
+from ssl_bench.finetuning.few_labels import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
+from ssl_bench.finetuning.images import Batch, Batches, drawing
+from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.training import autocast, cross_entropy, logits_of, tune
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import load_classifier
+from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.runtime.seeds import derive
 
 LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069ff547fc1b6"}  # ImageNet's, md5
 

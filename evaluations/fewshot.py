@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import Affine, features_of, labels_of, places, voted
-from ssl_bench.randomness import derive
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.few_labels import Affine, features_of, labels_of, places, voted
+from ssl_bench.runtime.seeds import derive
 
 CONSTANT = 100.0  # the feature whose weight is the bias
 

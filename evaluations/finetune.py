@@ -21,11 +21,11 @@ from typing import ClassVar, Literal, final
 
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.finetuning import Diverged, accuracy, logits_of, mean_loss, tune
-from ssl_bench.finetuning_images import Batches
-from ssl_bench.tuned import Recipe, Tuned, refused_pooling
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.finetuning.images import Batches
+from ssl_bench.finetuning.model import Recipe, Tuned, refused_pooling
+from ssl_bench.finetuning.training import Diverged, accuracy, logits_of, mean_loss, tune
 
 
 @final

@@ -20,7 +20,7 @@ Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 
 
 from typing import final
 
-from ssl_bench.few_labels_finetuning import FinetuneFewLabels
+from ssl_bench.finetuning.few_labels import FinetuneFewLabels
 
 
 @final

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.neighbours import neighbours
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.knn_search import neighbours
 
 QUERIES = 512  # at a time
 BANK_VALUES = 40 * 2**20  # of the bank's features at a time: 160 MiB

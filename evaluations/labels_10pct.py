@@ -16,7 +16,7 @@ Shapes: see ssl_bench/few_labels.py, which does the work for 1 % and 10 %.
 
 from typing import final
 
-from ssl_bench.few_labels import FewLabels
+from ssl_bench.evaluation.few_labels import FewLabels
 
 
 @final

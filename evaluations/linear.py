@@ -39,11 +39,11 @@ from torch import Tensor
 
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone, full_precision, progress
-from ssl_bench.heads import Head, Heads, Norm
-from ssl_bench.randomness import derive
-from ssl_bench.schedules import warmup_cosine
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone, full_precision, progress
+from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
+from ssl_bench.optim.schedules import warmup_cosine
+from ssl_bench.runtime.seeds import derive
 
 MAE_LR, MAE_BATCH, MAE_TRUST = 0.1, 4096, 0.001
 POINTS = 20  # of a curve

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench import logistic
 from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import Affine, at_an_end, voted
+from ssl_bench.evaluation import logistic
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,17 @@ from typing import ClassVar, Literal, final
 
 import numpy as np
 
-from ssl_bench.backbone import Backbone
 from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
-from ssl_bench.features import FrozenBackbone, full_precision
-from ssl_bench.finetuning import SELECTION, Diverged
-from ssl_bench.finetuning_images import Batches
-from ssl_bench.heads import Head, Norm
-from ssl_bench.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
-from ssl_bench.tuned import Recipe, Tuned, blocks, refused_pooling
+from ssl_bench.finetuning.images import Batches
+from ssl_bench.finetuning.model import Recipe, Tuned, blocks, refused_pooling
+from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
+from ssl_bench.finetuning.training import SELECTION, Diverged
+from ssl_bench.models.backbone import Backbone
 
 Pooling = Literal["avg", "cls"]
 HEADLINE = 4  # blocks

@@ -20,10 +20,10 @@ from typing import final
 import torch
 
 from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
-from ssl_bench.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.few_labels import Affine, at_an_end, voted
-from ssl_bench.ridge import LeastSquares, LeftOut
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
+from ssl_bench.evaluation.ridge import LeastSquares, LeftOut
 
 ROWS = 8192  # images whose features are looked at together
 

@@ -19,12 +19,12 @@ from typing import final
 
 from torch import Tensor
 
-from ssl_bench.corrupted_test import CorruptedTest
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
-from ssl_bench.evaluation import Fit
+from ssl_bench.evaluation.corrupted_test import CorruptedTest
+from ssl_bench.evaluation.evaluation import Fit
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.probe_heads import Head, side_by_side
 from ssl_bench.evaluations.linear import Linear
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.heads import Head, side_by_side
 
 
 @final

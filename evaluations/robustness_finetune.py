@@ -18,12 +18,12 @@ from typing import ClassVar, Literal, final
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_bench.corrupted_test import CorruptedTest
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
-from ssl_bench.evaluation import Fit
+from ssl_bench.evaluation.corrupted_test import CorruptedTest
+from ssl_bench.evaluation.evaluation import Fit
+from ssl_bench.evaluation.features import FrozenBackbone
 from ssl_bench.evaluations.finetune import Finetune
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.tuned import Tuned
+from ssl_bench.finetuning.model import Tuned
 
 
 @final

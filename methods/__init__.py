@@ -2,5 +2,3 @@
 
 if __name__ == "methods":
     raise ImportError("import ssl_bench.methods, not methods: the second name would make a second copy of every class")
-
-import ssl_bench.torchvision_guard  # noqa: E402, F401  before any page imports timm or torchvision

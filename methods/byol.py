@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.teacher import Teacher
-from ssl_bench.views import View, Views
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.method import Method
 
 
 class BYOL(Method):

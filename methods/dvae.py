@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.schedules import cosine
-from ssl_bench.tokenizers import DiscreteVAE
-from ssl_bench.views import View, Views
+from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.optim.schedules import cosine
+from ssl_bench.pretraining.method import Method
 
 
 class DVAE(Method):

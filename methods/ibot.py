@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.augment.views import Views, multi_crop
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks, mask_ratios, random_masks
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.prototypes import Centre, PrototypeHead, Prototypes, crop_cross_entropy
-from ssl_bench.schedules import warmed_up
-from ssl_bench.teacher import Teacher
-from ssl_bench.views import Views, multi_crop
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.dino_head import Centre, PrototypeHead, Prototypes, crop_cross_entropy
+from ssl_bench.optim.schedules import warmed_up
+from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks
+from ssl_bench.pretraining.method import Method
 
 
 class IBOT(Method):

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks, hidden_mask
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.reconstruction import Reconstruction, of_pixels
-from ssl_bench.views import View, Views
+from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.pretraining.masks import block_masks, hidden_mask
+from ssl_bench.pretraining.method import Method
+from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
 
 class MAE(Method):

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.collectives import gather, rank
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.views import View, Views
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.pretraining.method import Method
+from ssl_bench.runtime.distributed import gather, rank
 
 
 class SimCLR(Method):

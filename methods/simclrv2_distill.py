@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import load_backbone
-from ssl_bench.classifier import Classifier, load_classifier
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.teacher import evaluated_backbone
-from ssl_bench.views import View, Views
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier, load_classifier
+from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.pretraining.ema_teacher import evaluated_backbone
+from ssl_bench.pretraining.method import Method
 
 
 class SimCLRv2Distill(Method):

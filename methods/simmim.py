@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone, patchify, unpatchify
+from ssl_bench.augment.views import View, Views
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.method import Method
-from ssl_bench.options import Optim
-from ssl_bench.reconstruction import Reconstruction
-from ssl_bench.views import View, Views
+from ssl_bench.models.backbone import Backbone, patchify, unpatchify
+from ssl_bench.pretraining.method import Method
+from ssl_bench.pretraining.reconstruction import Reconstruction
 
 
 class SimMIM(Method):

@@ -2,8 +2,8 @@
 
 import sys
 
-from ssl_bench.cli import main
-from ssl_bench.parent import end_with_parent
+from ssl_bench.cli.main import main
+from ssl_bench.runtime.watchdog import end_with_parent
 
 end_with_parent()
 sys.exit(main())

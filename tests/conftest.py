@@ -1,8 +1,5 @@
 """What several test files share."""
 
-import ssl_bench.torchvision_guard  # noqa: F401  before any test imports timm, lightly or torchvision
-
-# isort: split
 import gc
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +10,7 @@ import pytest
 from tiny import TINY
 from wandb_server import WandbServer, client_of, serving
 
-from ssl_bench.configuration import parse_fit
+from ssl_bench.config.configuration import parse_fit
 
 
 @pytest.fixture
@@ -29,7 +26,7 @@ def tiny_config() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def tiny_run(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
     """Folder of a finished MAE run."""
-    from ssl_bench.training import fit
+    from ssl_bench.pretraining.training import fit
 
     return fit(tiny_config(), tmp_path / "runs").folder
 

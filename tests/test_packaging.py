@@ -6,8 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
 
 
 def tree() -> set[str]:
@@ -40,7 +39,7 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
 def test_the_wheel_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import ssl_bench, sys; from ssl_bench import registry; from ssl_bench.cli import main;"
+        "import ssl_bench, sys; from ssl_bench import registry; from ssl_bench.cli.main import main;"
         "assert 'site' in ssl_bench.__file__ and {'mae', 'simclr'} <= set(registry.names('methods'));"
         "assert dict(registry.recipes()); sys.exit(main(['fit', '--method', 'mae', '--print_config']))"
     )
@@ -56,6 +55,6 @@ def test_a_second_name_for_a_page_is_refused() -> None:
 
 
 def test_the_checkout_works_without_being_installed(tmp_path: Path) -> None:
-    code = "from ssl_bench.registry import names; assert 'knn' in names('evaluations')"
+    code = "from ssl_bench.config.registry import names; assert 'knn' in names('evaluations')"
     environment = {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-from ssl_bench.cli import main
+from ssl_bench.cli.main import main
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
 
@@ -44,7 +44,9 @@ def test_an_entry_point_gives_it_a_name(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[ssl_bench.methods]\nsimsiam = my_package.simsiam:SimSiam\n")
-    code = "import sys; sys.path[:0] = [%r, %r]\nfrom ssl_bench.cli import main\nsys.exit(main(['list', 'methods']))"
+    code = (
+        "import sys; sys.path[:0] = [%r, %r]\nfrom ssl_bench.cli.main import main\nsys.exit(main(['list', 'methods']))"
+    )
     run = subprocess.run([sys.executable, "-c", code % (str(tmp_path), str(ROOT))], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert re.search(r"^simsiam +SimSiam: predict one view's projection", run.stdout, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Carries out a method's description of its views (`ssl_bench.views`)."""
+"""Carries out a method's description of its views (`ssl_bench.augment.views`)."""
 
 from ssl_bench.augment.executors import ColourOnDevice, CropInWorker, DeviceViews
 

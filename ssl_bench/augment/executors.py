@@ -9,9 +9,6 @@ Shapes: B images of H x W pixels, s x s pixels of a view.
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 
 from ssl_bench.augment.colour import gaussian_blur, grayscale, jitter_, solarize
 from ssl_bench.augment.geometry import crop_resize, draw_boxes
-from ssl_bench.views import View, Views
+from ssl_bench.augment.views import View, Views
 
 CPU_CHUNK = 128 * 3 * 32 * 32  # values; measured from 32 to 512 images of 32 px
 ACCELERATOR_CHUNK = 2**26  # values; only bounds memory

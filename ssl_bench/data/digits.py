@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from ssl_bench.config.options import DataOptions
 from ssl_bench.data.pool import ResidentPool, Source
-from ssl_bench.options import DataOptions
 
 TRAIN = 1287  # rows of the first ten writers
 CLASSES = tuple("0123456789")

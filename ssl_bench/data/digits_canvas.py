@@ -13,9 +13,9 @@ Shapes: N canvases, S = 32 pixels, K pixels of a stroke's stamp.
 import numpy as np
 import torch
 
+from ssl_bench.config.options import DataOptions
 from ssl_bench.data.digits import CLASSES, TRAIN, read
 from ssl_bench.data.pool import ResidentPool, Source
-from ssl_bench.options import DataOptions
 
 S = 32
 COUNTS = {"train": 15_000, "test": 3_000}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.in_memory import settle
 from ssl_bench.data.pool import EncodedPool, Pool, Source
-from ssl_bench.data.residence import settle
 from ssl_bench.data.splits import FIFTH, carve
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 TESTS = ("test", "val")

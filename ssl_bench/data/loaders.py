@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.augment.geometry import crop_resize, draw_boxes
+from ssl_bench.augment.views import View
 from ssl_bench.data.decode import BrokenImage
 from ssl_bench.data.geometry import see_batch, see_image
 from ssl_bench.data.pool import Pool, ResidentPool
 from ssl_bench.data.splits import Split
 from ssl_bench.errors import UserError
-from ssl_bench.randomness import derive
-from ssl_bench.views import View
+from ssl_bench.runtime.seeds import derive
 
 ATTEMPTS = 8  # broken images in a row that others may stand in for
 

@@ -6,20 +6,17 @@ Shapes: B images of a batch, 3 x H x W pixels.
 from dataclasses import replace
 from typing import Any, final
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
-
-# isort: split
 import pytorch_lightning as pl
 import torch
 
 from ssl_bench.augment import ColourOnDevice, CropInWorker, DeviceViews
-from ssl_bench.batch import Batch
+from ssl_bench.augment.views import Views
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.batch import Batch
+from ssl_bench.data.dataset import Data
 from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader
-from ssl_bench.data.opened import Data
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.options import DataOptions
-from ssl_bench.randomness import derive
-from ssl_bench.views import Views
+from ssl_bench.runtime.seeds import derive
 
 
 @final

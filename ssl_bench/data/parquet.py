@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.in_memory import settle
 from ssl_bench.data.pool import EncodedPool, Pool, Source
-from ssl_bench.data.residence import settle
 from ssl_bench.data.splits import FIFTH, carve
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "fine_label")

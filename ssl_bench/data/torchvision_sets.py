@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.in_memory import settle
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
-from ssl_bench.data.residence import settle
 from ssl_bench.data.splits import FIFTH, carve
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ def default_root() -> Path:
 
 
 def _open(options: DataOptions, root: Path, name: str, arguments: dict[str, Any]) -> Any:
-    import ssl_bench.torchvision_guard  # noqa: F401
 
     # isort: split
     from torchvision import datasets

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from ssl_bench.augment import CropInWorker
-from ssl_bench.batch import Batch
-from ssl_bench.checkpoint import load_backbone
-from ssl_bench.configuration import parse_fit
+from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.batch import Batch
+from ssl_bench.data.dataset import RGB, Data
 from ssl_bench.data.loaders import Order, PhotographLoader, ResidentLoader, evaluation_batches
 from ssl_bench.data.module import DataModule
-from ssl_bench.data.opened import RGB, Data
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import LabelledSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate_command import speaking_network
-from ssl_bench.features import FrozenBackbone
-from ssl_bench.method import Method
-from ssl_bench.options import DataOptions
-from ssl_bench.randomness import derive
-from ssl_bench.results import RunInfo
-from ssl_bench.training import build_on
+from ssl_bench.evaluation.evaluate_command import speaking_network
+from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.pretraining.method import Method
+from ssl_bench.pretraining.training import build_on
+from ssl_bench.records.results import RunInfo
+from ssl_bench.runtime.seeds import derive
 
 MOST_VALUES = 1 << 28  # of a batch's views: a GiB; of a larger batch its first images alone are looked at
 FEW = 64  # so many

@@ -10,8 +10,8 @@ from ssl_bench.figures.drawing import Cell, folded, to_image
 from ssl_bench.figures.masks import cover, pixels
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
-from ssl_bench.randomness import derive
-from ssl_bench.reconstruction import Reconstruction
+from ssl_bench.pretraining.reconstruction import Reconstruction
+from ssl_bench.runtime.seeds import derive
 
 SIDE = 96  # pixels of an image in the picture, at most
 ALT = "Triples of pictures: an image, the same with most patches covered, and the method's prediction in their place."

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import ssl_bench
-from ssl_bench.configuration import say
-from ssl_bench.data.opened import Data, open_data
+from ssl_bench.config.options import DataOptions
+from ssl_bench.console import say
+from ssl_bench.data.dataset import Data, open_data
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluate_command import data_options
+from ssl_bench.evaluation.evaluate_command import data_options
 from ssl_bench.figures.drawing import encoded
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
-from ssl_bench.files import replacing, write_json
-from ssl_bench.options import DataOptions
-from ssl_bench.results import RunInfo, find_runs, read_run
+from ssl_bench.records.files import replacing, write_json
+from ssl_bench.records.results import RunInfo, find_runs, read_run
 
 NAMES = ("reconstruction", "attention", "neighbours", "map", "masks", "views")
 MADE_FROM = ("run.json", "config.yaml", "backbone.json", "backbone.safetensors", "checkpoints/last.ckpt")
@@ -66,7 +66,7 @@ def write_figures(given: Figures) -> Iterator[Path]:
     Raises:
         UserError: A run cannot be drawn: its images are not there, or one of its files is damaged.
     """
-    from ssl_bench.collectives import together
+    from ssl_bench.runtime.distributed import together
 
     folders = find_runs(given.runs)
     failed: list[str] = []

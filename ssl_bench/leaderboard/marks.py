@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.table import Block, Cell, Row, Table
 from ssl_bench.leaderboard.text import label
-from ssl_bench.statistics import LEVEL
+from ssl_bench.statistics.intervals import LEVEL
 
 if TYPE_CHECKING:  # NumPy is imported where there is something to compare
     from ssl_bench.leaderboard.significance import BlockComparison
@@ -36,8 +36,8 @@ def _compared(block: Block, files: int) -> "BlockComparison | None":
     there = any(file.is_file() for row in block.rows for cell in row.cells if cell for file in cell.files[:1])
     if not block.ranked or not there or files > MOST_FILES or len(block.rows) > MOST_METHODS:
         return None
-    from ssl_bench.comparison import DRAWS
     from ssl_bench.leaderboard.significance import compared_block
+    from ssl_bench.statistics.comparison import DRAWS
 
     return compared_block(block, DRAWS if files <= FEW_FILES else FEWER_DRAWS)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.files import write_text
 from ssl_bench.leaderboard import latex, terminal, text
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.published import read_published, with_published
 from ssl_bench.leaderboard.table import Table, build, checked_by
-from ssl_bench.results import Run, load_readable
+from ssl_bench.records.files import write_text
+from ssl_bench.records.results import Run, load_readable
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison
@@ -63,7 +63,7 @@ def rendered(table: Table, compared: Compared, runs: Sequence[Run], format: str)
     """What `tabled` returns, in one of the formats."""
     if format != "html":
         return TEXTS[format](table)
-    from ssl_bench.leaderboard.page import html
+    from ssl_bench.leaderboard.page.page import html
 
     return html(table, compared, runs)
 
@@ -83,8 +83,8 @@ def write_page(
     Raises:
         UserError: As `leaderboard`, or no such place for images.
     """
-    from ssl_bench.leaderboard.figures import checked_images
-    from ssl_bench.leaderboard.page import html
+    from ssl_bench.leaderboard.page.figures import checked_images
+    from ssl_bench.leaderboard.page.page import html
 
     place = checked_images(images)
     table, compared, runs = tabled(paths, by, published)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.results import Result, Run, Unread, predictions_path
-from ssl_bench.statistics import mean_over_seeds
+from ssl_bench.records.results import Result, Run, Unread, predictions_path
+from ssl_bench.statistics.intervals import mean_over_seeds
 
 By: TypeAlias = Literal["views", "epochs", "nothing"]
 

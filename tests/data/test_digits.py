@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ssl_bench.config.options import DataOptions
 from ssl_bench.data import digits, digits_canvas
 from ssl_bench.data.pool import Source
-from ssl_bench.options import DataOptions
 
 CHANCE = 1 / 64  # of the right match in a batch of 64
 
@@ -113,7 +113,6 @@ def test_raw_pixels_stay_below_60_percent(canvas, centre, normalised):
 
 
 def test_two_views_cannot_be_matched_by_their_background():
-    import ssl_bench.torchvision_guard  # noqa: F401
 
     # isort: split
     from torchvision.transforms import v2

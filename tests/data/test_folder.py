@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pictures import SHARED, encoded, picture
 
-from ssl_bench.data.opened import Data, open_data
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.dataset import Data, open_data
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 SPLITS = ["train/cat", "train/dog", "test/cat", "test/dog"]
 PHOTOGRAPHS = SHARED / "imagenet-sample"

@@ -5,14 +5,14 @@ import pytest
 import torch
 from pictures import picture
 
+from ssl_bench.augment.views import View
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.dataset import Data, open_data
 from ssl_bench.data.loaders import RawBatch
 from ssl_bench.data.module import DataModule
-from ssl_bench.data.opened import Data, open_data
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TrainSplit, balanced
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
-from ssl_bench.views import View
 
 
 def digits(**options):

@@ -13,20 +13,16 @@ import pytest
 import torch
 from pictures import encoded, picture
 from PIL import Image
-
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from ssl_bench.augment import CropInWorker
+from ssl_bench.augment.views import View
 from ssl_bench.data.geometry import short_side
 from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader, evaluation_batches
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.views import View
 
 VIEWS = [View(size=24, count=2, scale=(0.2, 1.0)), View(size=16)]
 
@@ -126,7 +122,7 @@ def test_photograph_batches_have_a_tensor_per_crop():
 
 
 def test_crops_are_those_of_the_rows_own_generator():
-    from ssl_bench.randomness import derive
+    from ssl_bench.runtime.seeds import derive
 
     pool = photographs(6)
     batch = next(iter(loader(pool, epoch=lambda: 2)))

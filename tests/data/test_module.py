@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pictures import picture
 
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
-import pytorch_lightning as pl
-
 from ssl_bench.augment import ColourOnDevice, DeviceViews
-from ssl_bench.batch import Batch
+from ssl_bench.augment.views import View
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.batch import Batch
+from ssl_bench.data.dataset import Data, open_data
 from ssl_bench.data.loaders import RawBatch
 from ssl_bench.data.module import DataModule
-from ssl_bench.data.opened import Data, open_data
-from ssl_bench.options import DataOptions
-from ssl_bench.randomness import derive
-from ssl_bench.views import View
+from ssl_bench.runtime.seeds import derive
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

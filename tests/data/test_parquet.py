@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import SHARED, encoded, picture
 
-from ssl_bench.data.opened import open_data
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.dataset import open_data
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 CIFAR10 = SHARED / "cifar10"
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -15,18 +15,14 @@ import numpy as np
 import pytest
 import scipy.io
 from pictures import encoded, picture
-
-import ssl_bench.torchvision_guard  # noqa: F401
-
-# isort: split
 from torchvision import datasets
 
+from ssl_bench.config.options import DataOptions
 from ssl_bench.data.catalogue import CATALOGUE, TORCHVISION
-from ssl_bench.data.opened import Data, open_data
+from ssl_bench.data.dataset import Data, open_data
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.torchvision_sets import SETS, default_root
 from ssl_bench.errors import UserError
-from ssl_bench.options import DataOptions
 
 CLASSES = ["plane", "car"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
-from ssl_bench.features import FrozenBackbone
+from ssl_bench.evaluation.features import FrozenBackbone
 
 
 @dataclass

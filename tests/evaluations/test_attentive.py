@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from golden_files import assert_close, load, weights
 from torch import Tensor, nn
 
-from ssl_bench.attention_heads import (
+from ssl_bench.config.options import BackboneOptions
+from ssl_bench.data.pool import EncodedPool, ResidentPool
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.attention_heads import (
     AttentiveHeads,
     CrossAttentionPool,
     HeadOptimizer,
     QueryPool,
     exact_statistics,
 )
-from ssl_bench.backbone import Backbone
-from ssl_bench.data.pool import EncodedPool, ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
-from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations import attentive
 from ssl_bench.evaluations.attentive import Attentive, Head, Tokens, divisor, rounded
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.options import BackboneOptions
-from ssl_bench.randomness import derive
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.runtime.seeds import derive
 
 D, K = 12, 3
 VIT = BackboneOptions(name="vit_pico_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)

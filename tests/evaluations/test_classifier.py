@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_bench.classifier import Classifier, load_classifier, save_classifier
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations.classifier import Classifier as Protocol
-from ssl_bench.features import FrozenBackbone, Pixels
+from ssl_bench.models.classifier import Classifier, load_classifier, save_classifier
 
 
 def network() -> tuple[Pixels, Classifier]:

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_bench import spectra
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import write_backbone
-from ssl_bench.cli import main
+from ssl_bench.cli.main import main
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation import representation_metrics as spectra
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations.diagnostics import Diagnostics, spectrum_monitors
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.options import BackboneOptions
-from ssl_bench.randomness import derive
-from ssl_bench.results import DataRecord, RunInfo, read_result, write_run
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.pretraining.checkpoint import write_backbone
+from ssl_bench.records.results import DataRecord, RunInfo, read_result, write_run
+from ssl_bench.runtime.seeds import derive
 
 VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

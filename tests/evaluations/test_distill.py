@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import write_backbone
-from ssl_bench.classifier import Classifier, save_classifier
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations import distill as page
 from ssl_bench.evaluations.distill import Distill, imitation
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import cross_entropy, logits_of
-from ssl_bench.finetuning_images import Batch, Batches
-from ssl_bench.options import BackboneOptions
-from ssl_bench.tuned import Recipe, Tuned
+from ssl_bench.finetuning.images import Batch, Batches
+from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.training import cross_entropy, logits_of
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier, save_classifier
+from ssl_bench.pretraining.checkpoint import write_backbone
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})

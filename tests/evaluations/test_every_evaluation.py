@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_bench import registry
-from ssl_bench.backbone import Backbone
+from ssl_bench.config import registry
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
-from ssl_bench.evaluation import Evaluation, Fit
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.options import BackboneOptions
+from ssl_bench.evaluation.evaluation import Evaluation, Fit
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.models.backbone import Backbone
 
 CLASSES = 3
 # For the evaluations that have such options; those of one page alone are named after it.

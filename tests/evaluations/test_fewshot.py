@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ssl_bench import few_labels
+from ssl_bench.evaluation import few_labels
+from ssl_bench.evaluation.few_labels import features_of, places
 from ssl_bench.evaluations.fewshot import Fewshot, ridge
-from ssl_bench.few_labels import features_of, places
-from ssl_bench.randomness import derive
+from ssl_bench.runtime.seeds import derive
 
 
 def clusters(count: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:

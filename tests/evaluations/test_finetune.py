@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_bench import few_labels_finetuning
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations import finetune as page
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct
 from ssl_bench.evaluations.finetune_10pct import Finetune10pct
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning_images import Batches
-from ssl_bench.options import BackboneOptions
-from ssl_bench.tuned import Recipe, Tuned
+from ssl_bench.finetuning import few_labels as few_labels_finetuning
+from ssl_bench.finetuning.images import Batches
+from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.models.backbone import Backbone
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})

@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 import torch.nn.functional as F
+from paths import GOLDEN
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from ssl_bench import neighbours as search
+from ssl_bench.evaluation import knn_search as search
+from ssl_bench.evaluation.knn_search import neighbours
 from ssl_bench.evaluations import knn
 from ssl_bench.evaluations.knn import Knn, votes
-from ssl_bench.neighbours import neighbours
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 KS = (1, 5, 10, 20, 50, 100, 200)
 
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from ssl_bench import few_labels, logistic
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate_command import parse_evaluate
+from ssl_bench.evaluation import few_labels, logistic
+from ssl_bench.evaluation.evaluate_command import parse_evaluate
+from ssl_bench.evaluation.few_labels import at_an_end, cross_validated, folds_of, labelled, labels_of, share
 from ssl_bench.evaluations.distill import LISTS
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct
 from ssl_bench.evaluations.finetune_10pct import Finetune10pct
 from ssl_bench.evaluations.labels_1pct import Labels1pct
 from ssl_bench.evaluations.labels_10pct import Labels10pct
-from ssl_bench.few_labels import at_an_end, cross_validated, folds_of, labelled, labels_of, share
-from ssl_bench.randomness import derive
+from ssl_bench.runtime.seeds import derive
 
 CS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 Pages = type[Labels1pct] | type[Labels10pct]

@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from paths import GOLDEN
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -19,12 +19,10 @@ import ssl_bench.evaluations.linear as page
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
 from ssl_bench.evaluations.linear import Candidate, Course, Linear, stream
-from ssl_bench.features import FrozenBackbone, full_precision
-from ssl_bench.heads import Head, Heads, Norm
-from ssl_bench.optim import LARS
-
-GOLDEN = Path(__file__).parent.parent / "golden"
+from ssl_bench.optim.optimizers import LARS
 
 
 def blobs(count: int, dim: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, np.ndarray]:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.finetuning import SELECTION, Diverged, tune
-from ssl_bench.finetuning_images import Batches
-from ssl_bench.options import BackboneOptions
-from ssl_bench.shared_trunk import Top, logits_of_all, states, tune_together
-from ssl_bench.tuned import Recipe, Tuned, blocks, set_drop_path
+from ssl_bench.finetuning.images import Batches
+from ssl_bench.finetuning.model import Recipe, Tuned, blocks, set_drop_path
+from ssl_bench.finetuning.shared_trunk import Top, logits_of_all, states, tune_together
+from ssl_bench.finetuning.training import SELECTION, Diverged, tune
+from ssl_bench.models.backbone import Backbone
 
 SIZE, CLASSES = 8, 3
 OPTIONS = {
@@ -259,7 +259,7 @@ def test_one_pass_of_the_trunk_for_all_depths(splits: Splits, monkeypatch: pytes
         passes.append(len(images))
         return states(network, images, depths)
 
-    monkeypatch.setattr("ssl_bench.shared_trunk.states", counted)
+    monkeypatch.setattr("ssl_bench.finetuning.shared_trunk.states", counted)
     trained(frozen(), [0.5, 1, 2, 3], splits)
     assert passes.count(16) == 10 and len(passes) == 15  # ten steps, and the selection split after each epoch
 

@@ -8,27 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  the processes spawned here import this file alone
-
-# isort: split
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ssl_bench import corrupted_test, features
-from ssl_bench.backbone import Backbone
-from ssl_bench.collectives import together
-from ssl_bench.corruptions import CORRUPTIONS, corrupted, image_seeds
+from ssl_bench.config.options import BackboneOptions, DataOptions
 from ssl_bench.data import digits
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.evaluation import corrupted_test, features
+from ssl_bench.evaluation.corruptions import CORRUPTIONS, corrupted, image_seeds
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.robustness import Robustness
 from ssl_bench.evaluations.robustness_finetune import RobustnessFinetune
-from ssl_bench.features import FrozenBackbone, Pixels
-from ssl_bench.options import BackboneOptions, DataOptions
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.runtime.distributed import together
 
 KINDS = list(CORRUPTIONS)
 QUICK_LINEAR: dict[str, Any] = {"iterations": 60, "batch_size": 64, "lrs": (0.01, 0.1), "views": 0, "seeds": 1}

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from recorded_runs import Runs
 
 from ssl_bench.leaderboard.latex import escaped
 from ssl_bench.leaderboard.render import leaderboard
 
-from .conftest import Runs
 from .test_render import HOSTILE
 
 

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import made
 import pytest
+from recorded_runs import Runs
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard import marks
@@ -14,10 +16,7 @@ from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.render import TEXTS, leaderboard
 from ssl_bench.leaderboard.significance import build_report
 from ssl_bench.leaderboard.table import Block, Table, build
-from ssl_bench.results import load_runs
-
-from . import made
-from .conftest import Runs
+from ssl_bench.records.results import load_runs
 
 
 def block_of(root: Path) -> Block:

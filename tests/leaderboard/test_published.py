@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from recorded_runs import Runs
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.render import FORMATS, leaderboard
-
-from .conftest import Runs
 
 HEAD = "method,data,backbone,protocol,value,source\n"
 

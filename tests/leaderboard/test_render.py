@@ -9,14 +9,13 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from recorded_runs import Runs
 
-from ssl_bench.cli import main
+from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.render import FORMATS, leaderboard
 from ssl_bench.leaderboard.text import duration, visible
-from ssl_bench.results import Selected
-
-from .conftest import Runs
+from ssl_bench.records.results import Selected
 
 HOSTILE = [
     "<script>alert(1)</script>",

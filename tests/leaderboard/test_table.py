@@ -4,9 +4,10 @@ import dataclasses
 import math
 
 import pytest
+from recorded_runs import DATA, VIT, Runs, score
 
 from ssl_bench.leaderboard.table import Block, Cell, Table, build
-from ssl_bench.results import (
+from ssl_bench.records.results import (
     BackboneRecord,
     DataRecord,
     Predictions,
@@ -15,9 +16,7 @@ from ssl_bench.results import (
     load_runs,
     write_result,
 )
-from ssl_bench.statistics import mean_over_seeds, wilson
-
-from .conftest import DATA, VIT, Runs, score
+from ssl_bench.statistics.intervals import mean_over_seeds, wilson
 
 
 def table(runs: Runs, **options: str) -> Table:

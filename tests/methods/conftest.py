@@ -6,10 +6,10 @@ import pytest
 import small
 import torch
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import write_backbone
-from ssl_bench.classifier import Classifier, save_classifier
-from ssl_bench.options import BackboneOptions
+from ssl_bench.config.options import BackboneOptions
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier, save_classifier
+from ssl_bench.pretraining.checkpoint import write_backbone
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,6 @@
 import copy
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightly, which imports torchvision
-
-# isort: split
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,12 +13,12 @@ from small import GivenViews, trainer, views_of
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.byol import BYOL, distance, mlp
-from ssl_bench.optim import LARS, StepSchedule, build_optimizer, parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
-from ssl_bench.schedules import cosine
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.optim.optimizers import LARS, StepSchedule, build_optimizer, parameter_groups
+from ssl_bench.optim.schedules import cosine
 
 SGD = Optim("sgd", base_lr=25.6, scaling="linear", weight_decay=0.0, momentum=0.0, warmup_epochs=0)
 

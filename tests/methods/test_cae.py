@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from small import GivenViews, trainer, views_of
 from torch import Tensor
 
-from ssl_bench.backbone import Backbone, sincos_positions
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks
 from ssl_bench.methods.cae import CAE
-from ssl_bench.optim import parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
-from ssl_bench.regressor import PretextNeck, RegressorBlock
-from ssl_bench.tokenizers import DiscreteVAE
+from ssl_bench.models.backbone import Backbone, sincos_positions
+from ssl_bench.models.cae_regressor import PretextNeck, RegressorBlock
+from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.optim.optimizers import parameter_groups
+from ssl_bench.pretraining.masks import block_masks
 
 BEIT = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "init_values": 0.1}  # as the official encoder
 

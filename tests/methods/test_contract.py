@@ -4,26 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
-
-# isort: split
 import pytest
 import pytorch_lightning as pl
 import torch
 from small import GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor
 
-from ssl_bench import registry, signatures
-from ssl_bench.backbone import Backbone
+from ssl_bench.config import registry, signatures
+from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.method import Method
-from ssl_bench.optim import build_optimizer
-from ssl_bench.options import Optim
-from ssl_bench.prototypes import Centre
-from ssl_bench.schedules import cosine
-from ssl_bench.teacher import Teacher
-from ssl_bench.tokenizers import DiscreteVAE
-from ssl_bench.training import SeedEachBatch
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.dino_head import Centre
+from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.optim.optimizers import build_optimizer
+from ssl_bench.optim.schedules import cosine
+from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.method import Method
+from ssl_bench.pretraining.training import SeedEachBatch
 
 IMAGES = 8
 BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")

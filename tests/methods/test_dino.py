@@ -3,9 +3,6 @@
 import math
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightning, which imports torchvision
-
-# isort: split
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -14,13 +11,13 @@ from small import GivenViews, trainer, views_of
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.dino import DINO
-from ssl_bench.optim import LARS, StepSchedule, build_optimizer, clip_gradients, parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
-from ssl_bench.prototypes import crop_cross_entropy
-from ssl_bench.schedules import cosine, warmup_cosine_dino
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.dino_head import crop_cross_entropy
+from ssl_bench.optim.optimizers import LARS, StepSchedule, build_optimizer, clip_gradients, parameter_groups
+from ssl_bench.optim.schedules import cosine, warmup_cosine_dino
 
 SMALL = {"prototypes": 40, "hidden_dim": 24, "bottleneck_dim": 12, "local_views": 3}
 

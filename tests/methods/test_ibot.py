@@ -7,24 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before timm, which imports torchvision
-
-# isort: split
 import pytest
 import pytorch_lightning as pl
 import torch
 from golden_files import assert_close, load, weights
+from paths import ROOT, SUPPORT
 from small import GivenViews, trainer, views_of
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
-from ssl_bench.masks import block_masks, mask_ratios
 from ssl_bench.methods.ibot import IBOT, patch_layer, split
-from ssl_bench.optim import StepSchedule, build_optimizer, clip_gradients, parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients, parameter_groups
+from ssl_bench.pretraining.masks import block_masks, mask_ratios
 
-ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {"prototypes": 12, "hidden_dim": 20, "bottleneck_dim": 8, "local_views": 2}
 
 
@@ -641,7 +638,7 @@ multiprocessing.start_processes(one, (sys.argv[1],), nprocs=2, start_method="for
 
 def test_two_devices_are_one(tmp_path: Path) -> None:
     """Gradients averaged, as DDP does, and centres of the joint batch."""
-    paths = [str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-c", RANKS, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

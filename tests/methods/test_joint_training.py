@@ -10,11 +10,11 @@ import pytest
 import torch
 from golden_files import assert_close, load
 from joint_training import CASES, STEPS, Case
+from paths import ROOT, SUPPORT
 from torch import Tensor
 
-from ssl_bench import registry
+from ssl_bench.config import registry
 
-ROOT = Path(__file__).parents[2]
 Found = dict[str, Tensor]
 
 
@@ -22,7 +22,7 @@ Found = dict[str, Tensor]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
     """What each process found, by case; the processes start once for all."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(Path(joint_training.__file__)), str(folder)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

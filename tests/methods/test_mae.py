@@ -3,21 +3,18 @@
 from functools import partial
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before timm, which imports torchvision
-
-# isort: split
 import pytest
 import torch
 from golden_files import assert_close, load, weights
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench.architectures import TINY
-from ssl_bench.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.mae import MAE
-from ssl_bench.optim import build_optimizer, parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
+from ssl_bench.models.architectures import TINY
+from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.optim.optimizers import build_optimizer, parameter_groups
 
 
 def mae(seed: int = 0, img_size: int = 32, patch_size: int = 4, width: int = 48, **given: Any) -> MAE:

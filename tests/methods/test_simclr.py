@@ -3,9 +3,6 @@
 import math
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightly, which imports torchvision
-
-# isort: split
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,10 +10,10 @@ from golden_files import assert_close, load
 from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions
 from ssl_bench.methods.simclr import SimCLR, contrast, projection_head
-from ssl_bench.optim import LARS, build_optimizer, parameter_groups
-from ssl_bench.options import BackboneOptions
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.optim.optimizers import LARS, build_optimizer, parameter_groups
 
 
 def simclr(backbone: str = "vit_pico_patch4_32", **given: Any) -> SimCLR:

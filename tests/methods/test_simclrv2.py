@@ -5,9 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import ssl_bench.torchvision_guard  # noqa: F401  before lightly, which imports torchvision
-
-# isort: split
 import pytest
 import torch
 from golden_files import assert_close, load
@@ -15,15 +12,15 @@ from lightly.loss import NTXentLoss
 from small import CLASSES, GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import load_backbone, start_from, write_backbone
-from ssl_bench.classifier import Classifier, load_classifier, save_classifier
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.simclrv2 import SimCLRv2
 from ssl_bench.methods.simclrv2_distill import SimCLRv2Distill
 from ssl_bench.methods.simclrv2_finetune import SimCLRv2Finetune
-from ssl_bench.optim import build_optimizer
-from ssl_bench.options import BackboneOptions, Optim
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier, load_classifier, save_classifier
+from ssl_bench.optim.optimizers import build_optimizer
+from ssl_bench.pretraining.checkpoint import load_backbone, start_from, write_backbone
 
 VIT, RESNET = "vit_pico_patch4_32", "resnet_nano"
 

@@ -8,12 +8,12 @@ import torch
 from golden_files import assert_close, load, weights
 from torch import Tensor, nn
 
-from ssl_bench.architectures import TINY
-from ssl_bench.backbone import Backbone
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.simmim import SimMIM
-from ssl_bench.optim import StepSchedule, build_optimizer, clip_gradients, parameter_groups
-from ssl_bench.options import BackboneOptions, Optim
+from ssl_bench.models.architectures import TINY
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients, parameter_groups
 
 VIT, BEIT, SWIN = "vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32"
 

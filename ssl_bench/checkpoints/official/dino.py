@@ -1,0 +1,68 @@
+"""facebookresearch/dino: `{student, teacher, optimizer, epoch, args, dino_loss}`, or the teacher's backbone, flat."""
+
+from typing import Any
+
+from ssl_bench.checkpoints.official.layout import ENCODER, Given, Kind, Layout, Rule, Shapes, resnet_rules, vit_rules
+
+TEACHER = "teacher.module."
+ARGS = {
+    "norm_last_layer": "norm_last_layer",
+    "teacher_temp": "teacher_temp",
+    "warmup_teacher_temp": "warmup_teacher_temp",
+    "warmup_teacher_temp_epochs": "warmup_teacher_temp_epochs",
+    "momentum_teacher": "momentum",
+    "freeze_last_layer": "freeze_last_layer",
+    "global_crops_scale": "global_scale",
+    "local_crops_scale": "local_scale",
+    "local_crops_number": "local_views",
+}
+
+
+def options(shapes: Shapes, given: Given) -> dict[str, Any]:
+    """The head's size."""
+    return given.stored(ARGS) | head_size(shapes)
+
+
+def head_size(shapes: Shapes) -> dict[str, Any]:
+    """Of a head of DINO or iBOT."""
+    prototypes, bottleneck = shapes["head.last_layer.weight_v"]
+    return {"prototypes": prototypes, "hidden_dim": shapes["head.mlp.0.weight"][0], "bottleneck_dim": bottleneck}
+
+
+def two_networks() -> tuple[Rule, ...]:
+    """Student and teacher, each a backbone and a head; newer PyTorch has other names for a length and a direction."""
+    rules: tuple[Rule, ...] = ()
+    for theirs, ours in (("student", ""), ("teacher", TEACHER)):
+        rules += (
+            Rule(rf"{theirs}\.(head\.last_layer2?)\.parametrizations\.weight\.original0", rf"{ours}\1.weight_g"),
+            Rule(rf"{theirs}\.(head\.last_layer2?)\.parametrizations\.weight\.original1", rf"{ours}\1.weight_v"),
+            Rule(rf"{theirs}\.(head\..+)", rf"{ours}\1"),
+            *vit_rules(rf"{theirs}\.backbone\.", ours + ENCODER),
+            *resnet_rules(rf"{theirs}\.backbone\.", ours + ENCODER),
+        )
+    return rules
+
+
+LAYOUT = Layout(
+    title="DINO",
+    method="dino",
+    source="https://github.com/facebookresearch/dino",
+    paper="https://arxiv.org/abs/2104.14294",
+    kinds=(
+        Kind(
+            title="whole pretraining checkpoint",
+            sign=r"student\..+",
+            unlike=r"ibot_loss\..+|.+\.masked_embed|.+\.last_layer2\..+",
+            rules=(Rule(r"dino_loss\.center", "centre.center"), *two_networks()),
+            evaluated=TEACHER + ENCODER,
+            method="dino",
+            options=options,
+        ),
+        Kind(
+            title="encoder",
+            sign=r"blocks\.0\.attn\.qkv\.weight|layer1\.0\.conv1\.weight",
+            unlike=r".+\.q_bias|decoder_.+",
+            rules=(*vit_rules(), *resnet_rules()),
+        ),
+    ),
+)

@@ -1,0 +1,37 @@
+"""`ssl-bench list`. Torch-free."""
+
+from collections.abc import Iterator
+
+from ssl_bench.config import registry
+from ssl_bench.models.architectures import TINY, timm_names
+
+KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
+
+
+def listing(kind: str) -> Iterator[str]:
+    """A line per thing of a kind, aligned."""
+    rows = list(_rows(kind))
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, what in rows:
+        yield f"{name:<{width}}  {what}".rstrip()
+
+
+def _rows(kind: str) -> Iterator[tuple[str, str]]:
+    if kind in ("methods", "evaluations"):
+        for name, found in registry.names(kind).items():  # type: ignore[arg-type]
+            yield name, registry.summary(found)
+    elif kind == "data":
+        from ssl_bench.data.catalogue import CATALOGUE
+
+        for name, entry in CATALOGUE.items():
+            yield name, entry.description
+    elif kind == "backbones":
+        for name, (_, _, what) in TINY.items():
+            yield name, what
+        for family, names in timm_names().items():
+            for name in names:
+                yield name, f"timm {family}"
+    else:
+        for name, file in registry.recipes() if kind == "recipes" else registry.benchmarks():
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            yield name, first.removeprefix("# ") if first.startswith("#") else ""

@@ -1,0 +1,1 @@
+"""Typed options, the registry of names, and the layers that make a configuration."""

@@ -1,0 +1,204 @@
+"""A data set, opened: its images, its splits, its statistics and its fingerprint.
+
+Shapes: N images, H x W pixels.
+"""
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.pool import Pool, ResidentPool, Source
+from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit, balanced, stratified_selection
+from ssl_bench.errors import UserError, near
+
+PHOTOGRAPH = 224  # pixels that photographs are brought to when nothing else is asked
+STATISTICS = {  # mean and standard deviation per channel, as recipes publish them
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+RGB = tuple[float, float, float]
+
+
+@final
+@dataclass(frozen=True)
+class Data:
+    """What pretraining and evaluations receive.
+
+    Args:
+        options: Those that opened it.
+        title: Name of the set, or of the root folder of someone's own.
+        pretrain: All official training images, whatever their labels.
+        train: Training images without the selection part; None without labels.
+        selection: The part on which anything is chosen, empty if nothing was left for it; None without labels.
+        test: The official test images; None when there are none.
+        classes: Names of the classes; None without labels.
+        image_size: Pixels of an image's side.
+        mean: Of each channel of the training images.
+        std: Their standard deviation.
+        fingerprint: Counts, classes, content hash and skipped files, for every record.
+        remedy: What would make the data fit for evaluations, when they are not.
+    """
+
+    options: DataOptions
+    title: str
+    pretrain: Pool
+    train: TrainSplit | None
+    selection: SelectionSplit | None
+    test: TestSplit | None
+    classes: tuple[str, ...] | None
+    image_size: int
+    mean: RGB
+    std: RGB
+    fingerprint: dict[str, Any]
+    remedy: str = ""
+
+    def require_labels(self) -> None:
+        """Refuse data that evaluations cannot use.
+
+        Raises:
+            UserError: There are no labels, or no test images.
+        """
+        if self.train is None:
+            raise UserError(f"{self.title} has no labels, which evaluations need: {self.remedy or 'add them'}")
+        if self.test is None:
+            raise UserError(f"{self.title} has no test images, which evaluations need: {self.remedy or 'add them'}")
+
+    def labelled(self, unlabelled_too: bool = False) -> "Data":
+        """The same data, but what is trained on are labelled images of the train split, and nothing else is labelled.
+
+        A `label_fraction` is of all official training images, as papers count it; never of the selection part.
+
+        Args:
+            unlabelled_too: Train on all images, those without a label to be seen having label -1.
+        """
+        assert self.train is not None and self.selection is not None and self.classes is not None, "labelled data only"
+        fraction, rows = self.options.label_fraction, self.train.rows
+        if fraction is not None and fraction < 1:
+            each = max(1, round(fraction * (len(rows) + len(self.selection)) / len(self.classes)))
+            rows = balanced(self.train, each, self.options.split_seed)
+        shown = self.train.pool.take(rows)
+        if not unlabelled_too:
+            return replace(self, pretrain=shown)
+        assert shown.labels is not None
+        known = dict(zip(shown.ids, shown.labels.tolist(), strict=True))
+        labels = np.array([known.get(name, -1) for name in self.pretrain.ids], dtype=np.int64)
+        return replace(self, pretrain=replace(self.pretrain, labels=labels))
+
+
+def open_data(options: DataOptions) -> Data:
+    """Open a data set of the catalogue.
+
+    Raises:
+        UserError: Its name is unknown, its files are missing or unfit, or it has one class only.
+    """
+    if options.name not in CATALOGUE:
+        raise UserError(f"no data set {options.name!r}{near(options.name, CATALOGUE)}: see `ssl-bench list data`")
+    if not 0 <= options.selection_fraction < 1:
+        raise UserError(f"--data.selection_fraction is {options.selection_fraction}: give a part of 1, such as 0.1")
+    if options.label_fraction is not None and not 0 < options.label_fraction <= 1:
+        raise UserError(f"--data.label_fraction is {options.label_fraction}: give a part of 1, such as 0.01")
+    module, _, function = CATALOGUE[options.name].loader.partition(":")
+    source: Source = getattr(importlib.import_module(module), function)(options)
+    title = _title(options)
+    _check(source, title)
+    train = selection = test = None
+    if source.classes is not None:
+        assert source.train.labels is not None
+        chosen = stratified_selection(source.train.labels, options.selection_fraction, options.split_seed)
+        train = TrainSplit(source.train, np.flatnonzero(~chosen))
+        selection = SelectionSplit(source.train, np.flatnonzero(chosen))
+        if source.test is not None:
+            test = TestSplit(source.test, np.arange(len(source.test)))
+    pretrain = source.pretrain if source.pretrain is not None else source.train
+    mean, std = _statistics(options.name, pretrain)
+    splits = {"train": train, "selection": selection, "test": test}
+    counts = {
+        "pretrain": len(pretrain),
+        **{name: len(part) for name, part in splits.items() if part is not None},
+    }
+    return Data(
+        options=options,
+        title=title,
+        pretrain=pretrain,
+        train=train,
+        selection=selection,
+        test=test,
+        classes=source.classes,
+        image_size=options.image_size or _native_size(pretrain),
+        mean=mean,
+        std=std,
+        fingerprint={"name": title, "images": counts, **_fingerprint(source)},
+        remedy=source.remedy,
+    )
+
+
+def _title(options: DataOptions) -> str:
+    if options.name in ("folder", "parquet") and options.root is not None:
+        root = Path(options.root).expanduser().resolve()
+        return (root.stem if root.is_file() else root.name) or options.name
+    return options.name
+
+
+def _check(source: Source, title: str) -> None:
+    if len(source.train) == 0:
+        raise UserError(f"{title} has no training images")
+    if source.classes is None:
+        return
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{title} has one class only ({source.classes[0]!r}): evaluations need two; to pretrain without labels, "
+            "make --data.root the folder that directly holds the images"
+        )
+    if source.test is not None:
+        assert source.train.labels is not None and source.test.labels is not None
+        unseen = np.setdiff1d(source.test.labels, source.train.labels)
+        if len(unseen):
+            raise UserError(f"class {source.classes[unseen[0]]!r} of {title} has test images but no training images")
+
+
+def _native_size(pool: Pool) -> int:
+    return min(pool.images.shape[2:]) if isinstance(pool, ResidentPool) else PHOTOGRAPH
+
+
+def _statistics(name: str, pool: Pool) -> tuple[RGB, RGB]:
+    if name in STATISTICS:
+        return STATISTICS[name]
+    return measured(pool) if isinstance(pool, ResidentPool) else STATISTICS["imagenet"]
+
+
+def measured(pool: ResidentPool, most: int = 50_000) -> tuple[RGB, RGB]:
+    """Mean and standard deviation of each channel over at most so many evenly spaced images, to four decimals."""
+    images = pool.images[:: -(-len(pool) // most)]
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(3):
+        share = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        share /= share.sum()
+        centre = float((share * level).sum())
+        spread = float((share * (level - centre) ** 2).sum().sqrt())
+        mean.append(round(centre, 4))
+        std.append(max(round(spread, 4), 1 / 255))  # a channel of one value stays finite
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _fingerprint(source: Source) -> dict[str, Any]:
+    pools = {"pretrain": source.pretrain, "train": source.train, "test": source.test}
+    digests = {name: pool.digest() for name, pool in pools.items() if pool is not None}
+    covers = sorted({pool.digest_covers for pool in pools.values() if pool is not None})
+    skipped = list(dict.fromkeys(name for pool in pools.values() if pool is not None for name in pool.skipped))
+    return {
+        "classes": None if source.classes is None else list(source.classes),
+        "sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
+        "sha256_covers": "; ".join(covers),
+        "test_is": None if source.test is None else source.test_is,
+        "skipped": {"count": len(skipped), "names": skipped},
+    }

@@ -1,0 +1,1 @@
+"""The contract of an evaluation, frozen features, and the solvers that protocols share."""

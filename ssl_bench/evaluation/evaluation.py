@@ -1,0 +1,91 @@
+"""The contract of an evaluation: fit on training images, choose on the selection split, predict the test images.
+
+An evaluation receives a frozen backbone, never a method. Nothing that learns or chooses is handed the test split: `fit`
+takes a TrainSplit and a SelectionSplit, `predict` the TestImages, which have no labels: predictions are scored outside.
+
+Shapes: N images, D features, K classes.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from torch import Tensor
+
+from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+
+Fitted = TypeVar("Fitted")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted classes of the test images, by one variant of a protocol.
+
+    Args:
+        variant: Short name, such as `k20` or `cls+avg`; the headline variant's number is the protocol's.
+        labels: (N,) int64 predicted class of each test image, in the split's order; or (R, N), as often as something
+            was repeated. The accuracy is then the mean of the R.
+        repeats: What the R are. `draws` at random (of a few labelled images, say): the interval is that of new draws
+            and new test images. `conditions` that are all there are (kinds of noise): of new test images alone.
+    """
+
+    variant: str
+    labels: Tensor
+    repeats: Literal["draws", "conditions"] = "draws"
+
+
+@dataclass(frozen=True)
+class Fit(Generic[Fitted]):
+    """What `fit` learned, and what it chose on the selection split.
+
+    Args:
+        state: Whatever `predict` needs.
+        features: Kinds of features it looked at.
+        chosen: Option -> chosen value, empty when nothing was chosen.
+        grid: Option -> the values it was chosen from.
+        on_edge: Whether a chosen value lies at an end of its grid: a wider one may give more.
+        curve: Named series over the fit, such as selection accuracy per epoch.
+        chosen_on: The selection split, or the training images themselves by cross-validation or leave-one-out.
+        monitors: Name -> a number that describes the features; recorded, never ranked.
+        edge_tied: Whether the value next to that end of the grid is as accurate, where that was looked at.
+    """
+
+    state: Fitted
+    features: tuple[str, ...] = ()
+    chosen: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    on_edge: bool = False
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    chosen_on: Literal["selection", "train"] = "selection"
+    monitors: dict[str, float] = field(default_factory=dict)
+    edge_tied: bool = False
+
+
+class Evaluation(ABC, Generic[Fitted]):
+    """One protocol. Its options are its constructor's typed signature, each kept under its own name.
+
+    Attributes:
+        version: Raised whenever the same options would give other numbers.
+        trains: Whether it trains copies of the backbone, which takes far longer than looking at its features.
+    """
+
+    version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False
+
+    def refusal(self, backbone: FrozenBackbone) -> str | None:
+        """Why it cannot be run on a backbone; None if it can."""
+        return "raw pixels have no network to train" if self.trains and isinstance(backbone.network, Pixels) else None
+
+    @abstractmethod
+    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Fitted]:
+        """Learn from the training images; choose, if there is anything to choose, on the selection split."""
+
+    @abstractmethod
+    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
+        """Classes of the test images, the headline variant first; none if it only monitors."""
+
+    def options(self) -> dict[str, Any]:
+        """Option -> value; what a record says of how a number was made."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

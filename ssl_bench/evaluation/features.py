@@ -1,0 +1,452 @@
+"""Features of a frozen backbone: computed once per split, kept in memory and on disk, shared by every evaluation.
+
+Shapes: N images of a split, B of a batch, 3 x s x s pixels, D features.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import ssl_bench
+from ssl_bench.augment.views import View
+from ssl_bench.data.geometry import short_side
+from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.splits import Split
+from ssl_bench.errors import UserError
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier
+from ssl_bench.records.files import replacing
+from ssl_bench.runtime.distributed import rank, total, world_size
+
+
+@final
+class Pixels(nn.Module):
+    """The baseline that has learned nothing: an image's features are its pixels, at 32 x 32 at most.
+
+    Args:
+        image_size: Pixels of the data's images.
+    """
+
+    kinds = ("pixels",)
+    headline_kind = "pixels"
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.img_size = min(image_size, 32)
+        self.dim = 3 * self.img_size**2
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What builds this again, plain types only."""
+        return {"architecture": "pixels", "args": {"image_size": self.img_size}}
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """(B, 3, s, s) -> (B, 3ss)."""
+        return {kind: {"pixels": images.flatten(1)}[kind] for kind in kinds}
+
+    def token_grid(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
+        return images.flatten(1)[:, None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took.
+
+    Args:
+        images: That went forward through the backbone.
+        flops: Of those forward passes; one multiply-add is two.
+        seconds: By the clock, reading and decoding included.
+    """
+
+    images: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.images + other.images, self.flops + other.flops, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features of each image of a split, in the split's order.
+
+    Args:
+        halves: Kind -> (N, D) float16, divided by the kind's scales.
+        scales: Kind -> (D,) float32 powers of two, so that neither large nor tiny features leave float16's range and
+            dividing by them rounds nothing.
+        cost: Of the pass that gave them.
+    """
+
+    halves: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    cost: Cost
+
+
+@final
+class FrozenBackbone:
+    """What evaluations receive: a backbone that cannot learn, and its features of any split.
+
+    It holds its own copy of the network, always in eval mode and without gradients; the caller's is left as it was. A
+    kind named `a+b` is the kinds a and b side by side, and takes no room of its own.
+
+    Args:
+        network: A Backbone, or Pixels.
+        mean: Of each channel of the images the network was pretrained on; part of the checkpoint, not of the protocol.
+        std: Likewise.
+        identity: What else tells this network from others (checkpoint, branch, method ...), plain types only.
+        cache_dir: Where features are kept for later; nowhere when None.
+        device: Where the network runs and features are returned.
+        batch_size: Images per forward pass; if not given, as many as keep a GPU busy or stay in a processor's cache.
+        num_workers: Processes that decode photographs.
+        classifier: That was trained with the network and tells the classes at hand apart; most have none.
+        head: First hidden layer of the projection head that was trained on the network's headline features; many have
+            none. It is no part of the state: nothing but a copy of it is ever used.
+    """
+
+    def __init__(
+        self,
+        network: Backbone | Pixels,
+        mean: Sequence[float],
+        std: Sequence[float],
+        identity: dict[str, Any],
+        cache_dir: Path | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
+        num_workers: int = 2,
+        classifier: Classifier | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
+        self.network = copy.deepcopy(network).to(device).requires_grad_(False).eval()
+        self.classifier = copy.deepcopy(classifier).to(device).requires_grad_(False).eval() if classifier else None
+        self.head = copy.deepcopy(head).to(device).requires_grad_(False).eval() if head else None
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.identity = identity
+        self.cache_dir = cache_dir
+        self.device = torch.device(device)
+        self.batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
+        self.num_workers = num_workers
+        self.kinds = tuple(network.kinds)
+        self.headline_kind = network.headline_kind
+        self.img_size = network.img_size
+        self.used: dict[str, Cost] = {}  # splits whose features were asked for since last cleared, and what they cost
+        self.spent = Cost()  # on passes made by this object, as opposed to features found on disk
+        # By id of the split, kept alive so that the id stays its own, and view.
+        self._banks: dict[tuple[int, int | None], tuple[Split, Bank]] = {}
+        self._loaded_state = self.state_hash()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing changes: a frozen backbone stays in eval mode."""
+        return self
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) images in [0, 1], on this device, as the network saw them in pretraining."""
+        images = images.to(self.device)
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, s, s) images in [0, 1] -> kind -> (B, D) float32 on this device, composed kinds left out."""
+        self.network.eval()  # whoever reached in and called train()
+        with torch.inference_mode(), full_precision():
+            features = self.network.features(self.normalized(images), self._simple_kinds)
+        return {kind: feature.float() for kind, feature in features.items()}
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) images in [0, 1] -> (B, T, D) float32: class token and patches, or a final map's places."""
+        self.network.eval()
+        with torch.inference_mode(), full_precision():
+            return self.network.token_grid(self.normalized(images)).float()
+
+    def trainable(self) -> Backbone:
+        """A copy of the network that may learn, in train mode and on this device; this one stays as it is.
+
+        Raises:
+            UserError: Raw pixels have nothing to train.
+        """
+        if not isinstance(self.network, Backbone):
+            raise UserError("raw pixels have no network to train")
+        return copy.deepcopy(self.network).requires_grad_(True).train()
+
+    def trainable_head(self) -> nn.Module | None:
+        """A copy of the head that may learn, likewise; None if there is none."""
+        return copy.deepcopy(self.head).requires_grad_(True).train() if self.head else None
+
+    def features(self, split: Split, kind: str, rows: slice | Tensor = slice(None), view: int | None = None) -> Tensor:
+        """(N, D) float32 features of a split's images in its order, or of some ``rows`` of it, as stored in float16.
+
+        Args:
+            split: The images.
+            kind: Of features.
+            rows: Of the split, all if not given.
+            view: Not of the images as they are but of a random crop of each, perhaps mirrored (CROPS): the one of
+                this number, which is the same for every network and protocol.
+
+        Raises:
+            UserError: The network has no such kind, or gives features that are not numbers.
+        """
+        if kind not in self.kinds:
+            raise UserError(f"this backbone has no features {kind!r}: its kinds are {', '.join(self.kinds)}")
+        bank = self._bank(split, view)
+        parts = []
+        for part in [kind] if kind in bank.halves else kind.split("+"):
+            half, scale = bank.halves[part], bank.scales[part].to(self.device)
+            half = half.index_select(0, rows) if isinstance(rows, Tensor) else half[rows]  # in a tenth of half[rows]
+            parts.append(half.to(self.device).float().mul_(scale))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def moments(
+        self, splits: Sequence[Split], kind: str, views: Sequence[int | None] = (None,)
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) variance of each feature over all images of the splits, in all of some views.
+
+        Two (D,) float64 tensors.
+        """
+        parts = [(s, slice(at, at + 1024), v) for v in views for s in splits for at in range(0, len(s), 1024)]
+        count = len(views) * sum(len(split) for split in splits)
+        mean = torch.stack([self.features(s, kind, rows, v).double().sum(0) for s, rows, v in parts]).sum(0) / count
+        squares = [(self.features(s, kind, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
+        return mean, torch.stack(squares).sum(0) / count
+
+    def state_hash(self) -> str:
+        """sha256 of all parameters and buffers."""
+        digest = hashlib.sha256()
+        parts = [part for part in (self.network, self.classifier) if part is not None]
+        for name, tensor in (item for p in parts for item in (*p.named_parameters(), *p.named_buffers())):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def flops_per_image(self) -> int:
+        """Of one forward pass, all kinds of features included; one multiply-add is two."""
+        image = torch.zeros(1, 3, self.img_size, self.img_size, device=self.device)
+        # Fused attention is invisible to the counter on CPUs.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.network.features(image, self._simple_kinds)
+        return int(counter.get_total_flops())
+
+    @cached_property
+    def geometry(self) -> dict[str, Any]:
+        """How an image is brought to the network's size."""
+        crop = self.img_size / short_side(self.img_size)
+        return {"img_size": self.img_size, "crop": round(crop, 4), "interpolation": "bicubic"}
+
+    @property
+    def _simple_kinds(self) -> list[str]:
+        """The kinds that are not others side by side."""
+        return [k for k in self.kinds if "+" not in k or not all(part in self.kinds for part in k.split("+"))]
+
+    def _bank(self, split: Split, view: int | None) -> Bank:
+        if (id(split), view) not in self._banks:
+            bank = self._cached(split, view, self.cache_dir) if self.cache_dir else self._extract(split, view)
+            self._banks[id(split), view] = split, bank
+        bank = self._banks[id(split), view][1]
+        self.used[_bank_name(split, view)] = bank.cost
+        return bank
+
+    def _cached(self, split: Split, view: int | None, folder: Path) -> Bank:
+        fields = self._fields(split, view)
+        path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
+        bank = _load(path, fields)
+        if int(self._total(torch.tensor(int(bank is not None)))) < world_size():
+            bank = self._extract(split, view)
+            if rank() == 0:
+                _save(path, fields, bank)
+                bank = _load(path, fields) or bank  # mapped from the file: many views need not fit into memory
+        assert bank is not None
+        return bank
+
+    def _fields(self, split: Split, view: int | None) -> dict[str, Any]:
+        """All that features depend on."""
+        return {
+            "split": split_name(split),
+            "view": None if view is None else [view, json.loads(json.dumps(asdict(crops(self.img_size))))],
+            "images": len(split),
+            "rows": rows_digest(split),
+            "data": split.pool.digest(),
+            "state": self._loaded_state,
+            "network": self.network.spec,
+            "identity": self.identity,
+            "kinds": self._simple_kinds,
+            "geometry": self.geometry,
+            "mean": self.mean,
+            "std": self.std,
+            "dtype": "float32 forward, float16 kept",
+            "device": self.device.type,
+            "versions": {
+                "ssl_bench": ssl_bench.__version__,
+                **{name: version(name) for name in ("torch", "timm", "pillow")},  # Pillow decodes and resizes
+            },
+        }
+
+    def batches(self, split: Split, view: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each image of a split once, in its order: (B, 3, s, s) in [0, 1] and the (B,) places in the split.
+
+        With several processes each gets every so many-th image; together they get each once.
+        """
+        part = dataclasses.replace(split, rows=split.rows[rank() :: world_size()])
+        if view is None:
+            found = evaluation_batches(part, self.img_size, self.batch_size, self.num_workers)
+        else:
+            found = augmented_batches(part, crops(self.img_size), view, self.batch_size, self.num_workers)
+        place = {int(row): at for at, row in enumerate(split.rows)}
+        for images, rows in found:
+            yield images, torch.tensor([place[int(row)] for row in rows])
+
+    def _total(self, values: Tensor) -> Tensor:
+        """Sum over processes, which talk through the device."""
+        return values if world_size() == 1 else total(values.to(self.device)).cpu()
+
+    def _extract(self, split: Split, view: int | None) -> Bank:
+        """One pass over the split, shared by all processes.
+
+        Raises:
+            RuntimeError: The batches did not hold each image exactly once.
+            UserError: The network gives features that are not numbers.
+        """
+        start = time.perf_counter()
+        width = {kind: f.shape[1] for kind, f in self.embed(torch.zeros(1, 3, self.img_size, self.img_size)).items()}
+        features = {kind: torch.zeros(len(split), d) for kind, d in width.items()}
+        seen = torch.zeros(len(split), dtype=torch.int64)
+        what = f"features of the {_bank_name(split, view).replace('-', ' ')} images"
+        with progress(what, len(split) // world_size()) as bar:
+            for images, places in self.batches(split, view):
+                seen.index_add_(0, places, torch.ones_like(places))
+                for kind, batch in self.embed(images).items():
+                    features[kind][places] = batch.cpu()
+                bar.update(len(places))
+        seen = self._total(seen)
+        features = {kind: self._total(values) for kind, values in features.items()}  # 0 but in one process: exact
+        if (seen != 1).any():
+            raise RuntimeError(
+                f"{split_name(split)} features: {int((seen == 0).sum())} of {len(split)} images missing, "
+                f"{int((seen > 1).sum())} seen more than once"
+            )
+        for kind, values in features.items():
+            if not values.isfinite().all():
+                raise UserError(f"the backbone's {kind!r} features are not finite: its pretraining has diverged")
+        scales = {kind: _scales(values) for kind, values in features.items()}
+        halves = {kind: (features[kind] / scales[kind]).half() for kind in features}
+        cost = Cost(len(split), len(split) * self.flops_per_image, time.perf_counter() - start)
+        self.spent += cost
+        return Bank(halves, scales, cost)
+
+
+def crops(size: int) -> View:
+    """The augmentation of probes on frozen features, the same for every method: MAE's, which is everyone's."""
+    return View(size, scale=(0.08, 1.0), interpolation="bicubic", flip=0.5)
+
+
+def split_name(split: Split) -> str:
+    """`train`, `selection` or `test`."""
+    return type(split).__name__.removesuffix("Split").removesuffix("Images").lower()
+
+
+def _bank_name(split: Split, view: int | None) -> str:
+    return split_name(split) + ("" if view is None else f"-view{view}")
+
+
+def rows_digest(split: Split) -> str:
+    """sha256 of which rows of its pool a split has, in its order."""
+    return hashlib.sha256(np.ascontiguousarray(split.rows, dtype=np.int64).data).hexdigest()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU since its last reset, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 arithmetic inside, whatever shortcuts (TF32, bfloat16) the process has switched on."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[tqdm]:
+    """A bar with rate and time left on standard error; where that is no terminal, a line if it took a while."""
+    start = time.perf_counter()
+    with tqdm(total=total, desc=what, unit=f" {unit}", file=sys.stderr, disable=None, leave=False) as bar:
+        yield bar
+        quiet = bar.disable
+    seconds = time.perf_counter() - start
+    if quiet and seconds > 5:
+        print(f"{what}: {total:,} in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} {unit}/s", file=sys.stderr)
+
+
+def _scales(features: Tensor) -> Tensor:
+    """(N, D) -> (D,), the power of two above each feature's largest magnitude; 1 for a feature that is always 0."""
+    if len(features) == 0:
+        return torch.ones(features.shape[1])
+    exponent = features.abs().amax(0).frexp().exponent.clamp(-126, 127)
+    return torch.ldexp(torch.ones(features.shape[1]), exponent)
+
+
+def _sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(path: Path, fields: dict[str, Any], bank: Bank) -> None:
+    tensors = {f"half {k}": v for k, v in bank.halves.items()} | {f"scale {k}": v for k, v in bank.scales.items()}
+    about = {"fields": json.dumps(fields, sort_keys=True), "cost": json.dumps(asdict(bank.cost))}
+    about["checksum"] = _checksum(tensors)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=about)
+
+
+def _load(path: Path, fields: dict[str, Any]) -> Bank | None:
+    """The features in a file, or None unless it is whole and made from exactly these fields."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        if about["fields"] != json.dumps(fields, sort_keys=True):
+            raise ValueError("made from something else")
+        if about["checksum"] != _checksum(tensors):
+            raise ValueError("damaged")
+        halves = {kind: tensors[f"half {kind}"] for kind in fields["kinds"]}
+        scales = {kind: tensors[f"scale {kind}"] for kind in fields["kinds"]}
+        return Bank(halves, scales, Cost(**json.loads(about["cost"])))
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path}: {error}; computing these features again", file=sys.stderr)
+        return None

@@ -1,0 +1,104 @@
+"""Which protocols of an evaluation have no result yet, as far as that can be told without torch.
+
+`evaluate` also looks at the images and the weights, and may find that a result is of others. A plan takes both to be
+those that the run saw.
+"""
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.config import registry
+from ssl_bench.config.options import BackboneOptions
+from ssl_bench.evaluation.evaluate_command import Evaluate, Subject, data_options
+from ssl_bench.evaluation.recorded import BEFOREHAND, recorded
+from ssl_bench.records.results import Result, RunInfo, read_run
+from ssl_bench.records.run_folder import run_folder
+
+IMAGES = ("name", "root", "image_size", "selection_fraction", "split_seed")  # options that say which they are
+
+
+def remaining(given: Evaluate) -> list[str]:
+    """Names of the protocols that some network of some subject has no result of."""
+    seen = [None if given.force else _seen(given, subject) for subject in given.subjects]
+    return [name for name in given.protocols if not all(found and _is_recorded(given, name, *found) for found in seen)]
+
+
+def _seen(given: Evaluate, subject: Subject) -> tuple[Path, RunInfo, list[str]] | None:
+    """A subject's folder, record and networks; None where it was never evaluated on these images."""
+    folder = subject.folder or _baseline_folder(subject, given)
+    if folder is None or not (folder / "run.json").exists():
+        return None
+    info = read_run(folder)
+    own = info.options.get("data", {})
+    asked = asdict(data_options(own, given.data))
+    if any(asked[name] != own.get(name) for name in IMAGES):
+        return None  # other images than those whose content its record tells
+    return folder, info, list(_branches(folder, subject, info.branch, given.branch))
+
+
+def _is_recorded(given: Evaluate, protocol: str, folder: Path, info: RunInfo, branches: list[str]) -> bool:
+    found = registry.find("evaluations", protocol)
+    version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
+    options = json.loads(json.dumps(given.protocols[protocol]))
+    blanks = (
+        Result(protocol, version, options, "", None, None, 0, info.data, branch=branch)
+        for branch in branches[: 1 if trains else None]
+    )
+    return all(recorded(folder, blank, BEFOREHAND) for blank in blanks)
+
+
+def _branches(folder: Path, subject: Subject, speaks: str, wanted: str | None) -> Iterator[str]:
+    """Names of the networks that are evaluated, as results have them; the one that speaks for its run first."""
+    if subject.baseline:
+        yield subject.baseline
+    elif wanted and speaks:
+        yield wanted
+    else:
+        yield speaks or "encoder"
+        yield from (file.stem.removeprefix("backbone-") for file in sorted(folder.glob("backbone-*.safetensors")))
+
+
+def _baseline_folder(subject: Subject, given: Evaluate) -> Path | None:
+    """Where a baseline's results are, if it was evaluated; its network may have taken its size from the images."""
+    config: dict[str, Any] = {"method": {"name": subject.baseline}, "backbone": {"name": "none"}, "seed": subject.seed}
+    config["data"] = asdict(data_options({}, given.data))
+    if subject.backbone is None:
+        return run_folder(given.runs, config)
+    config["backbone"] = asdict(BackboneOptions(**subject.backbone))
+    start = run_folder(given.runs, config).name[: -len("01234567")]
+    for record in given.runs.glob("*/run.json"):
+        if record.parent.name.startswith(start):
+            size = read_run(record.parent).options["backbone"]["img_size"]
+            config["backbone"]["img_size"] = subject.backbone.get("img_size") or size
+            if run_folder(given.runs, config).name == record.parent.name:
+                return record.parent
+    return None
+
+
+@cache
+def _constant(found: registry.Found, name: str, default: Any) -> Any:
+    """A constant of a class or of one that it is made from, read from their text: importing them would take seconds."""
+    source = registry.source_of(found.module)
+    if source is None:
+        return getattr(registry.load(found), name, default)
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == found.class_name), None)
+    for node in cls.body if cls else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return ast.literal_eval(node.value) if node.value else default
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    imported = {a.asname or a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    for given in cls.bases if cls else ():
+        base = given.value if isinstance(given, ast.Subscript) else given  # `Evaluation[Head]`
+        module = imported.get(base.id) if isinstance(base, ast.Name) else None
+        if isinstance(base, ast.Name) and module and module.startswith("ssl_bench"):
+            value = _constant(registry.Found(found.name, module, base.id), name, None)
+            if value is not None:
+                return value
+    return default

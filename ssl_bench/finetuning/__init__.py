@@ -1,0 +1,1 @@
+"""Training a copy of a backbone with a classifier on top."""

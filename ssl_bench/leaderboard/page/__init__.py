@@ -1,0 +1,1 @@
+"""The web page: its tables, pictures and sections."""

@@ -1,0 +1,57 @@
+"""What a run wrote while it pretrained (metrics.csv), as series."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+
+from ssl_bench.records.results import Run
+
+Series = list[tuple[float, float]]
+MOST_POINTS = 60  # of a line
+
+
+def history(run: Run) -> dict[str, Series]:
+    """Column -> (passes over the images, value) of each row that has it; steps where a run's passes are unknown."""
+    path = run.folder / "metrics.csv"
+    per_step = run.info.epochs / run.info.steps if run.info.epochs and run.info.steps else 1.0
+    found: dict[str, Series] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                at = _number(row.get("step"))
+                for name, text in row.items():
+                    value = _number(text)
+                    if at is not None and value is not None and name not in ("step", "epoch"):
+                        found.setdefault(name, []).append((at * per_step, value))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}  # a run copied without it has no curves
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def mean_over(series: Sequence[Series]) -> Series:
+    """Mean of several series at the places that all of them have; the longest where they have none in common."""
+    places = [{round(x, 6) for x, _ in points} for points in series]
+    common = set.intersection(*places) if places else set()
+    if not common:
+        return max(series, key=len, default=[])
+    values: list[Mapping[float, float]] = [{round(x, 6): y for x, y in points} for points in series]
+    return [(x, math.fsum(own[x] for own in values) / len(values)) for x in sorted(common)]
+
+
+def thinned(points: Series, most: int = MOST_POINTS) -> Series:
+    """At most so many points, each the mean of its neighbours; first and last as they are."""
+    if len(points) <= most:
+        return points
+    inner, parts = points[1:-1], most - 2
+    edges = [len(inner) * i // parts for i in range(parts + 1)]
+    groups = [inner[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    means = [(group[len(group) // 2][0], math.fsum(y for _, y in group) / len(group)) for group in groups]
+    return [points[0], *means, points[-1]]
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(str(text))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,165 @@
+"""The leaderboard as one HTML page that opens from disk: style and script are inside, no network is asked."""
+
+import base64
+import zlib
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_bench.leaderboard.page import curve_pictures, page_table, rank_pictures, run_section, score_pictures, study
+from ssl_bench.leaderboard.page.figures import Images, figures
+from ssl_bench.leaderboard.page.plot import bdi
+from ssl_bench.leaderboard.page.view import Picture, View, styles_of
+from ssl_bench.leaderboard.table import Table
+from ssl_bench.leaderboard.text import absent_cells, block_title, legend, visible
+from ssl_bench.records.results import Run
+
+if TYPE_CHECKING:
+    from ssl_bench.leaderboard.significance import BlockComparison
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: file: 'self'"
+MOST_PLAIN = 64 * 1024  # characters of run sections: fifty runs shall stay below 300 KiB
+PICTURES = (
+    score_pictures.results,
+    score_pictures.linear_against_finetuning,
+    curve_pictures.partial_finetuning,
+    curve_pictures.label_efficiency,
+    curve_pictures.online_probes,
+    rank_pictures.ranks,
+    rank_pictures.protocols_agree,
+    rank_pictures.pairs,
+)
+
+
+def html(
+    table: Table,
+    compared: "Sequence[BlockComparison | None]",
+    runs: Sequence[Run],
+    images: Images = "none",
+    folder: Path | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        table: Its marks set.
+        compared: What is known of each block's predictions.
+        runs: All that were read: each has a section.
+        images: Where the figures of the runs go.
+        folder: For images beside the page.
+    """
+    room = Path(__file__).parent
+    anchors = run_section.anchors(runs)
+    styles = styles_of(table)
+    views = [View(block, known, styles) for block, known in zip(table.blocks, compared, strict=True)]
+    blocks = "".join(
+        f'<section class="block">\n{page_table.section(view.block, number, anchors)}{_pictures(view)}</section>\n'
+        for number, view in enumerate(views)
+    )
+    sections = "".join(
+        run_section.section(run, anchors[run.folder], figures(run.folder, images, folder, anchors[run.folder]))
+        for run in sorted(runs, key=lambda run: run.folder.name)
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<link rel="icon" href="data:,">
+<title>ssl-bench leaderboard</title>
+<style>
+{(room / "page.css").read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+<h1>Leaderboard</h1>
+<p class="quiet">{_legend(table)}</p>
+<div class="tools" id="filter"></div>
+{_contents(table)}{blocks}{_over_blocks(table, views)}{_absent(table)}{_notes(table)}<section>
+<h2 id="runs" tabindex="-1">Runs</h2>
+{_packed(sections)}</section>
+</main>
+<script>
+{(room / "page.js").read_text(encoding="utf-8")}</script>
+</body>
+</html>
+"""
+
+
+def _packed(sections: str) -> str:
+    """Sections as they are; many of them compressed, for they are much alike: the page's script unpacks them."""
+    if len(sections) < MOST_PLAIN:
+        return sections
+    data = base64.b64encode(zlib.compress(sections.encode(), 9)).decode()
+    return (
+        f'<div id="sections"><script type="text/plain">{data}</script>'
+        "<noscript>The sections of the runs need JavaScript.</noscript></div>\n"
+    )
+
+
+def _legend(table: Table) -> str:
+    words = legend(table) + (f" {page_table.BARS}" if table.blocks else "")
+    return escape(visible(words)).replace("* ", "*&nbsp;").replace("† ", "†&nbsp;")
+
+
+def _contents(table: Table) -> str:
+    if len(table.blocks) < 2:
+        return ""
+    items = "".join(f'<li><a href="#block-{n}">{bdi(block_title(block))}</a>' for n, block in enumerate(table.blocks))
+    return f'<nav aria-label="Contents"><ul>{items}<li><a href="#runs">Runs</a></ul></nav>\n'
+
+
+def _pictures(view: View) -> str:
+    return "".join(_figure(picture) for draw in PICTURES if (picture := draw(view)))
+
+
+def _figure(picture: Picture) -> str:
+    note = f"<figcaption>{escape(visible(picture.note))}</figcaption>" if picture.note else ""
+    return f'<figure class="picture"><h3>{bdi(picture.title)}</h3>\n{picture.body}{note}</figure>\n'
+
+
+def _over_blocks(table: Table, views: Sequence[View]) -> str:
+    """Pictures of several blocks: accuracy against compute, and curves over an option."""
+    groups: dict[tuple[str, str, str], list[View]] = {}
+    for view in views:
+        groups.setdefault((view.block.data, view.block.fingerprint, view.block.backbone), []).append(view)
+    pictures = [picture for group in groups.values() if (picture := score_pictures.compute(group))]
+    curves = [picture for found in study.studies(table) if (picture := study.picture(table, found))]
+    parts = [("compute", "Compute", pictures), ("studies", "Studies", curves)]
+    return "".join(
+        f'<section>\n<h2 id="{name}" tabindex="-1">{title}</h2>\n{"".join(map(_figure, found))}</section>\n'
+        for name, title, found in parts
+        if found
+    )
+
+
+def _absent(table: Table) -> str:
+    if not table.absent:
+        return ""
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("run", "method", "seed", "status", "reason"))
+    rows = "".join(
+        f'<tr><th scope="row">{bdi(run.run)}</th>'
+        + "".join(f"<td>{bdi(part)}</td>" for part in absent_cells(run)[1:])
+        + "</tr>\n"
+        for run in table.absent
+    )
+    return f"""<section>
+<h2>Not in the tables</h2>
+<p class="facts">Runs that are not finished or not evaluated, and files that are damaged.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Runs that are not in the tables"><table class="words">
+<caption>Runs that are not in the tables</caption>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{rows}</tbody>
+</table></div>
+</section>
+"""
+
+
+def _notes(table: Table) -> str:
+    if not table.notes:
+        return ""
+    notes = "".join(f"<li>{bdi(note)}.</li>" for note in table.notes)
+    return f"<section>\n<h2>Notes</h2>\n<ul>{notes}</ul>\n</section>\n"

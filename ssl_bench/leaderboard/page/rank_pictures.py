@@ -1,0 +1,114 @@
+"""Pictures of what is significant: ranks by bootstrap, agreement of protocols, pairs."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from ssl_bench.leaderboard.page.plot import bdi
+from ssl_bench.leaderboard.page.view import Picture, View, listed
+from ssl_bench.leaderboard.text import visible
+
+if TYPE_CHECKING:
+    from ssl_bench.leaderboard.significance import Protocol
+
+MOST_RANKED = 16  # of the pictures that have a place for each pair
+
+
+def ranks(view: View) -> Picture | None:
+    """How probable each rank is for each method."""
+    ranking = view.compared.ranking if view.compared else None
+    if ranking is None or len(ranking.ranks) < 2:
+        return None
+    shown = ranking.ranks[:MOST_RANKED]
+    heads = ["method", "mean rank", "90 %", *(f"{place}." for place in range(1, len(shown) + 1))]
+    rows = ""
+    for rank in shown:
+        chances = [(f"{100 * p:.0f}" if p >= 0.005 else "", p) for p in rank.probabilities[: len(shown)]]
+        cells = "".join(f'<td class=p style="--p:{p:.2g}">{text}' if text else "<td>" for text, p in chances)
+        ends = f"{rank.interval[0]} to {rank.interval[1]}" if rank.interval[0] != rank.interval[1] else rank.interval[0]
+        rows += f'<tr><th scope="row">{bdi(rank.name)}</th><td>{rank.mean:.2f}</td><td>{ends}</td>{cells}</tr>\n'
+    first = shown[0]
+    title = f"Ranks: {first.name} is first with probability {100 * first.probabilities[0]:.0f} %"
+    families = ", ".join(ranking.families)
+    note = f"Probability in % of each rank, over {len(ranking.protocols)} protocols averaged first within {families}; "
+    note += "bootstrap of test images and seeds."
+    note += f" Left out, for not every method has it: {', '.join(ranking.left_out)}." if ranking.left_out else ""
+    return Picture(title, _grid("Ranks", heads, rows), note)
+
+
+def protocols_agree(view: View) -> Picture | None:
+    """Kendall's tau between the orders in which protocols put the methods."""
+    ranking = view.compared.ranking if view.compared else None
+    if ranking is None or len(ranking.protocols) < 2 or len(ranking.ranks) < 3:
+        return None
+    names = ranking.protocols
+    rows = ""
+    for name, values in zip(names, ranking.tau, strict=True):
+        cells = "".join(
+            f'<td class={"p" if tau >= 0 else "n"} style="--p:{abs(tau):.2g}">{tau:+.2f}'
+            if tau is not None
+            else "<td>-"
+            for tau in values
+        )
+        rows += f'<tr><th scope="row">{bdi(name)}</th>{cells}</tr>\n'
+    pairs = [
+        (tau, names[i], names[j])
+        for i, row in enumerate(ranking.tau)
+        for j, tau in enumerate(row[:i])
+        if tau is not None
+    ]
+    if not pairs:
+        return None
+    low, high = min(pairs), max(pairs)
+    title = f"Protocols that agree most on the order of {len(ranking.ranks)} methods: {high[2]} and {high[1]}"
+    title += f" ({high[0]:+.2f}); least: {low[2]} and {low[1]} ({low[0]:+.2f})" if low != high else f" ({high[0]:+.2f})"
+    note = "Kendall's tau-b: +1 the same order, 0 unrelated, -1 the reverse."
+    return Picture(title, _grid("Agreement of protocols", ["protocol", *names], rows), note)
+
+
+def pairs(view: View) -> Picture | None:
+    """Which differences are significant; the page's script draws the protocol that is chosen."""
+    if view.compared is None:
+        return None
+    shown = [_data(protocol) for protocol in view.compared.protocols]
+    better = sum(pair.verdict == "better" for p in view.compared.protocols for pair in p.pairs)
+    count = sum(len(p.pairs) for p in view.compared.protocols)
+    ties = sum(pair.verdict == "tie" for p in view.compared.protocols for pair in p.pairs)
+    if not count:
+        return None
+    title = (
+        f"Pairs: of {count} differences {better} are significant, {ties} are ties, {count - better - ties} undecided"
+    )
+    # `<` would end the element, whatever a method is called.
+    data = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
+    names = listed([protocol.title for protocol in view.compared.protocols], 30)
+    body = f'<div class="pairs" data-names="{escape(visible(names), quote=True)}">'
+    body += f'<script type="application/json">{data}</script></div>'
+    note = (
+        "Row less column in points, paired on the same test images; + or -: significant after Holm's correction over "
+    )
+    note += "all pairs of the protocol, =: a tie within 0.3 points, ?: undecided. Interval and p on hover."
+    return Picture(title, body, note)
+
+
+def _data(protocol: "Protocol") -> dict[str, object]:
+    """Names, and for each pair of their places: difference, interval (hundredths of a point), adjusted p, verdict."""
+    names = [score.name for score in protocol.methods][:MOST_RANKED]
+    place = {name: index for index, name in enumerate(names)}
+    rows: list[Sequence[object]] = []
+    for pair in protocol.pairs:
+        if pair.a in place and pair.b in place:
+            ends = [round(1e4 * value) for value in (pair.difference, *pair.interval)]
+            rows.append([place[pair.a], place[pair.b], *ends, float(f"{pair.adjusted:.2g}"), pair.verdict[0]])
+    return {"title": visible(protocol.title), "names": [visible(name) for name in names], "pairs": rows}
+
+
+def _grid(words: str, heads: Sequence[str], rows: str) -> str:
+    cells = "".join(f'<th scope="col">{bdi(head)}</th>' for head in heads)
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{words}"><table class="grid">
+<caption>{words}</caption>
+<thead><tr>{cells}</tr></thead>
+<tbody>
+{rows}</tbody>
+</table></div>"""

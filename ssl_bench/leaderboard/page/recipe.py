@@ -1,0 +1,50 @@
+"""What a run's configuration changed of the recipe it started from."""
+
+import contextlib
+import functools
+import io
+import json
+from typing import Any
+
+from ssl_bench.errors import UserError
+from ssl_bench.leaderboard.table import flat
+from ssl_bench.records.results import Run
+
+NOT_CHANGED = ("seed", "method.name", "data.name", "data.root", "data.num_workers", "data.download", "runs", "wandb")
+
+
+def changes(run: Run) -> tuple[str, list[tuple[str, Any, Any]]] | None:
+    """Name of the recipe, and option, value there and value of the run; None where the method is none of ours."""
+    info = run.info
+    if info.kind != "pretrained":
+        return None
+    options = flat(info.options)
+    asked = next((part.partition("=")[2] for part in info.command if part.startswith("--recipe=")), "")
+    start = _start(info.method, str(options.get("data.name") or info.data.title), asked)
+    if start is None:
+        return None
+    name, recipe = start
+    found = []
+    for option in sorted(options.keys() | recipe.keys()):
+        there, here = recipe.get(option), options.get(option)
+        if option not in NOT_CHANGED and json.dumps(there, default=str) != json.dumps(here, default=str):
+            found.append((option, there, here))
+    return name, found
+
+
+@functools.cache
+def _start(method: str, data: str, asked: str) -> tuple[str, dict[str, Any]] | None:
+    """Name and flat configuration of what `fit` starts from; nothing of a run's folder is imported or opened for it."""
+    from ssl_bench.config import registry
+    from ssl_bench.config.configuration import parse_fit
+
+    known = registry.names("methods")
+    if method not in known or not known[method].module.startswith("ssl_bench.") or asked.endswith((".yaml", ".yml")):
+        return None
+    argv = [f"--method.name={method}", f"--data.name={data}", *([f"--recipe={asked}"] if asked else [])]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed = parse_fit(argv, {})
+    except (UserError, SystemExit):
+        return None
+    return parsed.recipe or "the defaults", flat(parsed.config)

@@ -1,0 +1,1 @@
+"""Backbones, heads and tokenizers, and how they are saved and loaded."""

@@ -1,0 +1,416 @@
+"""The network that is pretrained and evaluated: a timm ViT, BEiT, Swin or ResNet behind one interface.
+
+Shapes: B images of H x W pixels, N patches of p x p, P prefix tokens (class, registers), D features, K kept patches;
+a Swin embeds patches with E channels and merges them to M tokens of D.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal, final
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.beit import Beit
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_bench.config.options import BackboneOptions
+from ssl_bench.errors import UserError, near
+from ssl_bench.models.architectures import TINY, timm_names
+from ssl_bench.models.selective_kernel import plain_stem, select_kernels, stem_arguments
+
+FAMILIES = "ViTs, BEiTs, Swins and ResNets"
+# timm's arguments that what follows relies on: three channels, no weights, no head, a final norm on the tokens.
+FIXED = {"in_chans", "pretrained", "checkpoint_path", "features_only", "num_classes"}
+FIXED |= {"fc_norm", "use_fc_norm", "final_norm"}
+
+
+@final
+class Backbone(nn.Module):
+    """A timm network giving features, tokens, and for ViTs tokens of a part of the image.
+
+    Args:
+        options: Which network; `img_size` is needed unless the name implies it.
+
+    Raises:
+        UserError: The name is unknown, of another family, or an option does not apply to it.
+    """
+
+    model: Any  # timm's; what its attributes are depends on the family
+
+    def __init__(self, options: BackboneOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.architecture, self.args = _timm_arguments(options)
+        self.timm_can_build = True  # whether `timm.create_model(architecture, **args)` alone gives this network
+        stem: Any = None  # of the ResNet that is widened
+        try:
+            if _family(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
+                with torch.device("meta"):
+                    narrow = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
+                stem = type(narrow.conv1)
+                self.args |= stem_arguments(narrow, options.width or 1, bool(options.selective_kernel))
+            self.model = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if options.timm_args:  # whatever is in there may be of the wrong type, length or family
+                given = f"--backbone.timm_args {options.timm_args}"
+                raise UserError(f"backbone {options.name}, {given}: {reason}") from None
+            if isinstance(error, AssertionError | ValueError):
+                raise UserError(f"backbone {options.name} with {self.args}: {reason}") from None
+            if isinstance(error, TypeError):  # an option of ours that none of the families refuses
+                raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
+            raise
+        family = type(self.model)
+        if issubclass(family, Beit):
+            self.img_size: int = self.model.patch_embed.img_size[0]
+            self.patch_size: int = self.model.patch_embed.patch_size[0]
+            self.dim: int = self.model.embed_dim
+            if self.dim % (heads := self.model.blocks[0].attn.num_heads):  # timm finds out in the forward
+                raise UserError(f"--backbone.width {self.dim} is no multiple of {options.name}'s {heads} heads")
+        elif issubclass(family, SwinTransformer):
+            self.img_size = self.model.patch_embed.img_size[0]
+            self.patch_size = self.model.patch_embed.patch_size[0]
+            self.dim = self.model.num_features
+            for attention in (stage.blocks[0].attn for stage in self.model.layers):
+                if attention.proj.in_features != attention.dim and "head_dim" not in self.args:  # timm rounds down
+                    heads = f"{attention.dim} channels are no multiple of {attention.num_heads} heads"
+                    raise UserError(f"backbone {options.name}: a stage's {heads}: choose another --backbone.width")
+            if options.absolute_positions:
+                positions = torch.zeros(1, self.grid**2, self.embed_dim)
+                self.timm_can_build = False
+                self.model.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
+        elif issubclass(family, VisionTransformer):
+            embeds = isinstance(self.model.patch_embed, PatchEmbed)
+            if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
+                raise UserError(f"backbone {options.name} is no plain ViT: try vit_small_patch16_224")
+            self.img_size = self.model.patch_embed.img_size[0]
+            self.patch_size = self.model.patch_embed.patch_size[0]
+            self.dim = self.model.embed_dim
+        elif issubclass(family, ResNet):
+            self.img_size = options.img_size or 224
+            self.dim = self.model.num_features
+            self.small_stem = options.small_stem if options.small_stem is not None else self.img_size <= 64
+            if options.selective_kernel:
+                select_kernels(self.model, options.name)
+                self.timm_can_build = False
+            elif stem is nn.Conv2d and isinstance(self.model.conv1, nn.Sequential):
+                plain_stem(self.model)
+                self.timm_can_build = False
+            if self.small_stem:
+                self.timm_can_build = False
+                width = self.model.bn1.num_features
+                self.model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
+                nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
+                self.model.maxpool = nn.Identity()
+            self.memory_format = _memory_format(self.model)
+            self.model.to(memory_format=self.memory_format)
+        else:
+            kind = type(self.model).__name__
+            raise UserError(f"backbone {options.name} is a {kind}: only timm's {FAMILIES} fit here")
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the network has one token per patch from first to last: a ViT or BEiT."""
+        return isinstance(self.model, VisionTransformer | Beit)
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the network is a ResNet, which has no patches."""
+        return isinstance(self.model, ResNet)
+
+    @property
+    def is_swin(self) -> bool:
+        """Whether the network embeds patches, which can be masked, and merges them later."""
+        return isinstance(self.model, SwinTransformer)
+
+    @property
+    def has_relative_positions(self) -> bool:
+        """Whether attention depends on where patches lie to each other, so that none can be left out."""
+        return self.is_swin or getattr(self.model, "rel_pos_bias", None) is not None or self._relative_blocks
+
+    @property
+    def _relative_blocks(self) -> bool:
+        return issubclass(type(self.model), Beit) and self.model.blocks[0].attn.relative_position_bias_table is not None
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the native image; N is its square."""
+        return self.img_size // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of what one token of the output stands for."""
+        return self.patch_size * 2 ** (len(self.model.layers) - 1) if self.is_swin else self.patch_size
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of an embedded patch, and so of a mask token: D of a ViT, E of a Swin."""
+        return int(self.model.embed_dim)
+
+    @property
+    def prefix(self) -> int:
+        """P, tokens before those of the patches."""
+        return 0 if self.is_swin else int(self.model.num_prefix_tokens)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What builds this network again, plain types only."""
+        return {"architecture": self.architecture, "args": self.args, "options": asdict(self.options)}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the features that `features` can give; evaluations.md's terms."""
+        if self.is_swin:
+            return ("avg",)
+        if not self.is_vit:
+            return ("gap",)
+        has_class = self.model.cls_token is not None
+        return ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
+
+    @property
+    def headline_kind(self) -> str:
+        """The feature that stands for the network where one must be picked beforehand."""
+        return self.kinds[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D): class token after the final norm, mean token where there is none, or pooled map."""
+        return self.features(images, (self.headline_kind,))[self.headline_kind]
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """All asked kinds of (B, D) features in one pass over (B, 3, H, W) images."""
+        if self.is_swin:
+            tokens = self.tokens(images)  # (B, M, D)
+            return {kind: {"avg": tokens.mean(1)}[kind] for kind in kinds}
+        if not self.is_vit:
+            images = images.contiguous(memory_format=self.memory_format)
+            return {kind: {"gap": self.model}[kind](images) for kind in kinds}
+        classes: list[Tensor] = []  # (B, D) after each block
+        raw = self._trunk(self._embed(images, None, None, None), classes if "cls_4" in kinds else None)  # (B, P + N, D)
+        tokens = self.model.norm(raw)
+        prefix = self.prefix
+        compute = {
+            "cls": lambda: tokens[:, 0],
+            "avg": lambda: tokens[:, prefix:].mean(1),
+            "cls+avg": lambda: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),  # (B, 2D)
+            "cls_4": lambda: torch.cat([self.model.norm(token) for token in classes[-4:]], dim=1),  # (B, 4D)
+            "cls_raw": lambda: raw[:, 0],
+            "avg_raw": lambda: raw[:, prefix:].mean(1),
+        }
+        return {kind: compute[kind]() for kind in kinds}
+
+    def tokens(
+        self, images: Tensor, keep: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Tokens after the final norm, the P prefix tokens first.
+
+        Args:
+            images: (B, 3, H, W).
+            keep: (B, K) patches to embed and process; the others are never touched (MAE, CAE).
+            mask: (B, N) bool, True for patches whose embedding becomes `mask_token` before positions (SimMIM, iBOT).
+            mask_token: (D,), or any shape of D elements.
+
+        Returns:
+            (B, P + N, D), or (B, P + K, D) with `keep`; (B, M, D) of a Swin, row by row.
+        """
+        assert self.is_vit or self.is_swin, "a ResNet has no tokens"
+        if self.is_swin:
+            assert keep is None, "a Swin's windows need all patches"
+            embedded = self.model.patch_embed(images)  # (B, h, w, E), after its norm
+            patches = embedded.flatten(1, 2)  # (B, N, E)
+            if mask is not None:
+                patches = _masked(patches, mask, mask_token)
+            if self.options.absolute_positions:
+                patches = patches + self.model.absolute_pos_embed
+            return self.model.norm(self.model.layers(patches.view_as(embedded))).flatten(1, 2)
+        assert keep is None or not self.has_relative_positions, "relative positions need all patches"
+        return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
+
+    def token_grid(self, images: Tensor) -> Tensor:
+        """(B, T, D) of all that a network says of an image's places: a ViT's tokens, prefix first, or a final map."""
+        if not self.is_resnet:
+            return self.tokens(images)
+        images = images.contiguous(memory_format=self.memory_format)
+        return self.model.forward_features(images).flatten(2).transpose(1, 2)  # (B, h * w, D)
+
+    def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+        """(B, 3, H, W) -> (B, P + N or K, D): patches, positions, prefix; timm's order and weights."""
+        vit = self.model
+        projection = vit.patch_embed.proj
+        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        if keep is None:
+            patches = projection(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        else:  # a convolution with stride p is one matrix product per patch: do it for the kept ones alone
+            cells = patchify(images, self.patch_size, "channel first")  # (B, N, 3pp)
+            pixels = cells.take_along_dim(keep[..., None], 1)  # (B, K, 3pp)
+            patches = F.linear(pixels, projection.weight.flatten(1), projection.bias)  # (B, K, D)
+        patches = vit.patch_embed.norm(patches)
+        if mask is not None:
+            patches = _masked(patches, mask, mask_token)
+        own_tokens = (vit.cls_token, getattr(vit, "reg_token", None))
+        prefix = [t.expand(len(images), -1, -1) for t in own_tokens if t is not None]
+        positions = self._positions(grid)  # (1, P + N, D), (1, N, D) if the prefix has none, or None
+        if positions is not None:
+            own = positions[:, : positions.shape[1] - grid[0] * grid[1]]  # the prefix's
+            positions = positions[:, own.shape[1] :]
+            patches = patches + (positions if keep is None else positions[0][keep])
+            if own.shape[1]:
+                prefix = [torch.cat(prefix, 1) + own]
+        tokens = vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1))
+        return tokens if isinstance(vit, Beit) else vit.norm_pre(tokens)
+
+    def _trunk(self, tokens: Tensor, classes: list[Tensor] | None = None) -> Tensor:
+        """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``."""
+        shared: dict[str, Tensor | None] = {}
+        if isinstance(self.model, Beit):
+            table = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
+            shared = {"shared_rel_pos_bias": table}
+        for block in self.model.blocks:
+            tokens = block(tokens, **shared)
+            if classes is not None:
+                classes.append(tokens[:, 0].clone())  # a view would keep all other tokens in memory
+        return tokens
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Position embeddings, resampled as DINO does when the grid is not the native one."""
+        positions = self.model.pos_embed
+        if positions is None or grid == (self.grid, self.grid):
+            return positions
+        own, patches = positions.split([positions.shape[1] - self.grid**2, self.grid**2], dim=1)
+        square = patches.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)  # (1, D, g, g)
+        # DINO's code asks for (h + 0.1) / g so that rounding down cannot lose a row, which shifts samples a little.
+        scale = [(side + 0.1) / self.grid for side in grid]
+        square = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([own, square.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+    def fix_positions(self, layout: Literal["mae", "moco"]) -> None:
+        """Replace position embeddings by fixed sine-cosine ones (MAE's layout, or MoCo v3's and CAE's)."""
+        table = sincos_positions(self.dim, self.grid, layout)  # (N, D)
+        prefix = self.model.pos_embed.shape[1] - len(table)
+        self.model.pos_embed.data = torch.cat([table.new_zeros(prefix, self.dim), table])[None]
+        self.model.pos_embed.requires_grad_(False)
+
+
+def _memory_format(resnet: nn.Module) -> torch.memory_format:
+    """Channels last, the fastest for convolutions, but for very narrow networks.
+
+    There oneDNN writes past the gradient of the weights of a 1 x 1 convolution with stride and fewer than 16 input
+    channels (torch 2.13 on AVX-512; the process dies of it, here or later).
+    """
+    convolutions = [module for module in resnet.modules() if isinstance(module, nn.Conv2d)]
+    narrow = any(c.in_channels < 16 and c.kernel_size == (1, 1) and c.stride != (1, 1) for c in convolutions)
+    return torch.contiguous_format if narrow else torch.channels_last
+
+
+def _masked(patches: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:
+    """(B, N, E) with the token where (B, N) `mask` is True."""
+    assert mask_token is not None
+    return torch.where(mask[..., None], mask_token.reshape(1, 1, -1).to(patches.dtype), patches)
+
+
+def patchify(images: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
+    """(B, C, H, W) -> (B, N, p * p * C): each patch's values, channel slowest (a convolution's) or fastest (MAE's)."""
+    b, c, h, w = images.shape
+    p = patch_size
+    cells = images.reshape(b, c, h // p, p, w // p, p)
+    axes = (0, 2, 4, 1, 3, 5) if order == "channel first" else (0, 2, 4, 3, 5, 1)
+    return cells.permute(axes).reshape(b, (h // p) * (w // p), p * p * c)
+
+
+def unpatchify(cells: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
+    """(B, N, p * p * C) -> (B, C, H, W), square: what `patchify` took apart."""
+    b, n, values = cells.shape
+    p, grid = patch_size, math.isqrt(n)
+    inner = (values // p**2, p, p) if order == "channel first" else (p, p, values // p**2)
+    axes = (0, 3, 1, 4, 2, 5) if order == "channel first" else (0, 5, 1, 3, 2, 4)
+    return cells.reshape(b, grid, grid, *inner).permute(axes).reshape(b, values // p**2, grid * p, grid * p)
+
+
+def sincos_positions(dim: int, grid: int, layout: Literal["mae", "moco"]) -> Tensor:
+    """(grid * grid, dim) sine-cosine position embeddings of a square grid, computed in float64.
+
+    The first half of the channels encodes the column (MAE) or the row (MoCo v3, CAE), the second the other.
+    """
+    if dim % 4:
+        raise UserError(f"sine-cosine positions need a width divisible by 4, not {dim}")
+    omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, dim / 4)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, dim / 2)
+    row = axis[:, None].expand(grid, grid, -1)
+    column = axis[None].expand(grid, grid, -1)
+    return torch.cat([column, row] if layout == "mae" else [row, column], dim=2).reshape(grid * grid, dim).float()
+
+
+def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments for our options; options that do not fit the family are refused."""
+    name, args = options.name, {}
+    if name in TINY:
+        name, args = TINY[name][0], dict(TINY[name][1])
+    if options.drop_path:
+        args["drop_path_rate"] = options.drop_path
+    if not timm.is_model(name.partition(".")[0]) or ":" in name:
+        known = [*TINY, *(name for names in timm_names().values() for name in names)]
+        raise UserError(f"no backbone {options.name!r}{near(options.name, known)} (ssl-bench list backbones)")
+    if "." in name:
+        name, _, tag = name.partition(".")
+        raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
+    own = ("name", "drop_path", "timm_args", "absolute_positions")
+    given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
+    for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
+        if given.get(option, 1) < 1:
+            raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
+    family = _family(name)
+    fixed = FIXED | {"global_pool"} if family in ("beit", "swin_transformer") else FIXED
+    if taken := fixed & set(options.timm_args or {}):
+        raise UserError(f"--backbone.timm_args: {min(taken)} must stay as it is here: leave it out")
+    if options.absolute_positions and family != "swin_transformer":
+        raise UserError(f"--backbone.absolute_positions is for Swins: {options.name} is not one")
+    if family == "resnet":
+        for option in ("patch_size", "depth", "num_heads"):
+            if option in given:
+                raise UserError(f"--backbone.{option} is for ViTs: {options.name} is a ResNet")
+        if options.width is not None:
+            channels = args.get("channels", (64, 128, 256, 512))
+            args["channels"] = tuple(options.width * c for c in channels)
+        return name, args | (options.timm_args or {})
+    for option in ("small_stem", "selective_kernel"):
+        if option in given:
+            raise UserError(f"--backbone.{option} is for ResNets: {options.name} is not one")
+    if family == "swin_transformer":
+        for option, example in (("depth", "{depths: [2, 2]}"), ("num_heads", "{num_heads: [3, 6]}")):
+            if option in given:
+                raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{example}'")
+        args.setdefault("drop_path_rate", 0.0)  # timm's Swins have 0.1
+    theirs = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
+    args |= {name: given[ours] for ours, name in theirs.items() if ours in given}
+    if family == "beit":
+        args["global_pool"] = "token"  # the norm then stays on the tokens, as in pretraining
+    elif family == "vision_transformer":
+        args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
+    if options.img_size is not None:
+        args["img_size"] = options.img_size
+    args |= options.timm_args or {}
+    if (size := args.get("img_size")) and (patch := args.get("patch_size") or _patch_in(name)) and size % patch:
+        fitting = math.ceil(size / patch) * patch
+        raise UserError(f"--backbone.img_size {size} is no multiple of the patch size {patch}: try {fitting}")
+    width, heads = args.get("embed_dim"), args.get("num_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % max(1, heads):
+        raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
+    return name, args
+
+
+def _family(architecture: str) -> str:
+    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ...; all ResNets are "resnet"."""
+    file = str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
+    return "resnet" if "resnet" in architecture or "resnext" in architecture else file
+
+
+def _patch_in(name: str) -> int | None:
+    """16 in vit_tiny_patch16_224."""
+    digits = name.partition("patch")[2].partition("_")[0]
+    return int(digits) if digits.isdigit() else None

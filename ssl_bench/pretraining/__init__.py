@@ -1,0 +1,1 @@
+"""The contract of a method, and everything that happens while one trains."""

@@ -1,0 +1,144 @@
+"""The contract of a method: views + parts + loss. Everything else that pretraining needs is composed around it.
+
+Shapes: B images per device, C x H x W pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.augment.views import Views
+from ssl_bench.config.options import Optim
+from ssl_bench.data.batch import Batch
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.classifier import Classifier
+from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients
+from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.reconstruction import Reconstruction
+
+
+class Method(pl.LightningModule, ABC):
+    """Self-supervised pretraining of a backbone.
+
+    A subclass builds its parts in ``__init__`` (typed, with the paper's numbers as defaults), describes its ``views``
+    and computes its ``loss``. A `Teacher` among its parts is updated after each optimiser step.
+
+    Args:
+        backbone: The network being pretrained; None where the product is a tokenizer.
+        optim: The recipe of its optimiser; a subclass gives the paper's as default.
+    """
+
+    standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
+    product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
+    needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
+    unlabelled_too: bool = False  # if so, whether on the other images as well, whose label is -1
+    undecayed: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone | None, optim: Optim) -> None:
+        super().__init__()
+        if backbone is not None:
+            self.backbone = backbone
+        self.optim = optim
+        self._schedule: StepSchedule | None = None
+
+    @abstractmethod
+    def views(self) -> Views:
+        """Describe the augmentation; the data module runs it."""
+
+    @abstractmethod
+    def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
+        """Scalar loss of a batch of views.
+
+        What a loss draws at random (masks, noise) it also takes as keyword, so that it can be compared with an oracle.
+        """
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone that evaluations receive when not asked for another; the student's."""
+        return self.backbone
+
+    @property
+    def branches(self) -> dict[str, Backbone]:
+        """Name -> each network that could be evaluated, `evaluated` first: the encoder, or student and teacher."""
+        followers = (module for part in self.children() if isinstance(part, Teacher) for module in part.modules())
+        teachers = [module for module in followers if isinstance(module, Backbone)]
+        named = {"student": self.backbone, "teacher": teachers[0]} if teachers else {"encoder": self.backbone}
+        return dict(sorted(named.items(), key=lambda item: item[1] is not self.evaluated))
+
+    @property
+    def evaluated_classifier(self) -> Classifier | None:
+        """What tells classes apart on the evaluated backbone's features, kept beside it; None without labels."""
+        return None
+
+    def masks(self, batch: int) -> Tensor | None:
+        """(V, B, N) bool, True for the hidden patches of the first V views; None if nothing is hidden.
+
+        Drawn as `loss` draws them, before anything else: with the same seed they are those that it learns from.
+        """
+        return None
+
+    def reconstruction(self, images: Tensor, **drawn: Any) -> Reconstruction | None:
+        """What the method makes of (B, 3, H, W) images, normalised as views are; None if it predicts no pixels.
+
+        It takes the keywords of `loss`.
+
+        Raises:
+            UserError: What it predicts here cannot be shown.
+        """
+        return None
+
+    def starting_weights(self, earlier: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights to start from, under this method's names, out of the state of an earlier run (`--init RUN`).
+
+        All of it, if the earlier run is the same method's; a later stage of training picks what it needs.
+        """
+        return earlier
+
+    @property
+    def progress(self) -> float:
+        """Part of training that is done, in [0, 1]."""
+        return self.trainer.global_step / max(1, self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self.loss(batch.views, **({"labels": batch.labels} if self.needs_labels else {}))
+        assert self._schedule is not None
+        self.log("loss", loss.detach(), batch_size=len(batch.index))
+        self.log("lr", self._schedule.lr(self.trainer.global_step))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        loader_batch = self.trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
+        images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        optimizer = build_optimizer(self, self.optim, self.undecayed)
+        self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
+        self._schedule.apply(optimizer, self.trainer.global_step)
+        return optimizer
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Lightning calls this after unscaling (16-mixed) and once per optimiser step.
+        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], self.optim.clip, self.optim.clip_per)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        step = self.trainer.global_step  # of the update that is about to happen
+        assert self._schedule is not None
+        self._schedule.apply(optimizer, step)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for part in self.children():
+            if isinstance(part, Teacher):
+                part.update(step, self.total_steps)

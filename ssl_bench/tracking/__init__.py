@@ -1,0 +1,1 @@
+"""Runs, results and leaderboards on Weights & Biases."""

@@ -1,0 +1,90 @@
+"""A run's section: how to do it again, what it changed, what it confuses; with files missing or damaged too."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import made
+import numpy as np
+import pytest
+
+from ssl_bench.leaderboard.page.confusion import classes
+from ssl_bench.leaderboard.page.figures import FIGURES, figures
+from ssl_bench.leaderboard.page.recipe import changes
+from ssl_bench.leaderboard.page.run_section import anchors, command, section
+from ssl_bench.records.results import Predictions, Run, load_runs, read_result, write_result
+
+
+def run_of(root: Path) -> Run:
+    (run,) = load_runs([root])
+    return run
+
+
+def test_what_a_run_changed_of_its_recipe(tmp_path: Path) -> None:
+    made.full_run(tmp_path, "mae", 3, protocols=("knn",), n_test=20, options={"method.mask_ratio": 0.5})
+    run = run_of(tmp_path)
+    assert changes(run) == ("mae-cifar10", [("method.mask_ratio", 0.75, 0.5)])
+    assert "method.mask_ratio: 0.75 → 0.5" in section(run, "run-1", [])
+    unknown = dataclasses.replace(run, info=dataclasses.replace(run.info, method="os.path"))
+    assert changes(unknown) is None  # nothing that a run's folder names is imported
+
+
+def test_per_class_accuracy_and_confusions_by_hand(tmp_path: Path) -> None:
+    folder = made.full_run(tmp_path, protocols=("linear",), n_test=20)
+    labels = [0] * 4 + [1] * 4 + [2] * 2
+    guesses = [0, 0, 1, 1] + [1, 1, 1, 2] + [2, 2]
+    result = read_result(folder / "results" / "linear.json")
+    write_result(folder, result, Predictions([str(i) for i in range(10)], labels, {"chosen": guesses}))
+    found = classes(run_of(tmp_path))
+    assert found is not None and found.protocol == "linear"
+    assert found.accuracy == (("plane", 0.5), ("car", 0.75), ("bird", 1.0))
+    assert found.confused == (("plane", "car", 0.5), ("car", "bird", 0.25))
+    assert np.isclose(sum(p for *_, p in found.confused), 0.75)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "environment.json", "config.yaml", "predictions/linear.parquet"])
+@pytest.mark.parametrize("content", [None, b"\xff\x00 {,\n1"])
+def test_files_that_are_missing_or_damaged_are_left_out(tmp_path: Path, name: str, content: bytes | None) -> None:
+    folder = made.full_run(tmp_path, protocols=("linear",), n_test=20)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    text = section(run_of(tmp_path), "run-1", [])
+    assert ("environment" in text) == (name != "environment.json")
+    assert ("loss" in text) == (name != "metrics.csv")
+    assert ("Accuracy per class" in text) == ("parquet" not in name)
+
+
+def test_names_and_commands_of_the_shell(tmp_path: Path) -> None:
+    made.full_run(tmp_path, protocols=("knn",), n_test=20, folder="a b", command=["ssl-bench", "fit", "--x=a b"])
+    run = run_of(tmp_path)
+    assert command(run) == "ssl-bench fit '--x=a b'"
+    assert command(dataclasses.replace(run, info=dataclasses.replace(run.info, command=[]))).endswith(
+        "a b/config.yaml'"
+    )
+    other = dataclasses.replace(run, folder=tmp_path / "elsewhere" / "a b")
+    names = anchors([run, other])
+    assert len(set(names.values())) == 2 and all(re.fullmatch(r"run-[0-9a-f]{8}(-\d+)?", n) for n in names.values())
+
+
+def test_captions_are_those_of_the_figures(tmp_path: Path) -> None:
+    folder = made.full_run(tmp_path, protocols=("knn",), n_test=20, pictures=True)
+    captions = folder / "figures" / "figures.json"
+
+    def shown() -> dict[str, tuple[str, str]]:
+        found = figures(folder, "embed", None, "x")
+        assert "<b>mask" not in section(run_of(tmp_path), "run-1", found)
+        return {name: (figure.caption, figure.words) for name, figure in zip(drawn, found, strict=True)}
+
+    drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").exists()]
+    own = {"caption": "8 test images, <b>mask</b> 0.75", "alt": 'Rows of "8" images'}
+    captions.write_text(json.dumps({"map": own, "attention": {"alt": 5, "caption": ""}, "reconstruction": []}))
+    fixed = {name: FIGURES[name] for name in drawn}
+    assert shown() == fixed | {"map": (own["caption"], own["alt"])}
+    assert "8 test images, &lt;b&gt;mask" in section(run_of(tmp_path), "run-1", figures(folder, "embed", None, "x"))
+    for damaged in (b"{", b"[1]", b"\xff", b'{"map": "x"}', b"[" * 100_000):
+        captions.write_bytes(damaged)
+        assert shown() == fixed
+    captions.unlink()
+    assert shown() == fixed
