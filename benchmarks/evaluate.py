@@ -45,9 +45,9 @@ from torch import Tensor
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.knn_search import neighbours
 from ssl_bench.evaluations.diagnostics import Diagnostics
 from ssl_bench.evaluations.fewshot import Fewshot
@@ -59,7 +59,7 @@ from ssl_bench.evaluations.logistic import Logistic
 from ssl_bench.evaluations.partial_finetune import probed
 from ssl_bench.evaluations.ridge import Ridge
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.shared_trunk import Top, tune_together
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.acceleration import keep_freed_memory
@@ -155,8 +155,8 @@ def processor_time(work: Callable[[], object]) -> float:
 
 def suite(given: argparse.Namespace) -> None:
     """The protocols on frozen features, shared against separate."""
-    train, selection = splits(8 * given.images)
-    test = TestSplit(train.pool, selection.rows)
+    train, validation = splits(8 * given.images)
+    test = TestSplit(train.pool, validation.rows)
     network = Backbone(BackboneOptions(given.backbone, img_size=32, depth=12))
     rates = Linear().lrs
     small = {"iterations": 300, "batch_size": 256, "epochs": 0, "seeds": 1}
@@ -172,19 +172,19 @@ def suite(given: argparse.Namespace) -> None:
     }
     together = [*(page for name, group in pages.items() if name != "linear" for page in group), Linear(**small)]  # type: ignore[arg-type]
 
-    def fresh() -> FrozenBackbone:
-        return FrozenBackbone(network, (0.5,) * 3, (0.25,) * 3, {}, device=given.device)
+    def fresh() -> FeatureExtractor:
+        return FeatureExtractor(network, (0.5,) * 3, (0.25,) * 3, {}, device=given.device)
 
-    def run(page: Evaluation[Any], subject: FrozenBackbone) -> None:
-        page.predict(subject, page.fit(subject, train, selection), test)
+    def run(page: Evaluation[Any], target: FeatureExtractor) -> None:
+        page.predict(target, page.fit(target, train, validation), test)
 
     def alone(page: Evaluation[Any]) -> float:
-        subject = fresh()
-        return seconds(lambda: run(page, subject), subject)
+        target = fresh()
+        return seconds(lambda: run(page, target), target)
 
     def on_one() -> list[float]:
-        subject = fresh()
-        return [seconds(functools.partial(run, page, subject), subject) for page in together]
+        target = fresh()
+        return [seconds(functools.partial(run, page, target), target) for page in together]
 
     ratios = []
     for _ in range(given.rounds):
@@ -201,25 +201,28 @@ def suite(given: argparse.Namespace) -> None:
 
 def partial(given: argparse.Namespace) -> None:
     """Six depths of partial fine-tuning, shared against separate."""
-    train, selection = splits(given.images)
+    train, validation = splits(given.images)
     network = Backbone(BackboneOptions(given.backbone, img_size=32, depth=12))
     depths, recipe = (0.5, 1, 2, 4, 6), Recipe(epochs=1, warmup_epochs=0.5, batch_size=given.batch)
 
-    def fresh() -> FrozenBackbone:
-        return FrozenBackbone(network, (0.5,) * 3, (0.25,) * 3, {}, device=given.device)
+    def fresh() -> FeatureExtractor:
+        return FeatureExtractor(network, (0.5,) * 3, (0.25,) * 3, {}, device=given.device)
 
     def tuning(*together: float) -> float:
         """Seconds of an epoch."""
-        subject = fresh()
-        tops = [Top(Tuned(subject.trainable(), CLASSES, "avg", recipe.drop_path), depth, recipe) for depth in together]
+        target = fresh()
+        tops = [
+            Top(FineTuneModel(target.trainable(), CLASSES, "avg", recipe.drop_path), depth, recipe)
+            for depth in together
+        ]
         return seconds(
-            lambda: tune_together(tops, Batches(train, recipe, CLASSES, subject), selection, "an epoch"), subject
+            lambda: tune_together(tops, Batches(train, recipe, CLASSES, target), validation, "an epoch"), target
         )
 
     def probing() -> float:
         """Seconds of k = 0, features included."""
-        subject = fresh()
-        return seconds(lambda: probed(subject, train, selection, 0), subject)
+        target = fresh()
+        return seconds(lambda: probed(target, train, validation, 0), target)
 
     rounds = []
     for _ in range(given.rounds + 1):
@@ -236,9 +239,9 @@ def partial(given: argparse.Namespace) -> None:
     print(f"  shared over separate: {spread(tuned)} for k > 0, {spread(ratios)} for all six over {epochs} epochs")
 
 
-def seconds(work: Callable[[], object], subject: FrozenBackbone) -> float:
+def seconds(work: Callable[[], object], target: FeatureExtractor) -> float:
     """Of a GPU by the clock; of the processor what this process had of it, whatever else the machine does."""
-    gpu = subject.device.type == "cuda"
+    gpu = target.device.type == "cuda"
     clock = time.perf_counter if gpu else time.process_time
     start = clock()
     work()
@@ -251,14 +254,14 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
-def splits(images: int) -> tuple[TrainSplit, SelectionSplit]:
+def splits(images: int) -> tuple[TrainSplit, ValidationSplit]:
     """Smooth noise of 32 px to train on, a tenth as many to choose on."""
     generator = torch.Generator().manual_seed(0)
     count = images + images // 10
     coarse = torch.rand(count, 3, 8, 8, generator=generator) * 255
     pixels = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").byte()
     pool = ResidentPool(images=pixels, labels=np.arange(count) % CLASSES, ids=[str(row) for row in range(count)])
-    return TrainSplit(pool, np.arange(images)), SelectionSplit(pool, np.arange(images, count))
+    return TrainSplit(pool, np.arange(images)), ValidationSplit(pool, np.arange(images, count))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.optimizers import build_optimizer, clip_gradients
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import training_flops
 from ssl_bench.runtime.acceleration import compile_blocks, keep_freed_memory, write_out_attention
@@ -269,7 +269,7 @@ def our_step(
         write_out_attention(method)
     if compiled:
         compile_blocks(method)
-    optimizer = build_optimizer(method, method.optim, method.undecayed)
+    optimizer = build_optimizer(method, method.optim, method.no_weight_decay)
     for group in optimizer.param_groups:
         group["lr"] = 1e-5
     weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -285,7 +285,7 @@ def our_step(
         optimizer.step()
         optimizer.zero_grad()
         for part in method.children():
-            if isinstance(part, Teacher):
+            if isinstance(part, EMATeacher):
                 part.update(0, 100)
 
     return step, flops, views, method.optim

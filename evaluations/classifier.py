@@ -10,10 +10,10 @@ from typing import final
 
 import torch
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision
 
 ROWS = 8192  # at a time
 
@@ -25,22 +25,22 @@ class Classifier(Evaluation[None]):
     def __init__(self) -> None:
         pass
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
         if backbone.classifier is not None:
             return None
         return "this network has no classifier for these images; simclrv2-finetune --init trains one"
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
         refusal = self.refusal(backbone)
         if refusal is not None:
             raise UserError(f"--protocols classifier: {refusal}")
-        return Fit(None, features=(backbone.headline_kind,))
+        return Fit(None, features=(backbone.primary_feature_type,))
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         assert backbone.classifier is not None
         parts = []
         for at in range(0, len(test), ROWS):
-            features = backbone.features(test, backbone.headline_kind, slice(at, at + ROWS))  # (N, D)
+            features = backbone.features(test, backbone.primary_feature_type, slice(at, at + ROWS))  # (N, D)
             with full_precision():
                 parts.append(backbone.classifier(features).argmax(1).cpu())
         return [Prediction("own", torch.cat(parts))]

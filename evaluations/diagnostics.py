@@ -1,6 +1,6 @@
 """Diagnostics: what features look like without labels. Monitors, never ranked: they miss what a task needs.
 
-All are of the pretrained network's headline features after the final norm, not of a projection head's embeddings, on
+All are of the pretrained network's primary features after the final norm, not of a projection head's embeddings, on
 which RankMe and LiDAR were proposed; and they tell checkpoints of one method apart better than methods. A network at
 random can have a high rank.
 
@@ -26,11 +26,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import representation_metrics as spectra
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.pretraining.checkpoint import load_backbone
 from ssl_bench.records.results import read_run
 from ssl_bench.runtime.seeds import derive
@@ -69,31 +69,35 @@ class Diagnostics(Evaluation[None]):
         self.against = against
         self.seed = seed
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
         if len(train) < 4:
             raise UserError(f"--protocols diagnostics: {len(train)} training images are too few, 4 are needed")
         other = self._other(backbone)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive(self.seed)))
-        kind = backbone.headline_kind
+        feature_type = backbone.primary_feature_type
         rows = order[: self.images].sort().values
-        features = backbone.features(train, kind, rows)  # (N, D)
+        features = backbone.features(train, feature_type, rows)  # (N, D)
         found = {"images": float(len(rows)), **spectrum_monitors(features)}
         if other is not None:
-            found["cka"] = spectra.cka(features, other.features(train, other.headline_kind, rows))
-        near = spectra.neighbourhood(backbone.features(train, kind, order[: min(self.images, self.pair_images)]))
+            found["cka"] = spectra.cka(features, other.features(train, other.primary_feature_type, rows))
+        near = spectra.neighbourhood(
+            backbone.features(train, feature_type, order[: min(self.images, self.pair_images)])
+        )
         found |= vars(near)
         few = TrainSplit(train.pool, train.rows[order[: min(self.images, self.view_images)].sort().values.numpy()])
-        views = torch.stack([backbone.features(few, kind, view=view) for view in range(self.views)], 1)  # (N, V, D)
+        views = torch.stack(
+            [backbone.features(few, feature_type, view=view) for view in range(self.views)], 1
+        )  # (N, V, D)
         found["alignment"] = spectra.alignment(views)
         rank = spectra.lidar(views)
         if rank is not None:
             found["lidar"] = rank
-        return Fit(None, features=(kind,), monitors=found)
+        return Fit(None, features=(feature_type,), diagnostics=found)
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         return []
 
-    def _other(self, backbone: FrozenBackbone) -> FrozenBackbone | None:
+    def _other(self, backbone: FeatureExtractor) -> FeatureExtractor | None:
         """The network of `against`, with its features cached in its own folder as its own evaluation does."""
         if self.against is None:
             return None
@@ -106,7 +110,7 @@ class Diagnostics(Evaluation[None]):
         network, mean, std = load_backbone(folder)
         identity = {"method": info.method, "branch": info.branch or "encoder"}
         workers = backbone.num_workers
-        return FrozenBackbone(network, mean, std, identity, folder / "features", backbone.device, num_workers=workers)
+        return FeatureExtractor(network, mean, std, identity, folder / "features", backbone.device, num_workers=workers)
 
 
 def spectrum_monitors(features: Tensor) -> dict[str, float]:

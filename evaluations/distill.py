@@ -15,7 +15,7 @@ Ours, and why:
 - AdamW for all networks, with layer-wise rates for the pretrained student, not LARS: one recipe for ViTs and ResNets.
 - The loss is the paper's formula; its notebook multiplies by the temperature squared, which AdamW would not notice.
 - The teacher's rate is chosen by cross-validation inside its labels; the student's is fixed. Nothing else is chosen, so
-  the selection images are among the unlabelled ones, as in labels-1pct and labels-10pct.
+  the validation images are among the unlabelled ones, as in labels-1pct and labels-10pct.
 - The teacher starts from the encoder, for every method. Or it is another run that has a classifier (`teacher`), as the
   paper's small students have a larger one; the network that is evaluated is then the student alone.
 
@@ -32,14 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.few_labels import labelled, labels_of
 from ssl_bench.finetuning.few_labels import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
 from ssl_bench.finetuning.images import Batch, Batches, drawing
-from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import autocast, cross_entropy, logits_of, tune
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import load_classifier
@@ -54,7 +54,7 @@ class Pair:
     """Who teaches and who has learned."""
 
     teacher: nn.Module
-    student: Tuned
+    student: FineTuneModel
 
 
 @final
@@ -70,7 +70,7 @@ class Recorded(nn.Module):
         UserError: There is no such run, it has no classifier of so many classes, or sees images of another size.
     """
 
-    def __init__(self, folder: Path, classes: int, beside: FrozenBackbone) -> None:
+    def __init__(self, folder: Path, classes: int, beside: FeatureExtractor) -> None:
         super().__init__()
         option = f"--distill.teacher {folder}"
         self.backbone, mean, std = load_backbone(folder)
@@ -81,7 +81,7 @@ class Recorded(nn.Module):
             raise UserError(f"{option}: its classifier tells {classifier.spec['classes']} classes apart, not {classes}")
         if self.backbone.img_size != beside.img_size:
             raise UserError(f"{option}: it sees {self.backbone.img_size} pixels, the student {beside.img_size}")
-        self.classifier, self.kind = classifier, self.backbone.headline_kind
+        self.classifier, self.feature_type = classifier, self.backbone.primary_feature_type
         ratio = torch.tensor(beside.std) / torch.tensor(std)
         offset = (torch.tensor(beside.mean) - torch.tensor(mean)) / torch.tensor(std)
         self.register_buffer("ratio", ratio.view(3, 1, 1))
@@ -91,7 +91,7 @@ class Recorded(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) normalised images -> (B, K) logits."""
         images = images * self.get_buffer("ratio") + self.get_buffer("offset")
-        logits: Tensor = self.classifier(self.backbone.features(images, (self.kind,))[self.kind])
+        logits: Tensor = self.classifier(self.backbone.features(images, (self.feature_type,))[self.feature_type])
         return logits
 
 
@@ -153,7 +153,9 @@ class Distill(Evaluation[Pair]):
         if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature {temperature} must be above 0")
         if not teacher_lrs or not teacher_resnet_lrs or folds < 2:
-            raise ValueError(f"each kind of teacher_lrs needs a value, and folds must be at least 2, not {folds}")
+            raise ValueError(
+                f"each feature_type of teacher_lrs needs a value, and folds must be at least 2, not {folds}"
+            )
         self.fraction = fraction
         self.subset = subset
         self.teacher = teacher
@@ -176,9 +178,9 @@ class Distill(Evaluation[Pair]):
         self._recipe(pretrained=True)
         self._teachers(resnet=False), self._teachers(resnet=True)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Pair]:
-        assert train.pool is selection.pool, "one pool holds both"
-        splits = train, selection
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Pair]:
+        assert train.pool is validation.pool, "one pool holds both"
+        splits = train, validation
         everyone, labels = np.concatenate([split.rows for split in splits]), labels_of(splits)
         classes = int(labels.max()) + 1
         if self.teacher is not None and self.alpha == 1:
@@ -189,15 +191,17 @@ class Distill(Evaluation[Pair]):
         recipes = self._teachers(is_resnet(backbone))
         recipe, accuracies, taken = recipes[0], list[float](), dict[str, list[float]]()
         teacher: nn.Module
-        kinds: tuple[str, ...] = ()
+        feature_types: tuple[str, ...] = ()
         if self.teacher is not None:
             teacher = Recorded(Path(self.teacher), classes, backbone)
         else:
             seed = derive(self.seed, 0, 1)
             recipe, accuracies = chosen_by_folds(recipes, backbone, some, "encoder", self.folds, seed)
             teacher, taken = trained(recipe, backbone, some.train(), classes, "encoder")
-            kinds = tuple(kind for kind in (teacher.kind,) if kind in backbone.kinds)
-        student = Tuned(self._student(backbone), classes, "avg", 0.0, self.seed)
+            feature_types = tuple(
+                feature_type for feature_type in (teacher.feature_type,) if feature_type in backbone.feature_types
+            )
+        student = FineTuneModel(self._student(backbone), classes, "avg", 0.0, self.seed)
         own = self._recipe(pretrained=self.student is None and not is_resnet(backbone))
         mask = np.isin(np.arange(len(everyone)), known)
         batches = Batches(TrainSplit(train.pool, everyone), own, classes, backbone, mask)
@@ -212,14 +216,14 @@ class Distill(Evaluation[Pair]):
         curve = {f"teacher {name}": series for name, series in taken.items()}
         curve |= tune(student, batches, own, loss=loss, what="distillation")
         if not accuracies:
-            return Fit(Pair(teacher, student), kinds, curve=curve)
+            return Fit(Pair(teacher, student), feature_types, curve=curve)
         grid = [r.lr for r in recipes]
         edge = recipe.lr in (min(grid), max(grid))
         curve["teacher accuracy"] = accuracies
         chosen = {"teacher lr": recipe.lr}
-        return Fit(Pair(teacher, student), kinds, chosen, {"teacher lr": grid}, edge, curve, chosen_on="train")
+        return Fit(Pair(teacher, student), feature_types, chosen, {"teacher lr": grid}, edge, curve, chosen_on="train")
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Pair], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Pair], test: TestImages) -> list[Prediction]:
         models = {"student": fit.state.student, "teacher": fit.state.teacher}
         return [Prediction(name, logits_of(model, backbone, test).argmax(1)) for name, model in models.items()]
 
@@ -230,7 +234,7 @@ class Distill(Evaluation[Pair]):
         md5 = LISTS.get(self.fraction, "")
         return labelled(splits, self.fraction, self.subset, [derive(self.seed, 0)], md5, "--distill.subset")[0]
 
-    def _student(self, backbone: FrozenBackbone) -> Backbone:
+    def _student(self, backbone: FeatureExtractor) -> Backbone:
         if self.student is None:
             return backbone.trainable()
         with drawing(derive(self.seed)):

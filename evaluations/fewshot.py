@@ -4,10 +4,10 @@
 Transformers", CVPR 2022 (https://arxiv.org/abs/2106.04560) watch pretraining. It is solved, not trained: features
 standardised by those few images, a constant feature of 100, whose weight is the bias and is hardly penalised, targets
 -1 and 1 for each class against all others, and a penalty of 2^10 fixed beforehand. Nothing is chosen; 10 images per
-class were made the headline before any run.
+class were made the primary before any run.
 
 Ours, and why:
-- The labelled images are drawn anew for each seed from train and selection together, since nothing is selected.
+- The labelled images are drawn anew for each seed from train and validation together, since nothing is selected.
 - They are nested: the images of 5 per class are among those of 10, so more shots differ by what was added alone.
 - A class with fewer images than shots gives all it has; it is then that much rarer, and nothing is weighted for it.
 
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.few_labels import Affine, features_of, labels_of, places, voted
 from ssl_bench.runtime.seeds import derive
 
@@ -61,26 +61,26 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
         self.seed = seed
 
     def fit(
-        self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit
+        self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit
     ) -> Fit[dict[int, list[Affine]]]:
-        splits, kind = (train, selection), backbone.headline_kind
+        splits, feature_type = (train, validation), backbone.primary_feature_type
         labels = labels_of(splits)
         heads: dict[int, list[Affine]] = {shots: [] for shots in self.shots}
         for draw in range(self.draws):
             place = places(labels, derive(self.seed, draw))
             for shots, solved in heads.items():
                 rows = np.flatnonzero(place < shots)
-                features = features_of(backbone, splits, kind, rows).double()  # (n, D)
+                features = features_of(backbone, splits, feature_type, rows).double()  # (n, D)
                 own = torch.as_tensor(labels[rows]).to(features.device)
                 solved.append(ridge(features, own, int(labels.max()) + 1, self.penalty))
-        return Fit(heads, features=(kind,))
+        return Fit(heads, features=(feature_type,))
 
     def predict(
-        self, backbone: FrozenBackbone, fit: Fit[dict[int, list[Affine]]], test: TestImages
+        self, backbone: FeatureExtractor, fit: Fit[dict[int, list[Affine]]], test: TestImages
     ) -> list[Prediction]:
         ordered = sorted(self.shots, key=lambda shots: shots != self.headline_shots)
-        kind = backbone.headline_kind
-        return [Prediction(f"{shots}-shot", voted(fit.state[shots], backbone, kind, test)) for shots in ordered]
+        feature_type = backbone.primary_feature_type
+        return [Prediction(f"{shots}-shot", voted(fit.state[shots], backbone, feature_type, test)) for shots in ordered]
 
 
 def ridge(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Affine:

@@ -6,9 +6,9 @@ cutmix, RandAugment, erasing, label smoothing; the mean patch through a fresh no
 results as much as the method does, so it is the same for all methods, with one declared grid to choose from.
 
 Ours, and why:
-- Every combination of the grid is trained for `search_epochs` and judged on the selection split, never on test images;
+- Every combination of the grid is trained for `search_epochs` and judged on the validation split, never on test images;
   what is chosen is then trained once in full. The last epoch counts.
-- The selection images are not trained on afterwards either, so that the stored curve says how images do that were not.
+- The validation images are not trained on afterwards either, so that the stored curve says how images do that were not.
 - Batch norm of ResNets learns as in training, with the statistics of each batch; running ones are used afterwards.
 - Each of several processes (torchrun) does the whole work by itself.
 
@@ -19,17 +19,17 @@ from dataclasses import replace
 from itertools import product
 from typing import ClassVar, Literal, final
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned, refused_pooling
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, refused_pooling
 from ssl_bench.finetuning.training import Diverged, accuracy, logits_of, mean_loss, tune
 
 
 @final
-class Finetune(Evaluation[Tuned]):
+class Finetune(Evaluation[FineTuneModel]):
     """All of the network learns, faster towards the head, from augmented images.
 
     Args:
@@ -100,29 +100,29 @@ class Finetune(Evaluation[Tuned]):
         self.seed = seed
         self._recipes()
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
         return super().refusal(backbone) or refused_pooling(backbone, self.pooling)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuned]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[FineTuneModel]:
         recipes = self._recipes()
         if len(recipes) == 1:
-            model, curve = self._trained(recipes[0], backbone, train, selection)
-            return Fit(model, (model.kind,), curve=curve)
-        if len(selection) == 0:
-            raise UserError("the selection split, on which finetune chooses, is empty: raise data.selection_fraction")
+            model, curve = self._trained(recipes[0], backbone, train, validation)
+            return Fit(model, (model.feature_type,), curve=curve)
+        if len(validation) == 0:
+            raise UserError("the validation split, on which finetune chooses, is empty: raise data.val_fraction")
         short = min(self.search_epochs or self.epochs, self.epochs)
-        found: list[tuple[tuple[float, float], Recipe, Tuned, dict[str, list[float]]]] = []
+        found: list[tuple[tuple[float, float], Recipe, FineTuneModel, dict[str, list[float]]]] = []
         tried: dict[str, list[float]] = {
-            f"{name} tried": [] for name in ("lr", "layer_decay", "drop_path", "selection accuracy")
+            f"{name} tried": [] for name in ("lr", "layer_decay", "drop_path", "validation accuracy")
         }
         for recipe in recipes:
             brief = replace(recipe, epochs=short, warmup_epochs=recipe.warmup_epochs * short / self.epochs)
             try:
-                model, curve = self._trained(brief, backbone, train, selection)
+                model, curve = self._trained(brief, backbone, train, validation)
             except Diverged:
                 continue
-            logits = logits_of(model, backbone, selection)
-            rank = -accuracy(logits, selection), mean_loss(logits, selection)
+            logits = logits_of(model, backbone, validation)
+            rank = -accuracy(logits, validation), mean_loss(logits, validation)
             point = recipe.lr, recipe.layer_decay, recipe.drop_path, -rank[0]
             for series, value in zip(tried.values(), point, strict=True):
                 series.append(value)
@@ -131,19 +131,19 @@ class Finetune(Evaluation[Tuned]):
             raise UserError(f"every rate of finetune diverged: give smaller lrs than {min(self.lrs)}")
         _, best, model, curve = found[0]
         if short < self.epochs:
-            model, curve = self._trained(best, backbone, train, selection)
+            model, curve = self._trained(best, backbone, train, validation)
         grid = {"lr": self.lrs, "layer_decay": self.layer_decays, "drop_path": self.drop_paths}
         chosen = {name: getattr(best, name) for name in grid}
         return Fit(
             model,
-            (model.kind,),
+            (model.feature_type,),
             chosen,
             {name: list(values) for name, values in grid.items()},
-            on_edge=any(len(v) > 1 and chosen[name] in (min(v), max(v)) for name, v in grid.items()),
+            at_grid_boundary=any(len(v) > 1 and chosen[name] in (min(v), max(v)) for name, v in grid.items()),
             curve=curve | tried,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuned], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[FineTuneModel], test: TestImages) -> list[Prediction]:
         return [Prediction(fit.state.pooling, logits_of(fit.state, backbone, test).argmax(1))]
 
     def _recipes(self) -> list[Recipe]:
@@ -167,11 +167,11 @@ class Finetune(Evaluation[Tuned]):
         return [replace(common, lr=lr, layer_decay=decay, drop_path=path) for lr, decay, path in grid]
 
     def _trained(
-        self, recipe: Recipe, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit
-    ) -> tuple[Tuned, dict[str, list[float]]]:
+        self, recipe: Recipe, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit
+    ) -> tuple[FineTuneModel, dict[str, list[float]]]:
         """A copy of the backbone after training, and how it went."""
         classes = int(train.labels.max()) + 1
-        model = Tuned(backbone.trainable(), classes, self.pooling, recipe.drop_path, recipe.seed)
+        model = FineTuneModel(backbone.trainable(), classes, self.pooling, recipe.drop_path, recipe.seed)
         what = f"fine-tuning, lr {recipe.lr:g}, layer decay {recipe.layer_decay:g}, drop path {recipe.drop_path:g}"
-        watched = selection if len(selection) > 0 else None
+        watched = validation if len(validation) > 0 else None
         return model, tune(model, Batches(train, recipe, classes, backbone), recipe, watched, what=what)

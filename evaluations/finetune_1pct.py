@@ -9,10 +9,10 @@ finetune.
 
 Ours, and why:
 - The rate is chosen by stratified cross-validation inside the labelled images, and the network trained again from all
-  of them: no other label is seen, not those of the selection split either. Where each class has one image, it is the
+  of them: no other label is seen, not those of the validation split either. Where each class has one image, it is the
   first of the rates.
 - The labelled images are those of labels-1pct: ImageNet's published list, md5 checked, or drawn from train and
-  selection together, at least one of each class; those of 1 % are among those of 10 %.
+  validation together, at least one of each class; those of 1 % are among those of 10 %.
 - Images are normalised as in pretraining. Batches are of 256, so that small data sets have several per epoch.
 
 Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 10 %.

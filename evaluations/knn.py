@@ -3,7 +3,7 @@
 The protocol of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018
 (https://arxiv.org/abs/1805.01978) as DINO has it (https://github.com/facebookresearch/dino): cosine similarity s, the k
 nearest, each vote weighted exp(s / T). Nothing is learned and nothing is chosen, k = 20 was fixed beforehand, so the
-bank is every training image, the selection part included.
+bank is every training image, the validation part included.
 
 The order of neighbours depends on the features' scale and on the final norm (MAE's accuracy halves with it), so the
 same votes are also counted on the features before that norm, and on features standardised over the bank.
@@ -21,9 +21,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
+from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.knn_search import neighbours
 
 QUERIES = 512  # at a time
@@ -32,18 +32,18 @@ BANK_VALUES = 40 * 2**20  # of the bank's features at a time: 160 MiB
 
 @dataclass(frozen=True)
 class Space:
-    """Where similarities are taken: a kind of features, standardised first where mean and deviation (D,) are given."""
+    """Where similarities are taken: a feature type, standardised first where mean and deviation (D,) are given."""
 
     suffix: str
-    kind: str
+    feature_type: str
     mean: Tensor | None = None
     deviation: Tensor | None = None
 
-    def rows(self, backbone: FrozenBackbone, splits: Sequence[Split], count: int) -> Iterator[Tensor]:
+    def rows(self, backbone: FeatureExtractor, splits: Sequence[Split], count: int) -> Iterator[Tensor]:
         """(<= count, D) unit vectors at a time."""
         for split in splits:
             for at in range(0, len(split), count):
-                features = backbone.features(split, self.kind, slice(at, at + count))
+                features = backbone.features(split, self.feature_type, slice(at, at + count))
                 if self.mean is not None and self.deviation is not None:
                     features.sub_(self.mean).div_(self.deviation)
                 yield features.div_(features.norm(dim=1, keepdim=True).clamp(min=1e-12))
@@ -52,9 +52,9 @@ class Space:
 
 @dataclass(frozen=True)
 class Reference:
-    """The bank: which images, their (N,) classes, and the spaces to search, the headline's first."""
+    """The bank: which images, their (N,) classes, and the spaces to search, the primary's first."""
 
-    splits: tuple[TrainSplit, SelectionSplit]
+    splits: tuple[TrainSplit, ValidationSplit]
     labels: Tensor
     spaces: list[Space]
 
@@ -65,47 +65,47 @@ class Knn(Evaluation[Reference]):
 
     Args:
         k: Numbers of neighbours to report.
-        headline_k: The one whose accuracy is the protocol's.
+        primary_k: The one whose accuracy is the protocol's.
         temperature: T of the weights exp(s / T).
     """
 
     def __init__(
         self,
         k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200),
-        headline_k: int = 20,
+        primary_k: int = 20,
         temperature: float = 0.07,
     ) -> None:
-        if headline_k not in k:
-            raise ValueError(f"headline_k {headline_k} is not among k {tuple(k)}: add it")
+        if primary_k not in k:
+            raise ValueError(f"primary_k {primary_k} is not among k {tuple(k)}: add it")
         if min(k) < 1 or not temperature > 0:
             raise ValueError(f"every k and the temperature must be above 0, not {tuple(k)} and {temperature}")
         self.k = k
-        self.headline_k = headline_k
+        self.primary_k = primary_k
         self.temperature = temperature
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Reference]:
-        splits = train, selection
-        kind = backbone.headline_kind
-        mean, variance = backbone.moments(splits, kind)
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Reference]:
+        splits = train, validation
+        feature_type = backbone.primary_feature_type
+        mean, variance = backbone.moments(splits, feature_type)
         variance[variance <= 1e-12 * variance.max()] = torch.inf  # a feature that is constant says nothing
-        spaces = [Space("", kind), Space("-standardised", kind, mean.float(), variance.sqrt().float())]
-        if f"{kind}_raw" in backbone.kinds:
-            spaces.append(Space("-raw", f"{kind}_raw"))
+        spaces = [Space("", feature_type), Space("-standardised", feature_type, mean.float(), variance.sqrt().float())]
+        if f"{feature_type}_raw" in backbone.feature_types:
+            spaces.append(Space("-raw", f"{feature_type}_raw"))
         labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
-        return Fit(Reference(splits, labels, spaces), features=tuple({space.kind: None for space in spaces}))
+        return Fit(Reference(splits, labels, spaces), features=tuple({space.feature_type: None for space in spaces}))
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Reference], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Reference], test: TestImages) -> list[Prediction]:
         bank, predictions = fit.state, []
         classes = int(bank.labels.max()) + 1
         for space in bank.spaces:
-            dim = backbone.features(test, space.kind, slice(0, 1)).shape[1]
+            dim = backbone.features(test, space.feature_type, slice(0, 1)).shape[1]
             reference = space.rows(backbone, bank.splits, max(1, BANK_VALUES // dim))
             queries = lambda space=space: space.rows(backbone, [test], QUERIES)  # noqa: E731
             similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
-            fit.monitors.update(closeness(similarity, self.headline_k, space.suffix))
+            fit.diagnostics.update(closeness(similarity, self.primary_k, space.suffix))
             for k, voted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
                 predictions.append(Prediction(f"k{k}{space.suffix}", voted.cpu()))
-        return sorted(predictions, key=lambda p: p.variant != f"k{self.headline_k}")
+        return sorted(predictions, key=lambda p: p.variant != f"k{self.primary_k}")
 
 
 def closeness(similarity: Tensor, k: int, suffix: str) -> dict[str, float]:

@@ -6,9 +6,9 @@ https://github.com/google-research/simclr/tree/master/imagenet_subsets; its md5 
 
 Ours, and why:
 - C is chosen by stratified cross-validation inside the subset, and the classifier learned again from all of it: no
-  other label is seen, not those of the selection split either. Where each class has one image, C is 0.1.
+  other label is seen, not those of the validation split either. Where each class has one image, C is 0.1.
 - Features are standardised over all training images, which takes no labels, so that one grid suits all networks.
-- Of other data the subset is drawn, from train and selection together: 1 % of each class, rounded, at least one image.
+- Of other data the subset is drawn, from train and validation together: 1 % of each class, rounded, at least one image.
   Three draws, whose mean is reported; each is part of the 10 % of the same draw.
 
 Shapes: see ssl_bench/few_labels.py, which does the work for 1 % and 10 %.

@@ -1,8 +1,8 @@
 """Linear probe: what a linear classifier on frozen features can tell apart.
 
-The grid (variants `chosen` and one per kind of features) of Oquab et al., "DINOv2: Learning Robust Visual Features
+The grid (variants `chosen` and one per feature type) of Oquab et al., "DINOv2: Learning Robust Visual Features
 without Supervision", TMLR 2024 (https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2): 13
-learning rates for each kind of features, SGD with momentum, 12,500 steps, all heads of a kind trained at once on the
+learning rates for each feature type, SGD with momentum, 12,500 steps, all heads of a feature type trained at once on the
 same batches.
 
 MAE's recipe (variant `mae`) of He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, appendix A.1
@@ -17,8 +17,8 @@ on 1.28 million images: LARS moves the weights by about 2e-4 of their length per
 epochs, so that on a few thousand images they hardly leave where they began.
 
 Ours, and why:
-- The head is chosen on the selection split, not on the test images, and is the one after the last step. It is not
-  trained again on the selection images afterwards.
+- The head is chosen on the validation split, not on the test images, and is the one after the last step. It is not
+  trained again on the validation images afterwards.
 - Epochs go round a few crops of each image (`views`), which the backbone sees once each, however many the epochs are.
 - A learning rate is judged by the mean over heads that began with different weights (`seeds`); their spread is in the
   curve. The predictions are the first one's, not the best one's.
@@ -37,10 +37,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision, progress
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
 from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.seeds import derive
@@ -52,7 +52,7 @@ READ = 2**19  # float32 values of the features that are read at once: they stay 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The heads of one learning rate on one kind of features, and how they fared on the selection split.
+    """The heads of one learning rate on one feature type, and how they fared on the validation split.
 
     Args:
         head: The first seed's, after the last step.
@@ -76,14 +76,14 @@ class Candidate:
 
 @final
 class Linear(Evaluation[dict[str, Head]]):
-    """Softmax regression on random crops: a grid chosen from on the selection split, and MAE's fixed recipe.
+    """Softmax regression on random crops: a grid chosen from on the validation split, and MAE's fixed recipe.
 
     Args:
         iterations: Steps of the grid.
         batch_size: Images per step of the grid; all training images if there are fewer.
         lrs: Learning rates to choose from, for 256 images: each is multiplied by the batch size / 256. A cosine takes
             them to 0, step by step.
-        kinds: Kinds of features to choose from; all after the final norm when not given.
+        feature_types: Feature types to choose from; all after the final norm when not given.
         views: Random crops of each training image, one per epoch, then the first again; 0 for the images as they are.
         seeds: Heads of each learning rate, which differ in their first weights.
         epochs: Of MAE's recipe; 0 leaves it out.
@@ -97,7 +97,7 @@ class Linear(Evaluation[dict[str, Head]]):
         iterations: int = 12_500,
         batch_size: int = 1024,
         lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
-        kinds: tuple[str, ...] | None = None,
+        feature_types: tuple[str, ...] | None = None,
         views: int = 10,
         seeds: int = 3,
         epochs: int = 90,
@@ -110,69 +110,76 @@ class Linear(Evaluation[dict[str, Head]]):
         self.iterations = iterations
         self.batch_size = batch_size
         self.lrs = lrs
-        self.kinds = kinds
+        self.feature_types = feature_types
         self.views = views
         self.seeds = seeds
         self.epochs = epochs
         self.seed = seed
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[dict[str, Head]]:
-        if len(selection) == 0:
-            raise UserError("the selection split, on which linear chooses, is empty: raise data.selection_fraction")
-        kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
-        asked = tuple(dict.fromkeys([*kinds, *([backbone.headline_kind] if self.epochs else [])]))
-        norms = {kind: Norm.of(*backbone.moments([train], kind, self.crops)) for kind in asked}
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[dict[str, Head]]:
+        if len(validation) == 0:
+            raise UserError("the validation split, on which linear chooses, is empty: raise data.val_fraction")
+        feature_types = self.feature_types or tuple(
+            feature_type for feature_type in backbone.feature_types if not feature_type.endswith("_raw")
+        )
+        asked = tuple(dict.fromkeys([*feature_types, *([backbone.primary_feature_type] if self.epochs else [])]))
+        norms = {feature_type: Norm.of(*backbone.moments([train], feature_type, self.crops)) for feature_type in asked}
         batch = min(self.batch_size, len(train))
         per_kind, tried = {}, {}
-        for kind in kinds:
-            course = Course(kind, norms[kind], self.lrs, batch, self.iterations)
-            candidates = self._trained(backbone, train, selection, course)
+        for feature_type in feature_types:
+            course = Course(feature_type, norms[feature_type], self.lrs, batch, self.iterations)
+            candidates = self._trained(backbone, train, validation, course)
             if not candidates:
-                raise UserError(f"every linear head on {kind!r} diverged: give smaller lrs than {min(self.lrs)}")
-            tried[f"lr of {kind}"] = [candidate.lr for candidate in candidates]
-            tried[f"selection accuracy of {kind}"] = [candidate.curve[-1] for candidate in candidates]
-            per_kind[kind] = min(candidates, key=lambda candidate: candidate.order)
+                raise UserError(
+                    f"every linear head on {feature_type!r} diverged: give smaller lrs than {min(self.lrs)}"
+                )
+            tried[f"lr of {feature_type}"] = [candidate.lr for candidate in candidates]
+            tried[f"validation accuracy of {feature_type}"] = [candidate.curve[-1] for candidate in candidates]
+            per_kind[feature_type] = min(candidates, key=lambda candidate: candidate.order)
         best = min(per_kind.values(), key=lambda candidate: candidate.order)
-        state = {"chosen": best.head} | {kind: candidate.head for kind, candidate in per_kind.items()}
+        state = {"chosen": best.head} | {feature_type: candidate.head for feature_type, candidate in per_kind.items()}
         curve = _curve("", self.iterations, best)
-        if self.epochs and (mae := self.mae(backbone, train, selection, norms[backbone.headline_kind])) is not None:
+        if (
+            self.epochs
+            and (mae := self.mae(backbone, train, validation, norms[backbone.primary_feature_type])) is not None
+        ):
             state["mae"] = mae.head
             curve |= _curve("mae ", self._mae_steps(len(train)), mae)
         return Fit(
             state,
             features=asked,
-            chosen={"lr": best.lr, "features": best.head.kind} | {f"lr {k}": c.lr for k, c in per_kind.items()},
-            grid={"lr": list(self.lrs), "features": list(kinds)},
-            on_edge=len(self.lrs) > 1 and best.lr in (min(self.lrs), max(self.lrs)),
+            chosen={"lr": best.lr, "features": best.head.feature_type} | {f"lr {k}": c.lr for k, c in per_kind.items()},
+            grid={"lr": list(self.lrs), "features": list(feature_types)},
+            at_grid_boundary=len(self.lrs) > 1 and best.lr in (min(self.lrs), max(self.lrs)),
             curve=curve | tried,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[dict[str, Head]], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[dict[str, Head]], test: TestImages) -> list[Prediction]:
         predictions = []
         for variant, head in fit.state.items():
             with full_precision():
-                logits = head.logits(backbone.features(test, head.kind))  # (N, K)
+                logits = head.logits(backbone.features(test, head.feature_type))  # (N, K)
             predictions.append(Prediction(variant, logits.argmax(1).cpu()))
         return predictions
 
     def mae(
-        self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, norm: Norm
+        self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit, norm: Norm
     ) -> Candidate | None:
-        """The head of MAE's recipe, behind the norm of its kind of features; None if it has diverged."""
+        """The head of MAE's recipe, behind the norm of its feature type; None if it has diverged."""
         steps = self._mae_steps(len(train))
-        batch, kind = min(MAE_BATCH, len(train)), backbone.headline_kind
-        course = Course(kind, norm, (MAE_LR,), batch, steps, warmup=steps // 9, trust=MAE_TRUST)
-        return next(iter(self._trained(backbone, train, selection, course)), None)
+        batch, feature_type = min(MAE_BATCH, len(train)), backbone.primary_feature_type
+        course = Course(feature_type, norm, (MAE_LR,), batch, steps, warmup=steps // 9, trust=MAE_TRUST)
+        return next(iter(self._trained(backbone, train, validation, course)), None)
 
     def _mae_steps(self, images: int) -> int:
         return math.ceil(self.epochs * images / min(MAE_BATCH, images))
 
     def _trained(
-        self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, course: "Course"
+        self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit, course: "Course"
     ) -> list[Candidate]:
         """All heads of a course, trained at once; a learning rate of which any head has diverged is left out."""
-        held_out = course.norm(backbone.features(selection, course.kind))  # (N, D)
-        labels, held_out_labels = (torch.as_tensor(s.labels).to(backbone.device) for s in (train, selection))
+        held_out = course.norm(backbone.features(validation, course.feature_type))  # (N, D)
+        labels, held_out_labels = (torch.as_tensor(s.labels).to(backbone.device) for s in (train, validation))
         classes = 1 + int(max(labels.max(), held_out_labels.max()))
         generators = [torch.Generator().manual_seed(derive(self.seed, 0, s)) for s in range(self.seeds)]
         starts = [0.01 * torch.randn(classes, held_out.shape[1], generator=generator) for generator in generators]
@@ -180,7 +187,7 @@ class Linear(Evaluation[dict[str, Head]]):
         heads = Heads(torch.stack(starts * len(course.lrs)).to(backbone.device), peaks, trust=course.trust)
         watched, curve = set(_watched(course.steps)), []
         batches = stream(backbone, train, course, self.crops, self.seed)
-        with full_precision(), progress(f"linear heads on {course.kind}", course.steps, "steps") as bar:
+        with full_precision(), progress(f"linear heads on {course.feature_type}", course.steps, "steps") as bar:
             for step, (rows, inputs) in enumerate(batches):
                 heads.step(inputs, labels[rows], warmup_cosine(step, course.steps, course.warmup, 1.0))
                 bar.update()
@@ -192,7 +199,7 @@ class Linear(Evaluation[dict[str, Head]]):
         seen = torch.stack(curve, 1).view(*shape, -1)  # (R, S, P)
         spread = seen.std(1) if self.seeds > 1 else torch.zeros_like(seen[:, 0])
         return [
-            Candidate(heads.head(r * self.seeds, course.kind, course.norm), lr, *numbers)
+            Candidate(heads.head(r * self.seeds, course.feature_type, course.norm), lr, *numbers)
             for r, (lr, *numbers) in enumerate(
                 zip(course.lrs, mean_loss.tolist(), seen.mean(1).tolist(), spread.tolist(), strict=True)
             )
@@ -210,7 +217,7 @@ class Course:
     """How some heads are trained.
 
     Args:
-        kind: Of features.
+        feature_type: Of features.
         norm: In front of the heads.
         lrs: Of the heads at their peak, for 256 images.
         batch_size: B.
@@ -219,7 +226,7 @@ class Course:
         trust: Of LARS; SGD when not given.
     """
 
-    kind: str
+    feature_type: str
     norm: Norm
     lrs: tuple[float, ...]
     batch_size: int
@@ -229,7 +236,7 @@ class Course:
 
 
 def stream(
-    backbone: FrozenBackbone, train: TrainSplit, course: Course, views: tuple[int | None, ...], seed: int
+    backbone: FeatureExtractor, train: TrainSplit, course: Course, views: tuple[int | None, ...], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(B,) rows of the split and their (B, D) normed features, batch after batch.
 
@@ -248,7 +255,7 @@ def stream(
         rows, features = [], []
         for epoch in range(start // count, (stop - 1) // count + 1):
             rows.append(order(epoch)[max(0, start - epoch * count) : stop - epoch * count])
-            features.append(backbone.features(train, course.kind, rows[-1], view=views[epoch % len(views)]))
+            features.append(backbone.features(train, course.feature_type, rows[-1], view=views[epoch % len(views)]))
         inputs = torch.cat(features) if len(features) > 1 else features[0]
         inputs.sub_(course.norm.mean).div_(course.norm.deviation)  # in place: this costs as much as the reading
         places = torch.cat(rows).to(backbone.device)
@@ -257,13 +264,13 @@ def stream(
 
 
 def _watched(steps: int) -> list[int]:
-    """Steps, counted from 1, after which selection accuracy is taken; the last is among them."""
+    """Steps, counted from 1, after which validation accuracy is taken; the last is among them."""
     return sorted({max(1, round(steps * point / POINTS)) for point in range(1, POINTS + 1)})
 
 
 def _curve(prefix: str, steps: int, candidate: Candidate) -> dict[str, list[float]]:
     return {
         f"{prefix}step": [float(step) for step in _watched(steps)],
-        f"{prefix}selection accuracy": candidate.curve,
+        f"{prefix}validation accuracy": candidate.curve,
         f"{prefix}deviation over seeds": candidate.spread,
     }

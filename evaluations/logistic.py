@@ -8,7 +8,7 @@ Ours, and why:
 - Features are standardised, for which everyone's C then means the same; DINOv2's are left at their scale.
 - 11 values of C, decades, instead of 45; no larger ones are tried after four that each were worse than the one before.
 - Converged means: no entry of the gradient above 1e-5. float32 is used, float64 where that falls short.
-- The kind of features is chosen too, as it is for the linear probe.
+- The feature type is chosen too, as it is for the linear probe.
 
 Shapes: N images, D features, K classes.
 """
@@ -21,27 +21,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import logistic
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
 
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier of one kind of features.
+    """A classifier of one feature type.
 
     Args:
-        kind: Of features.
-        classifier: Of them as they are, learned from train and selection images.
+        feature_type: Of features.
+        classifier: Of them as they are, learned from train and validation images.
         c: That was chosen, for features that are standardised.
-        accuracy: On the selection split, before it was learned from, for each C that was tried.
+        accuracy: On the validation split, before it was learned from, for each C that was tried.
         order: Sorts from best to worst.
     """
 
-    kind: str
+    feature_type: str
     classifier: Affine
     c: float
     accuracy: list[float]
@@ -50,11 +50,11 @@ class Head:
 
 @final
 class Logistic(Evaluation[list[Head]]):
-    """Softmax regression by L-BFGS; C and kind of features are chosen on the selection split.
+    """Softmax regression by L-BFGS; C and feature type are chosen on the validation split.
 
     Args:
         cs: To choose from: (1/n) sum CE + ||W||^2 / (2 C n) is minimised.
-        kinds: Kinds of features to choose from; all after the final norm when not given.
+        feature_types: Feature types to choose from; all after the final norm when not given.
         patience: After so many values of C that are each worse than the one before, larger ones are not tried.
         tolerance: Largest entry of the gradient at a minimum.
     """
@@ -62,7 +62,7 @@ class Logistic(Evaluation[list[Head]]):
     def __init__(
         self,
         cs: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
-        kinds: tuple[str, ...] | None = None,
+        feature_types: tuple[str, ...] | None = None,
         patience: int = 4,
         tolerance: float = 1e-5,
     ) -> None:
@@ -71,38 +71,42 @@ class Logistic(Evaluation[list[Head]]):
         if patience < 1 or not tolerance > 0:
             raise ValueError(f"patience must be at least 1 and tolerance above 0, not {patience} and {tolerance}")
         self.cs = cs
-        self.kinds = kinds
+        self.feature_types = feature_types
         self.patience = patience
         self.tolerance = tolerance
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[list[Head]]:
-        if len(selection) == 0:
-            raise UserError("the selection split, on which logistic chooses, is empty: raise data.selection_fraction")
-        kinds = self.kinds or tuple(kind for kind in backbone.kinds if not kind.endswith("_raw"))
-        heads = [self._best(backbone, train, selection, kind) for kind in kinds]
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[list[Head]]:
+        if len(validation) == 0:
+            raise UserError("the validation split, on which logistic chooses, is empty: raise data.val_fraction")
+        feature_types = self.feature_types or tuple(
+            feature_type for feature_type in backbone.feature_types if not feature_type.endswith("_raw")
+        )
+        heads = [self._best(backbone, train, validation, feature_type) for feature_type in feature_types]
         best = min(heads, key=lambda head: head.order)
-        on_edge, edge_tied = at_an_end(best.accuracy, self.cs.index(best.c), len(self.cs))
+        at_grid_boundary, boundary_tied = at_an_end(best.accuracy, self.cs.index(best.c), len(self.cs))
         return Fit(
             [best, *heads],
-            features=kinds,
-            chosen={"C": best.c, "features": best.kind} | {f"C {head.kind}": head.c for head in heads},
-            grid={"C": list(self.cs), "features": list(kinds)},
-            on_edge=on_edge,
-            edge_tied=edge_tied,
-            curve={"C": list(self.cs[: len(best.accuracy)]), "selection accuracy": best.accuracy},
+            features=feature_types,
+            chosen={"C": best.c, "features": best.feature_type} | {f"C {head.feature_type}": head.c for head in heads},
+            grid={"C": list(self.cs), "features": list(feature_types)},
+            at_grid_boundary=at_grid_boundary,
+            boundary_tied=boundary_tied,
+            curve={"C": list(self.cs[: len(best.accuracy)]), "validation accuracy": best.accuracy},
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         return [
-            Prediction(variant, voted([head.classifier], backbone, head.kind, test)[0])
-            for variant, head in zip(["chosen", *(head.kind for head in fit.state[1:])], fit.state, strict=True)
+            Prediction(variant, voted([head.classifier], backbone, head.feature_type, test)[0])
+            for variant, head in zip(["chosen", *(head.feature_type for head in fit.state[1:])], fit.state, strict=True)
         ]
 
-    def _best(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, kind: str) -> Head:
-        """The classifier of one kind of features: C chosen, then learned again from all images."""
-        inputs, labels, mean, deviation = standardised(backbone, [train], kind)
-        held_out = (backbone.features(selection, kind) - mean) / deviation
-        answers = torch.as_tensor(selection.labels).to(backbone.device)
+    def _best(
+        self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit, feature_type: str
+    ) -> Head:
+        """The classifier of one feature type: C chosen, then learned again from all images."""
+        inputs, labels, mean, deviation = standardised(backbone, [train], feature_type)
+        held_out = (backbone.features(validation, feature_type) - mean) / deviation
+        answers = torch.as_tensor(validation.labels).to(backbone.device)
         classes = int(max(labels.max(), answers.max())) + 1
         scores: list[tuple[float, float]] = []  # of each C, share of wrong ones and loss
         worse = 0
@@ -115,19 +119,23 @@ class Logistic(Evaluation[list[Head]]):
                 break
         order, c = min(zip(scores, self.cs, strict=False))
         del inputs
-        everything, labels, mean, deviation = standardised(backbone, [train, selection], kind)
+        everything, labels, mean, deviation = standardised(backbone, [train, validation], feature_type)
         weight, bias = next(logistic.path(everything, labels, classes, [c], self.tolerance))
         accuracy = [1 - wrong for wrong, _ in scores]
-        return Head(kind, Affine.of_standardised(weight, bias, mean.double(), deviation.double()), c, accuracy, order)
+        return Head(
+            feature_type, Affine.of_standardised(weight, bias, mean.double(), deviation.double()), c, accuracy, order
+        )
 
 
 def standardised(
-    backbone: FrozenBackbone, splits: Sequence[LabelledSplit], kind: str
+    backbone: FeatureExtractor, splits: Sequence[LabelledSplit], feature_type: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(N, D) standardised features of all images of the splits, their (N,) classes, and (D,) mean and deviation."""
-    mean, variance = backbone.moments(splits, kind)
+    mean, variance = backbone.moments(splits, feature_type)
     variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
     mean, deviation = mean.float(), variance.sqrt().float()
-    inputs = torch.cat([backbone.features(split, kind).sub_(mean).div_(deviation) for split in splits if len(split)])
+    inputs = torch.cat(
+        [backbone.features(split, feature_type).sub_(mean).div_(deviation) for split in splits if len(split)]
+    )
     labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
     return inputs, labels, mean, deviation

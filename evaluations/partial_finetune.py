@@ -19,7 +19,7 @@ What the paper leaves open, as it is here:
 
 Ours: the frozen part runs once for all k, on the same augmented and mixed batches; the curve comes with the area under
 accuracy over log2(1 + numbers that learn), and with k*, the fewest blocks that come within half a point of all of them.
-Both are taken on the selection split, as is the choice of epochs where several are asked for.
+Both are taken on the validation split, as is the choice of epochs where several are asked for.
 
 Shapes: N images, B of a batch, D features, K classes, L blocks.
 """
@@ -31,14 +31,14 @@ from typing import ClassVar, Literal, final
 
 import numpy as np
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision
 from ssl_bench.evaluation.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned, blocks, refused_pooling
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, refused_pooling
 from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
 from ssl_bench.finetuning.training import SELECTION, Diverged
 from ssl_bench.models.backbone import Backbone
@@ -51,7 +51,7 @@ NEAR = 0.005  # of full fine-tuning's accuracy: half a point
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was learned: variant -> top, the headline first, and the head of k = 0 if that is among the depths."""
+    """What was learned: variant -> top, the primary first, and the head of k = 0 if that is among the depths."""
 
     tops: dict[str, Top]
     probe: Head | None
@@ -64,7 +64,7 @@ class PartialFinetune(Evaluation[Tuning]):
     Args:
         depths: Each k: 0, 0.5, whole numbers, and .inf for all blocks; those that the network has not are left out.
             When not given, 0, 0.5, 1, 2, 4, 6, 12, 18, 24 and all; a ResNet's last block, last stages and all.
-        epochs: Passes over the training images; of several, each k's is chosen on the selection split.
+        epochs: Passes over the training images; of several, each k's is chosen on the validation split.
         warmup_epochs: Of them, in which the learning rate rises from 0.
         batch_size: Images per step, at most.
         lr: For 256 images.
@@ -75,7 +75,7 @@ class PartialFinetune(Evaluation[Tuning]):
         randaugment: timm's description of RandAugment; None for none.
         erase: Chance that a rectangle of an image becomes noise.
         pooling: avg: the mean patch; cls: the class token; auto: as the method's authors do. Of ViTs.
-        other_pooling: Tune the headline's k with the other pooling, too.
+        other_pooling: Tune the primary's k with the other pooling, too.
         precision: auto (bf16-mixed where the hardware has it), bf16-mixed or 32-true.
         seed: Of all that is random.
     """
@@ -119,31 +119,29 @@ class PartialFinetune(Evaluation[Tuning]):
         self.seed = seed
         self._recipes = [self._recipe(count) for count in sorted(set(epochs))]
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
         return super().refusal(backbone) or refused_pooling(backbone, self.pooling)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuning]:
-        if len(selection) == 0:
-            raise UserError(
-                "the selection split, on which depths are compared, is empty: raise data.selection_fraction"
-            )
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Tuning]:
+        if len(validation) == 0:
+            raise UserError("the validation split, on which depths are compared, is empty: raise data.val_fraction")
         depths = self._depths(backbone)
-        classes = 1 + int(max(train.labels.max(), selection.labels.max()))
-        headline, wanted = self._wanted(backbone, depths)
+        classes = 1 + int(max(train.labels.max(), validation.labels.max()))
+        primary, wanted = self._wanted(backbone, depths)
         candidates = {
             name: [self._top(backbone, classes, depth, pooling, recipe) for recipe in self._recipes]
             for name, (depth, pooling) in wanted.items()
         }
         every = [top for tops in candidates.values() for top in tops]
-        tune_together(every, Batches(train, self._recipes[-1], classes, backbone), selection, "partial fine-tuning")
+        tune_together(every, Batches(train, self._recipes[-1], classes, backbone), validation, "partial fine-tuning")
         # Of equals the one with fewer epochs: recipes are in the order of their epochs.
         whole = {name: [top for top in some if top.diverged is None] for name, some in candidates.items()}
         tops = {name: max(some, key=lambda top: top.curve[SELECTION][-1]) for name, some in whole.items() if some}
-        if headline not in tops:
-            raise Diverged(f"partial fine-tuning of {headline}, its number, diverged: give a smaller lr than {self.lr}")
+        if primary not in tops:
+            raise Diverged(f"partial fine-tuning of {primary}, its number, diverged: give a smaller lr than {self.lr}")
         probe, points = None, []
         if depths[0] == 0:
-            probe, point = probed(backbone, train, selection, self.seed)
+            probe, point = probed(backbone, train, validation, self.seed)
             points.append(point)
         own = [top for name, top in tops.items() if wanted[name][1] == self._pooling(backbone)]
         points += [(top.trainable, top.curve[SELECTION][-1]) for top in own]
@@ -159,21 +157,21 @@ class PartialFinetune(Evaluation[Tuning]):
             chosen = {f"epochs {name}": top.recipe.epochs for name, top in tops.items()}
             grid = {name: [recipe.epochs for recipe in self._recipes] for name in chosen}
         return Fit(
-            Tuning({headline: tops[headline]} | tops, probe),
-            features=(probe.kind,) if probe is not None else (),
+            Tuning({primary: tops[primary]} | tops, probe),
+            features=(probe.feature_type,) if probe is not None else (),
             chosen=chosen,
             grid=grid,
-            on_edge=any(chosen[name] in (values[0], values[-1]) for name, values in grid.items()),
+            at_grid_boundary=any(chosen[name] in (values[0], values[-1]) for name, values in grid.items()),
             curve=curve,
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Tuning], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Tuning], test: TestImages) -> list[Prediction]:
         state = fit.state
         logits = logits_of_all(list(state.tops.values()), backbone, test)
         found = [Prediction(name, some.argmax(1)) for name, some in zip(state.tops, logits, strict=True)]
         if state.probe is not None:
             with full_precision():
-                below = state.probe.logits(backbone.features(test, state.probe.kind))  # (N, K)
+                below = state.probe.logits(backbone.features(test, state.probe.feature_type))  # (N, K)
             found.append(Prediction("k0", below.argmax(1).cpu()))
         return found
 
@@ -193,7 +191,7 @@ class PartialFinetune(Evaluation[Tuning]):
             seed=self.seed,
         )
 
-    def _depths(self, backbone: FrozenBackbone) -> tuple[float, ...]:
+    def _depths(self, backbone: FeatureExtractor) -> tuple[float, ...]:
         """Rising; those asked for that there are."""
         network = _network(backbone)
         if self.depths is None:
@@ -204,29 +202,29 @@ class PartialFinetune(Evaluation[Tuning]):
             raise UserError(f"none of the depths {self.depths} fits {len(blocks(network))} blocks: add .inf for all")
         return found
 
-    def _pooling(self, backbone: FrozenBackbone) -> Pooling:
+    def _pooling(self, backbone: FeatureExtractor) -> Pooling:
         """That of the depths; a network without a class token has but one."""
-        if "cls" not in backbone.kinds:
+        if "cls" not in backbone.feature_types:
             return "avg"
         if self.pooling != "auto":
             return self.pooling
         return "avg" if backbone.identity.get("method", "random") in MEAN_POOLED else "cls"
 
     def _wanted(
-        self, backbone: FrozenBackbone, depths: Sequence[float]
+        self, backbone: FeatureExtractor, depths: Sequence[float]
     ) -> tuple[str, dict[str, tuple[float, Pooling]]]:
-        """The headline variant, and of each variant that is tuned its depth and pooling."""
+        """The primary variant, and of each variant that is tuned its depth and pooling."""
         total, own = len(blocks(_network(backbone))), self._pooling(backbone)
         names = {depth: "all" if depth == total else f"k{depth:g}" for depth in depths if depth > 0}
-        headline = max([depth for depth in names if depth <= HEADLINE and depth < total], default=min(names))
+        primary = max([depth for depth in names if depth <= HEADLINE and depth < total], default=min(names))
         wanted = {name: (depth, own) for depth, name in names.items()}
-        if self.other_pooling and "cls" in backbone.kinds:
+        if self.other_pooling and "cls" in backbone.feature_types:
             other: Pooling = "avg" if own == "cls" else "cls"
-            wanted[f"{names[headline]}-{other}"] = headline, other
-        return names[headline], wanted
+            wanted[f"{names[primary]}-{other}"] = primary, other
+        return names[primary], wanted
 
-    def _top(self, backbone: FrozenBackbone, classes: int, depth: float, pooling: Pooling, recipe: Recipe) -> Top:
-        return Top(Tuned(backbone.trainable(), classes, pooling, recipe.drop_path, recipe.seed), depth, recipe)
+    def _top(self, backbone: FeatureExtractor, classes: int, depth: float, pooling: Pooling, recipe: Recipe) -> Top:
+        return Top(FineTuneModel(backbone.trainable(), classes, pooling, recipe.drop_path, recipe.seed), depth, recipe)
 
 
 def summary(depths: Sequence[float], points: Sequence[tuple[int, float]], complete: bool) -> dict[str, list[float]]:
@@ -234,7 +232,7 @@ def summary(depths: Sequence[float], points: Sequence[tuple[int, float]], comple
 
     Args:
         depths: Rising.
-        points: At each, how many numbers learn and the accuracy on the selection split.
+        points: At each, how many numbers learn and the accuracy on the validation split.
         complete: Whether the last is all blocks.
     """
     counts, accuracies = [count for count, _ in points], [accuracy for _, accuracy in points]
@@ -258,21 +256,21 @@ def fewest(depths: Sequence[float], accuracies: Sequence[float]) -> float:
 
 
 def probed(
-    backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit, seed: int
+    backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit, seed: int
 ) -> tuple[Head, tuple[int, float]]:
-    """The head of k = 0, by MAE's recipe; how many numbers learned, and the accuracy on the selection split.
+    """The head of k = 0, by MAE's recipe; how many numbers learned, and the accuracy on the validation split.
 
     Raises:
         Diverged: Its loss is not a number.
     """
     probe = Linear(seeds=1, seed=seed)
-    norm = Norm.of(*backbone.moments([train], backbone.headline_kind, probe.crops))
-    found = probe.mae(backbone, train, selection, norm)
+    norm = Norm.of(*backbone.moments([train], backbone.primary_feature_type, probe.crops))
+    found = probe.mae(backbone, train, validation, norm)
     if found is None:
         raise Diverged("the linear probe of k = 0 diverged: leave 0 out of --partial_finetune.depths")
     return found.head, (found.head.weight.numel() + found.head.bias.numel(), found.curve[-1])
 
 
-def _network(backbone: FrozenBackbone) -> Backbone:
+def _network(backbone: FeatureExtractor) -> Backbone:
     assert isinstance(backbone.network, Backbone), "see refusal"
     return backbone.network

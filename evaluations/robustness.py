@@ -19,10 +19,10 @@ from typing import final
 
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.probe_heads import Head, side_by_side
 from ssl_bench.evaluations.linear import Linear
 
@@ -35,7 +35,7 @@ class Robustness(CorruptedTest[Head]):
         iterations: Steps of the probe's grid.
         batch_size: Images per step; all training images if there are fewer.
         lrs: Learning rates to choose from, for 256 images.
-        kinds: Kinds of features to choose from; all after the final norm when not given.
+        kinds: Feature types to choose from; all after the final norm when not given.
         views: Random crops of each training image; 0 for the images as they are.
         seeds: Heads of each learning rate, which differ in their first weights.
         seed: Of the first weights and of the order of images; the corruptions are always the same.
@@ -60,9 +60,9 @@ class Robustness(CorruptedTest[Head]):
         self.seed = seed
         self._linear = Linear(iterations, batch_size, lrs, kinds, views, seeds, epochs=0, seed=seed)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Head]:
-        found = self._linear.fit(backbone, train, selection)
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Head]:
+        found = self._linear.fit(backbone, train, validation)
         return replace(found, state=found.state["chosen"])  # type: ignore[arg-type, return-value]
 
-    def logits(self, backbone: FrozenBackbone, state: Head, images: Tensor) -> Tensor:
+    def logits(self, backbone: FeatureExtractor, state: Head, images: Tensor) -> Tensor:
         return state.logits(side_by_side(backbone.embed(images), state.kind))

@@ -3,7 +3,7 @@
 In the spirit of Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019 (https://arxiv.org/abs/1903.12261); what the corruptions are stands in
 `ssl_bench/corruptions.py`. The network is the one that `finetune` trains with the same options, grid and choice on the
-selection split included. Only predictions see corrupted images: nothing is learned from them and nothing chosen on
+validation split included. Only predictions see corrupted images: nothing is learned from them and nothing chosen on
 them. Its recipe's augmentation (RandAugment) changes brightness, contrast and colour too, for every method alike.
 
 Ours, and why:
@@ -18,16 +18,16 @@ from typing import ClassVar, Literal, final
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluations.finetune import Finetune
-from ssl_bench.finetuning.model import Tuned
+from ssl_bench.finetuning.model import FineTuneModel
 
 
 @final
-class RobustnessFinetune(CorruptedTest[Tuned]):
+class RobustnessFinetune(CorruptedTest[FineTuneModel]):
     """A fine-tuned copy of the network on corrupted test images.
 
     Args:
@@ -79,16 +79,16 @@ class RobustnessFinetune(CorruptedTest[Tuned]):
         self.seed = seed
         self._finetune = Finetune(**self.options())
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
         return self._finetune.refusal(backbone)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Tuned]:
-        found = self._finetune.fit(backbone, train, selection)
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[FineTuneModel]:
+        found = self._finetune.fit(backbone, train, validation)
         if dist.is_initialized():  # processes share the test images: all with the first one's network, to the last bit
             for tensor in found.state.state_dict().values():
                 dist.broadcast(tensor, src=0)
         return found
 
-    def logits(self, backbone: FrozenBackbone, state: Tuned, images: Tensor) -> Tensor:
+    def logits(self, backbone: FeatureExtractor, state: FineTuneModel, images: Tensor) -> Tensor:
         logits: Tensor = state.eval()(backbone.normalized(images))
         return logits.float()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ssl_bench.augment.views import View, Views
 from ssl_bench.config.options import Optim
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 
 
@@ -60,7 +60,7 @@ class BYOL(Method):
         self.projector = mlp(backbone.dim, hidden_dim, projection_dim)
         self.predictor = mlp(projection_dim, hidden_dim, projection_dim)
         self._initialize()
-        self.target = Teacher(nn.Sequential(backbone, self.projector), momentum)
+        self.target = EMATeacher(nn.Sequential(backbone, self.projector), momentum)
 
     def views(self) -> Views:
         brightness, contrast, saturation, hue = self.jitter

@@ -3,11 +3,11 @@
 Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2023.
 Paper: https://arxiv.org/abs/2202.03026. Reference code: https://github.com/lxtGH/CAE.
 
-Shapes: B images, N patches of p x p pixels, K visible, M = N - K hidden, D encoder and E neck width, V words.
+Shapes: B images, N patches of p x p pixels, K visible, M = N - K hidden, D encoder and E neck width, V visual tokens.
 
 Where the two disagree, this is the code (an absolute rate, betas of 0.9 and 0.999), except that hidden patches are
 encoded with the current weights, as in the paper; the code's are one step old (`stale_target`). In both, the encoder
-drops paths there too. The published words are DALL-E's, of a Lanczos crop of the photograph; here its input is a
+drops paths there too. The published visual tokens are DALL-E's, of a Lanczos crop of the photograph; here its input is a
 bicubic copy of the view. Without any tokenizer, pixels normalised per patch are regressed as in MAE, which is ours.
 """
 
@@ -25,21 +25,21 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
 from ssl_bench.models.cae_regressor import PretextNeck
-from ssl_bench.models.tokenizers import PatchWords, load_tokenizer
+from ssl_bench.models.tokenizers import PatchTokens, load_tokenizer
 from ssl_bench.pretraining.masks import block_masks, hidden_mask
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
-WORDS = "Predicted are the hidden patches' words: the tokenizer's decoder draws them, beside the visible patches' own."
+CAPTION = "Predicted are the hidden patches' visual_tokens: the tokenizer's decoder draws them, beside the visible patches' own."
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class CAE(Method):
-    """Context autoencoder: encoder on visible patches, regressor to hidden ones, decoder to their words.
+    """Context autoencoder: encoder on visible patches, regressor to hidden ones, decoder to their visual tokens.
 
     Args:
         backbone: A ViT, or a BEiT with absolute positions (the paper's), with a class token.
-        tokenizer: What the decoder predicts: `pixels`; words of the dvae run in this folder, of DALL-E's encoder in
+        tokenizer: What the decoder predicts: `pixels`; visual tokens of the dvae run in this folder, of DALL-E's encoder in
             this file (.pth, .safetensors; the paper's), or of a class package.module:Class.
         mask_ratio: Part of the patches that is hidden, in blocks of at least 16 of 196.
         decoder_dim: E, width of regressor and decoder.
@@ -89,9 +89,9 @@ class CAE(Method):
         self.align_weight, self.fix_init, self.crop_scale = align_weight, fix_init, crop_scale
         backbone.fix_positions("moco")
         self.register_buffer("positions", sincos_positions(decoder_dim, backbone.grid, "moco"), persistent=False)
-        self.tokenizer: PatchWords | None = None
+        self.tokenizer: PatchTokens | None = None
         if tokenizer != "pixels":
-            self.tokenizer = PatchWords(load_tokenizer(tokenizer), backbone.grid, *statistics)
+            self.tokenizer = PatchTokens(load_tokenizer(tokenizer), backbone.grid, *statistics)
         outputs = self.tokenizer.vocabulary if self.tokenizer else 3 * backbone.patch_size**2
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         if decoder_dim != backbone.dim:
@@ -109,16 +109,16 @@ class CAE(Method):
         return [View(self.backbone.img_size, scale=(self.crop_scale, 1.0))]
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
-        """Distances from words (or pixels) and from encoded hidden patches.
+        """Distances from visual tokens (or pixels) and from encoded hidden patches.
 
-        ``mask``, (B, N), the same number of True in each row, and ``words``, (B, N), may be given.
+        ``mask``, (B, N), the same number of True in each row, and ``visual tokens``, (B, N), may be given.
         """
         images = views[0]
         keep, hidden = self.split_patches(len(images), drawn.get("mask"))  # (B, K), (B, M), row by row
         latent, predicted = self.predict(images, keep, hidden)  # (B, M, E), (B, M, V or 3pp)
         target = self.encode_hidden(images, hidden)  # (B, M, E)
         align = F.mse_loss(latent.float(), target.float())
-        return self.pretext(predicted.float(), images, hidden, drawn.get("words")) + self.align_weight * align
+        return self.pretext(predicted.float(), images, hidden, drawn.get("visual_tokens")) + self.align_weight * align
 
     def split_patches(self, batch: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Visible (B, K) and hidden (B, M) patches of each image, both in the image's order."""
@@ -149,12 +149,12 @@ class CAE(Method):
             tokens = self.encoder_to_decoder_norm(self.encoder_to_decoder(tokens))
         return tokens
 
-    def pretext(self, predicted: Tensor, images: Tensor, hidden: Tensor, words: Tensor | None = None) -> Tensor:
-        """Cross-entropy of (B, M, V) logits with words; or squared error of pixels normalised per patch."""
-        if words is None and self.tokenizer is not None:
-            words = self.tokenizer(images)
-        if words is not None:
-            return F.cross_entropy(predicted.flatten(0, 1), words.gather(1, hidden).flatten())
+    def pretext(self, predicted: Tensor, images: Tensor, hidden: Tensor, visual_tokens: Tensor | None = None) -> Tensor:
+        """Cross-entropy of (B, M, V) logits with visual tokens; or squared error of pixels normalised per patch."""
+        if visual_tokens is None and self.tokenizer is not None:
+            visual_tokens = self.tokenizer(images)
+        if visual_tokens is not None:
+            return F.cross_entropy(predicted.flatten(0, 1), visual_tokens.gather(1, hidden).flatten())
         target = patchify(images.float(), self.backbone.patch_size, "channel last")  # (B, N, 3pp)
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
@@ -169,9 +169,11 @@ class CAE(Method):
         predicted = self.predict(images, keep, hidden)[1].float()  # (B, M, V or 3pp)
         if self.tokenizer is None:
             return of_pixels(images, hidden, predicted, self.backbone.patch_size, normalised=True)
-        words = self.tokenizer(images).scatter(1, hidden, predicted.argmax(2))  # (B, N), the visible patches' own
-        shown = self.tokenizer.images(words, images.shape[-1])
-        return Reconstruction(images, hidden_mask(hidden, words.shape[1]), shown, WORDS)
+        visual_tokens = self.tokenizer(images).scatter(
+            1, hidden, predicted.argmax(2)
+        )  # (B, N), the visible patches' own
+        shown = self.tokenizer.images(visual_tokens, images.shape[-1])
+        return Reconstruction(images, hidden_mask(hidden, visual_tokens.shape[1]), shown, CAPTION)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.teacher is not None:  # the next step's targets are then one step old

@@ -24,9 +24,9 @@ from ssl_bench.augment.views import Views, multi_crop
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.dino_head import Centre, PrototypeHead, crop_cross_entropy
+from ssl_bench.models.dino_head import Centre, DINOHead, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 
 
@@ -97,9 +97,9 @@ class DINO(Method):
         self.local_views, self.local_size = local_views, checked_local_size(backbone, local_views, local_size)
         if backbone.is_vit and backbone.model.cls_token is not None:
             nn.init.trunc_normal_(backbone.model.get_parameter("cls_token"), std=0.02)  # timm's starts at nearly 0
-        self.head = PrototypeHead(backbone.dim, hidden_dim, bottleneck_dim, prototypes, norm_last_layer=norm_last_layer)
+        self.head = DINOHead(backbone.dim, hidden_dim, bottleneck_dim, prototypes, norm_last_layer=norm_last_layer)
         student = nn.Sequential(OrderedDict([("backbone", backbone), ("head", self.head)]))
-        self.teacher = Teacher(student, momentum)
+        self.teacher = EMATeacher(student, momentum)
         self.centre = Centre(prototypes, center_momentum)
 
     @property

@@ -1,11 +1,11 @@
-"""DVAE: learn a vocabulary of image patches, whose words CAE then predicts; makes a tokenizer, not a backbone.
+"""DVAE: learn a vocabulary of image patches, whose visual tokens CAE then predicts; makes a tokenizer, not a backbone.
 
 Ramesh et al., "Zero-Shot Text-to-Image Generation", ICML 2021: its first stage, at a size that fits one device.
 Paper: https://arxiv.org/abs/2102.12092. Reference code: https://github.com/lucidrains/DALLE-pytorch (dalle_pytorch/).
 
-Shapes: B images of H x W pixels, g x g words, V words of the vocabulary.
+Shapes: B images of H x W pixels, g x g visual tokens, V visual tokens of the vocabulary.
 
-The network is of the size that CAE's code names "customized", a `DiscreteVAE` of that reference code: 8192 words, 512
+The network is of the size that CAE's code names "customized", a `DiscreteVAE` of that reference code: 8192 visual tokens, 512
 wide, 256 channels, 3 layers of stride 2. No recipe for it is published. From the paper: the temperature's cosine from 1
 to 1/16, crops of the image, random flips, AdamW's weight decay. Of ours: squared error rather than the logit-Laplace
 distribution, the rate, and that the KL is a mean over places; its weight is 0, as in the reference code.
@@ -26,19 +26,19 @@ from ssl_bench.pretraining.method import Method
 
 
 class DVAE(Method):
-    """Discrete variational autoencoder, its words relaxed by Gumbel-softmax.
+    """Discrete variational autoencoder, its visual tokens relaxed by Gumbel-softmax.
 
     Args:
         img_size: Pixels of a view, as many as CAE's tokenizer gets: a ViT's patches along a side times 2 ** layers;
             the data's own size when not given.
-        vocabulary: V, words.
+        vocabulary: V, visual tokens.
         dim: Width of a word's embedding.
         hidden_dim: Channels of the convolutions.
         layers: Convolutions of stride 2: a word stands for 2 ** layers pixels squared.
         blocks: Residual blocks of encoder and of decoder.
         temperature: Of the softmax at the start; a cosine leads to the final one.
         final_temperature: At the end; the lower, the more like a choice of one word.
-        kl_weight: Of the divergence of the words' probabilities at a place from all being as likely.
+        kl_weight: Of the divergence of the visual tokens' probabilities at a place from all being as likely.
         distance: Between image and reconstruction: l2 (mean squared) or l1 (mean absolute).
         crop_scale: Smallest part of the image's area in the view.
         image_size: The data's.

@@ -26,9 +26,9 @@ from ssl_bench.augment.views import Views, multi_crop
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.dino_head import Centre, PrototypeHead, Prototypes, crop_cross_entropy
+from ssl_bench.models.dino_head import Centre, DINOHead, Prototypes, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks
 from ssl_bench.pretraining.method import Method
 
@@ -142,11 +142,11 @@ class IBOT(Method):
         if has_class_token(backbone):
             nn.init.trunc_normal_(backbone.model.cls_token, std=0.02)  # timm's starts at nearly 0
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim))  # the student's alone
-        self.head = PrototypeHead(backbone.dim, hidden_dim, bottleneck_dim, prototypes, norm_last_layer=norm_last_layer)
+        self.head = DINOHead(backbone.dim, hidden_dim, bottleneck_dim, prototypes, norm_last_layer=norm_last_layer)
         student = nn.Sequential(OrderedDict([("backbone", backbone), ("head", self.head)]))
         if not shared_head_teacher:
             self.head.last_layer2 = Prototypes(bottleneck_dim, patch_prototypes, norm_last_layer)
-        self.teacher = Teacher(student, momentum)
+        self.teacher = EMATeacher(student, momentum)
         if shared_head_teacher and not shared_head:  # nothing of the teacher's follows it
             self.head.last_layer2 = Prototypes(bottleneck_dim, patch_prototypes, norm_last_layer)
         self.centre = Centre(prototypes, center_momentum)
@@ -232,7 +232,7 @@ class IBOT(Method):
                     parameter.grad = None  # at 0 there would still be weight decay, and a state of the optimiser
 
 
-def patch_layer(head: PrototypeHead) -> nn.Module:
+def patch_layer(head: DINOHead) -> nn.Module:
     """The prototypes that patches are compared with: their own, or the images'."""
     return getattr(head, "last_layer2", head.last_layer)  # type: ignore[no-any-return]
 

@@ -10,7 +10,7 @@ simclrv2-finetune run, or of a distilled one. The student starts from random wei
 Shapes: B images per device, H x W pixels, D backbone features, K classes.
 
 The loss is the notebook's, times temperature squared; the paper's formula, without, is an option. Views are crops and
-flips alone. Teacher and student see the same view; the teacher's is normalised as its own training had it.
+flips alone. EMATeacher and student see the same view; the teacher's is normalised as its own training had it.
 LARS scales and decays the classifier as every layer: plain steps at pretraining's rate make it diverge.
 """
 

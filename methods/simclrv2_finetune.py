@@ -41,7 +41,7 @@ class SimCLRv2Finetune(Method):
     """
 
     needs_labels = True
-    undecayed = ("head.linear.weight",)
+    no_weight_decay = ("head.linear.weight",)
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class SimMIM(Method):
         self._initialize()
         spared = ("cls_token", "pos_embed") if backbone.is_vit else ("absolute_pos_embed",)
         names = {f"backbone.model.{name}" for name in spared} | (set() if backbone.is_vit else {"mask_token"})
-        self.undecayed = names & {name for name, _ in self.named_parameters()}
+        self.no_weight_decay = names & {name for name, _ in self.named_parameters()}
 
     def views(self) -> Views:
         return [View(self.backbone.img_size, scale=(self.crop_scale, 1.0), interpolation="bilinear")]

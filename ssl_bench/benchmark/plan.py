@@ -18,7 +18,7 @@ from typing import Any
 from ssl_bench.config import registry
 from ssl_bench.config.configuration import flatten, parse_fit
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluation.evaluate_command import Evaluate, Subject, data_options, parse_evaluate
+from ssl_bench.evaluation.evaluate_command import Evaluate, Target, data_options, parse_evaluate
 from ssl_bench.evaluation.remaining import remaining
 from ssl_bench.records.results import read_run
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder
@@ -113,7 +113,7 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
             for job in _jobs(stage, given, point, runs, extra, None):
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
         for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
-            evaluations.setdefault(_subject(job), job)  # two entries of `data` may be the same images
+            evaluations.setdefault(_target(job), job)  # two entries of `data` may be the same images
         fits |= {folder: job for folder, job in jobs.items() if folder not in fits}
     evaluated = _named_apart(list(evaluations.values()))
     drawn = tree.get("figures", False)
@@ -206,23 +206,23 @@ def _evaluations(
     parsed = parse_evaluate(["pixels", *flags])  # a wrong option is found now, not after days of pretraining
     data_options({}, parsed.data)
 
-    def evaluation(name: str, subject: Subject, *own: str) -> Job:
+    def evaluation(name: str, target: Target, *own: str) -> Job:
         title = f"evaluate {name} on {images['data.name']}"
-        argv, log = ("evaluate", subject.name, *own, *flags), title.replace(" ", "-").replace(":", "-")
-        return Job(title, argv, log, after=subject.folder, asked=replace(parsed, subjects=[subject]))
+        argv, log = ("evaluate", target.name, *own, *flags), title.replace(" ", "-").replace(":", "-")
+        return Job(title, argv, log, after=target.folder, asked=replace(parsed, targets=[target]))
 
-    found = [evaluation(job.log, Subject(str(job.folder), job.folder)) for job in jobs]
+    found = [evaluation(job.log, Target(str(job.folder), job.folder)) for job in jobs]
     for baseline in _list(tree, "baselines", ["random", "pixels"], empty=True):
         if baseline not in ("random", "pixels"):
             raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
         if baseline == "pixels":
-            found.append(evaluation("pixels", parsed.subjects[0]))
+            found.append(evaluation("pixels", parsed.targets[0]))
             continue
         for number, network in enumerate(dict.fromkeys(job.network for job in jobs), 1):  # each once
             backbone, seed = json.loads(network)
             own = [f"--backbone.{k}={_text(v)}" for k, v in backbone.items() if k != "name" and v is not None]
-            subject = Subject(f"random:{backbone['name']}@{seed}", None, "random", backbone, seed)
-            found.append(evaluation(f"random:{number}", subject, *own))
+            target = Target(f"random:{backbone['name']}@{seed}", None, "random", backbone, seed)
+            found.append(evaluation(f"random:{number}", target, *own))
     return found
 
 
@@ -245,13 +245,13 @@ def _figures(
     ]
 
 
-def _subject(job: Job) -> str:
+def _target(job: Job) -> str:
     """What tells an evaluation from others of a plan: of what, on which images."""
     assert job.asked is not None
-    (subject,) = job.asked.subjects
+    (target,) = job.asked.targets
     data = asdict(data_options({}, job.asked.data))
     images = {name: value for name, value in data.items() if ("data", name) not in NOT_IDENTITY}
-    return json.dumps([subject.name, subject.backbone, images], sort_keys=True)
+    return json.dumps([target.name, target.backbone, images], sort_keys=True)
 
 
 def _stages(entries: Sequence[Any]) -> list[Stage]:

@@ -150,7 +150,7 @@ def _results(results: Sequence[Result]) -> str:
     for result, value, interval in ranked:
         low, high = (f"{100 * end:.1f}" for end in interval or ())
         data = f"{result.data.title} ({result.n_test:,})"
-        lines.append(f"| {result.protocol} | {data} | {result.headline} | {100 * value:.1f} | {low} to {high} |")
+        lines.append(f"| {result.protocol} | {data} | {result.primary} | {100 * value:.1f} | {low} to {high} |")
     return "\n".join(lines)
 
 

@@ -47,11 +47,11 @@ class DataOptions:
         batch_size: Images per batch and device.
         num_workers: Decoding processes for photographs; small images stay in memory and need none.
         image_size: Pixels that images are brought to; their own size when they all share one of at most 96 px.
-        selection_fraction: Class-stratified part of the training images on which anything is chosen.
+        val_fraction: Class-stratified part of the training images on which anything is chosen.
         split_seed: Fixes that part; not the run's seed, so that all runs choose on the same images.
         strict: Stop at a broken file rather than skip and count it.
         label_fraction: Part of the training labels that a method which learns from labels sees: equally many of each
-            class, fixed by split_seed, none of them of the selection part; all when not given.
+            class, fixed by split_seed, none of them of the validation part; all when not given.
     """
 
     name: str = "digits-canvas"
@@ -60,7 +60,7 @@ class DataOptions:
     batch_size: int = 256
     num_workers: int = 2
     image_size: int | None = None
-    selection_fraction: float = 0.1
+    val_fraction: float = 0.1
     split_seed: int = 0
     strict: bool = False
     label_fraction: float | None = None
@@ -142,7 +142,7 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is watched during pretraining, on the selection split: k-NN and linear accuracy, spread, rank of features.
+    """What is watched during pretraining, on the validation split: k-NN and linear accuracy, spread, rank of features.
 
     Args:
         every_n_epochs: Epochs between probes; 0 for none. When not given, ten times in a run.

@@ -16,7 +16,7 @@ import torch
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.pool import Pool, ResidentPool, Source
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit, balanced, stratified_selection
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit, balanced, stratified_validation
 from ssl_bench.errors import UserError, near
 
 PHOTOGRAPH = 224  # pixels that photographs are brought to when nothing else is asked
@@ -30,15 +30,15 @@ RGB = tuple[float, float, float]
 
 @final
 @dataclass(frozen=True)
-class Data:
+class Dataset:
     """What pretraining and evaluations receive.
 
     Args:
         options: Those that opened it.
         title: Name of the set, or of the root folder of someone's own.
         pretrain: All official training images, whatever their labels.
-        train: Training images without the selection part; None without labels.
-        selection: The part on which anything is chosen, empty if nothing was left for it; None without labels.
+        train: Training images without the validation part; None without labels.
+        validation: The part on which anything is chosen, empty if nothing was left for it; None without labels.
         test: The official test images; None when there are none.
         classes: Names of the classes; None without labels.
         image_size: Pixels of an image's side.
@@ -52,7 +52,7 @@ class Data:
     title: str
     pretrain: Pool
     train: TrainSplit | None
-    selection: SelectionSplit | None
+    validation: ValidationSplit | None
     test: TestSplit | None
     classes: tuple[str, ...] | None
     image_size: int
@@ -72,18 +72,18 @@ class Data:
         if self.test is None:
             raise UserError(f"{self.title} has no test images, which evaluations need: {self.remedy or 'add them'}")
 
-    def labelled(self, unlabelled_too: bool = False) -> "Data":
+    def labelled(self, unlabelled_too: bool = False) -> "Dataset":
         """The same data, but what is trained on are labelled images of the train split, and nothing else is labelled.
 
-        A `label_fraction` is of all official training images, as papers count it; never of the selection part.
+        A `label_fraction` is of all official training images, as papers count it; never of the validation part.
 
         Args:
             unlabelled_too: Train on all images, those without a label to be seen having label -1.
         """
-        assert self.train is not None and self.selection is not None and self.classes is not None, "labelled data only"
+        assert self.train is not None and self.validation is not None and self.classes is not None, "labelled data only"
         fraction, rows = self.options.label_fraction, self.train.rows
         if fraction is not None and fraction < 1:
-            each = max(1, round(fraction * (len(rows) + len(self.selection)) / len(self.classes)))
+            each = max(1, round(fraction * (len(rows) + len(self.validation)) / len(self.classes)))
             rows = balanced(self.train, each, self.options.split_seed)
         shown = self.train.pool.take(rows)
         if not unlabelled_too:
@@ -94,7 +94,7 @@ class Data:
         return replace(self, pretrain=replace(self.pretrain, labels=labels))
 
 
-def open_data(options: DataOptions) -> Data:
+def load_dataset(options: DataOptions) -> Dataset:
     """Open a data set of the catalogue.
 
     Raises:
@@ -102,35 +102,35 @@ def open_data(options: DataOptions) -> Data:
     """
     if options.name not in CATALOGUE:
         raise UserError(f"no data set {options.name!r}{near(options.name, CATALOGUE)}: see `ssl-bench list data`")
-    if not 0 <= options.selection_fraction < 1:
-        raise UserError(f"--data.selection_fraction is {options.selection_fraction}: give a part of 1, such as 0.1")
+    if not 0 <= options.val_fraction < 1:
+        raise UserError(f"--data.val_fraction is {options.val_fraction}: give a part of 1, such as 0.1")
     if options.label_fraction is not None and not 0 < options.label_fraction <= 1:
         raise UserError(f"--data.label_fraction is {options.label_fraction}: give a part of 1, such as 0.01")
     module, _, function = CATALOGUE[options.name].loader.partition(":")
     source: Source = getattr(importlib.import_module(module), function)(options)
     title = _title(options)
     _check(source, title)
-    train = selection = test = None
+    train = validation = test = None
     if source.classes is not None:
         assert source.train.labels is not None
-        chosen = stratified_selection(source.train.labels, options.selection_fraction, options.split_seed)
+        chosen = stratified_validation(source.train.labels, options.val_fraction, options.split_seed)
         train = TrainSplit(source.train, np.flatnonzero(~chosen))
-        selection = SelectionSplit(source.train, np.flatnonzero(chosen))
+        validation = ValidationSplit(source.train, np.flatnonzero(chosen))
         if source.test is not None:
             test = TestSplit(source.test, np.arange(len(source.test)))
     pretrain = source.pretrain if source.pretrain is not None else source.train
     mean, std = _statistics(options.name, pretrain)
-    splits = {"train": train, "selection": selection, "test": test}
+    splits = {"train": train, "validation": validation, "test": test}
     counts = {
         "pretrain": len(pretrain),
         **{name: len(part) for name, part in splits.items() if part is not None},
     }
-    return Data(
+    return Dataset(
         options=options,
         title=title,
         pretrain=pretrain,
         train=train,
-        selection=selection,
+        validation=validation,
         test=test,
         classes=source.classes,
         image_size=options.image_size or _native_size(pretrain),

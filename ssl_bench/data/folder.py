@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.in_memory import settle
+from ssl_bench.data.in_memory import resident_if_small
 from ssl_bench.data.pool import EncodedPool, Pool, Source
-from ssl_bench.data.splits import FIFTH, carve
+from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
@@ -66,7 +66,7 @@ def _one_folder(root: Path, strict: bool) -> Source:
         few = classes[int(np.bincount(pool.labels, minlength=len(classes)).argmin())]
         remedy = f"class {few!r} has fewer than two images; sort the images into train/ and test/ with the same classes"
         return Source(train=pool, test=None, classes=classes, remedy=remedy)
-    train, test = carve(pool)
+    train, test = split_off_test(pool)
     return Source(train=train, test=test, classes=classes, test_is=FIFTH)
 
 
@@ -87,7 +87,7 @@ def _labelled(root: Path, folder: Path, classes: tuple[str, ...], strict: bool) 
 
 def _pool(root: Path, files: list[str], labels: np.ndarray | None, strict: bool) -> Pool:
     ids = [file[len(str(root)) :].replace(os.sep, "/").lstrip("/") for file in files]
-    return settle(EncodedPool(labels=labels, ids=ids, encoded=files), strict)
+    return resident_if_small(EncodedPool(labels=labels, ids=ids, encoded=files), strict)
 
 
 def _classes(folder: Path) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ RESIDENT = 16 << 30  # bytes that decoded images may take
 CHECKED = 50_000  # files beyond which damage shows only when they are decoded
 
 
-def settle(pool: EncodedPool, strict: bool) -> Pool:
+def resident_if_small(pool: EncodedPool, strict: bool) -> Pool:
     """The pool without its broken images: decoded when all are small and of one size, encoded otherwise.
 
     Args:

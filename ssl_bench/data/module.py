@@ -13,7 +13,7 @@ from ssl_bench.augment import ColourOnDevice, CropInWorker, DeviceViews
 from ssl_bench.augment.views import Views
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
-from ssl_bench.data.dataset import Data
+from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.runtime.seeds import derive
@@ -31,7 +31,7 @@ class DataModule(pl.LightningDataModule):
         labels: Whether batches carry the labels of `data.pretrain`.
     """
 
-    def __init__(self, data: Data, options: DataOptions, views: Views, seed: int, labels: bool = False) -> None:
+    def __init__(self, data: Dataset, options: DataOptions, views: Views, seed: int, labels: bool = False) -> None:
         super().__init__()
         self.data, self.options, self.seed = data, options, seed
         self._views = views

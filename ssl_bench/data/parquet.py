@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.in_memory import settle
+from ssl_bench.data.in_memory import resident_if_small
 from ssl_bench.data.pool import EncodedPool, Pool, Source
-from ssl_bench.data.splits import FIFTH, carve
+from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 
 IMAGES = ("image", "img")
@@ -70,7 +70,7 @@ def load(options: DataOptions) -> Source:
     assert pool.labels is not None
     if root.is_dir() or np.bincount(pool.labels).min() < 2:
         return Source(train=pool, test=None, classes=classes, remedy=f"add labelled test-*.parquet to {root}")
-    first, second = carve(pool)
+    first, second = split_off_test(pool)
     return Source(train=first, test=second, classes=classes, test_is=FIFTH)
 
 
@@ -176,4 +176,4 @@ def _pool(table: Table, codes: np.ndarray | None, strict: bool) -> Pool:
         odd = np.flatnonzero(codes[labels] != table.labels)
         if len(odd):
             raise UserError(f"label {table.labels[odd[0]]} of {table.ids[odd[0]]} is no class of the training images")
-    return settle(EncodedPool(labels=labels, ids=table.ids, encoded=table.encoded), strict)
+    return resident_if_small(EncodedPool(labels=labels, ids=table.ids, encoded=table.encoded), strict)

@@ -143,7 +143,7 @@ class EncodedPool(Pool):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a data set's files gave, before anything is split off for selection.
+    """What a data set's files gave, before anything is split off for validation.
 
     Args:
         train: The official training images.

@@ -1,4 +1,4 @@
-"""Train, selection and test: three types, so that what chooses cannot be handed the test images.
+"""Train, validation and test: three types, so that what chooses cannot be handed the test images.
 
 What predicts is handed a fourth, the test images without their labels.
 
@@ -52,7 +52,7 @@ class TrainSplit(LabelledSplit):
 
 
 @final
-class SelectionSplit(LabelledSplit):
+class ValidationSplit(LabelledSplit):
     """A class-stratified part of the official training images: all that anything may be chosen on."""
 
 
@@ -84,14 +84,14 @@ class TestImages(Split):
 FIFTH = "a fifth of each class of the training images, seed 0"
 
 
-def carve(pool: Pool) -> tuple[Pool, Pool]:
+def split_off_test(pool: Pool) -> tuple[Pool, Pool]:
     """Train and test of a data set without official test images: FIFTH, the same for every run."""
     assert pool.labels is not None, "labelled data only"
-    test = stratified_selection(pool.labels, 0.2, seed=0)
+    test = stratified_validation(pool.labels, 0.2, seed=0)
     return pool.take(np.flatnonzero(~test)), pool.take(np.flatnonzero(test))
 
 
-def stratified_selection(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def stratified_validation(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """(N,) bool, True for the part set aside: ``fraction`` of each class, at least one image of a class of two."""
     chosen = np.zeros(len(labels), dtype=bool)
     rng = np.random.default_rng(seed)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.in_memory import settle
+from ssl_bench.data.in_memory import resident_if_small
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
-from ssl_bench.data.splits import FIFTH, carve
+from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 
 
@@ -66,7 +66,7 @@ def load(options: DataOptions) -> Source:
     classes = _classes(opened[0])
     train = _pool(opened, root, "train", options.strict)
     if parts.test is None:
-        train, test = carve(train)
+        train, test = split_off_test(train)
         return Source(train=train, test=test, classes=classes, test_is=FIFTH)
     test = _pool([_open(options, root, parts.cls, parts.test)], root, "test", options.strict)
     assert train.labels is not None
@@ -121,7 +121,7 @@ def _pool(opened: list[Any], root: Path, part: str, strict: bool) -> Pool:
             files.append(str(file))
             targets.append(int(label))
     names = [Path(file).relative_to(root).as_posix() for file in files]
-    return settle(EncodedPool(labels=np.array(targets, dtype=np.int64), ids=names, encoded=files), strict)
+    return resident_if_small(EncodedPool(labels=np.array(targets, dtype=np.int64), ids=names, encoded=files), strict)
 
 
 def _first(dataset: Any, *names: str) -> Any:

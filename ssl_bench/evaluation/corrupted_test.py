@@ -13,8 +13,8 @@ from torch import Tensor
 from ssl_bench.data.splits import TestImages
 from ssl_bench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupted, image_seeds
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import Cost, FrozenBackbone, full_precision, progress
-from ssl_bench.runtime.distributed import total
+from ssl_bench.evaluation.features import Cost, FeatureExtractor, full_precision, progress
+from ssl_bench.runtime.distributed import all_reduce_sum
 
 Fitted = TypeVar("Fitted")
 
@@ -27,11 +27,11 @@ class CorruptedTest(Evaluation[Fitted]):
     """
 
     @abstractmethod
-    def logits(self, backbone: FrozenBackbone, state: Fitted, images: Tensor) -> Tensor:
+    def logits(self, backbone: FeatureExtractor, state: Fitted, images: Tensor) -> Tensor:
         """(B, 3, s, s) images in [0, 1], on the backbone's device -> (B, K), each image's by itself; no gradients."""
 
     @final
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
         seeds = {kind: image_seeds(test.ids, kind) for kind in CORRUPTIONS}  # (N,) each
         passes = 1 + SEVERITIES * len(CORRUPTIONS)
         found = torch.zeros(passes, len(test), dtype=torch.int64, device=backbone.device)
@@ -42,7 +42,7 @@ class CorruptedTest(Evaluation[Fitted]):
                 for row, copy in enumerate(chain([images], copies)):
                     found[row, there] = self.logits(backbone, fit.state, copy).argmax(1)
                     bar.update(len(there))
-        clean, *rest = torch.split(total(found).cpu(), [1, *[SEVERITIES] * len(CORRUPTIONS)])
+        clean, *rest = torch.split(all_reduce_sum(found).cpu(), [1, *[SEVERITIES] * len(CORRUPTIONS)])
         backbone.used["corrupted test"] = Cost(found.numel(), found.numel() * backbone.flops_per_image)
         return [
             Prediction("mean", torch.cat(rest), "conditions"),

@@ -24,15 +24,15 @@ from ssl_bench.records.results import read_run
 from ssl_bench.records.run_folder import run_folder
 
 if TYPE_CHECKING:
-    from ssl_bench.data.dataset import Data
-    from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+    from ssl_bench.data.dataset import Dataset
+    from ssl_bench.evaluation.features import FeatureExtractor, Pixels
     from ssl_bench.models.backbone import Backbone
 
 DEFAULT_PROTOCOLS = "knn,linear"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """What is evaluated.
 
     Args:
@@ -55,7 +55,7 @@ class Evaluate:
     """A parsed `evaluate` command.
 
     Args:
-        subjects: What to evaluate.
+        targets: What to evaluate.
         protocols: Name -> options.
         data: Options of the images; those a flag or file gave, over a run's own.
         runs: Where baselines' folders go.
@@ -66,7 +66,7 @@ class Evaluate:
         wandb: Whether and where results are logged to W&B.
     """
 
-    subjects: list[Subject]
+    targets: list[Target]
     protocols: dict[str, dict[str, Any]]
     data: dict[str, Any]
     runs: Path
@@ -96,7 +96,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         usage="ssl-bench evaluate RUN... [--protocols knn,linear] [--data NAME] [--PROTOCOL.OPTION VALUE ...]",
     )
     parser.add_argument(
-        "subjects", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
+        "targets", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
     )
     parser.add_argument(
         "--protocols", default=DEFAULT_PROTOCOLS, help="with commas, or all (ssl-bench list evaluations)"
@@ -115,14 +115,14 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
-    if not namespace.subjects:
+    if not namespace.targets:
         parser.error("what? name run folders, random:BACKBONE or pixels")
     tree = namespace.as_dict()
     set_by_user = {t.partition("=")[0].removeprefix("--") for t in tokens}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" in set_by_user}
     backbone = {k: v for k, v in tree["backbone"].items() if f"backbone.{k}" in set_by_user and k != "name"}
     return Evaluate(
-        subjects=[_subject(name, backbone, namespace.seed) for name in namespace.subjects],
+        targets=[_target(name, backbone, namespace.seed) for name in namespace.targets],
         protocols={name: tree.get(group, {}) for name, group in groups.items()},  # none of a page without options
         data=data,
         runs=Path(namespace.runs),
@@ -133,7 +133,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     )
 
 
-def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
+def _target(name: str, backbone: dict[str, Any], seed: int) -> Target:
     baseline, at, number = name.partition("@")
     kind, _, network = baseline.partition(":")
     if kind in ("random", "pixels") and not Path(name).exists():
@@ -145,9 +145,9 @@ def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
             info = read_run(Path(network))
             if info.kind == "tokenizer":
                 raise UserError(f"{name}: {network} is a tokenizer's run, which has no backbone")
-            return Subject(name, None, kind, info.options["backbone"], int(number) if at else info.seed)
+            return Target(name, None, kind, info.options["backbone"], int(number) if at else info.seed)
         options = {**backbone, "name": network} if network else None
-        return Subject(name, None, kind, options, int(number) if at else seed)
+        return Target(name, None, kind, options, int(number) if at else seed)
     folder = Path(name)
     if not folder.is_dir():
         raise UserError(f"no run folder {name} (baselines: random:BACKBONE, pixels)")
@@ -160,51 +160,51 @@ def _subject(name: str, backbone: dict[str, Any], seed: int) -> Subject:
         if read_run(folder).kind == "baseline":
             return _recorded_baseline(folder)
         raise UserError(f"{name}: its run is {status}; ssl-bench fit -c {folder}/config.yaml finishes it")
-    return Subject(name, folder)
+    return Target(name, folder)
 
 
-def _recorded_baseline(folder: Path) -> Subject:
+def _recorded_baseline(folder: Path) -> Target:
     info = read_run(folder)
     backbone = info.options.get("backbone")
-    return Subject(str(folder), None, info.method, backbone, info.seed)
+    return Target(str(folder), None, info.method, backbone, info.seed)
 
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
-    """Evaluate all subjects; yields each folder when it is done. Processes started by torchrun share the work."""
+    """Evaluate all targets; yields each folder when it is done. Processes started by torchrun share the work."""
     from ssl_bench.evaluation.runner import evaluate
-    from ssl_bench.runtime.distributed import rank, together
+    from ssl_bench.runtime.distributed import distributed_context, rank
     from ssl_bench.tracking.wandb_results import logged
 
-    with together(given.device) as device:
-        opened: dict[str, Data] = {}
-        for number, subject in enumerate(given.subjects, 1):
-            say(f"[{number}/{len(given.subjects)}] {subject.name}")
-            own = dict(read_run(subject.folder).options.get("data", {})) if subject.folder else {}
-            if subject.folder and not own and "name" not in given.data:
-                raise UserError(f"{subject.name} was imported and has no images of its own: --data NAME")
+    with distributed_context(given.device) as device:
+        opened: dict[str, Dataset] = {}
+        for number, target in enumerate(given.targets, 1):
+            say(f"[{number}/{len(given.targets)}] {target.name}")
+            own = dict(read_run(target.folder).options.get("data", {})) if target.folder else {}
+            if target.folder and not own and "name" not in given.data:
+                raise UserError(f"{target.name} was imported and has no images of its own: --data NAME")
             options = data_options(own, given.data)
             key = repr(options)
             if key not in opened:
                 opened[key] = _open(options)
-            folder, networks = _prepare(subject, opened[key], options, given, device)
+            folder, networks = _prepare(target, opened[key], options, given, device)
             for place, frozen in enumerate(networks):
                 pages = {name: _instance(name, o) for name, o in given.protocols.items()}
                 if place > 0:
                     say(f"{frozen.identity['branch']}:")
                     pages = {name: page for name, page in pages.items() if not page.trains}
-                evaluate(frozen, opened[key], _accepted(pages, frozen, given, subject), folder, force=given.force)
+                evaluate(frozen, opened[key], _accepted(pages, frozen, given, target), folder, force=given.force)
             if rank() == 0:
                 with logged(folder, given.wandb):  # all that the folder holds by now
                     pass
                 yield str(folder)
 
 
-def _accepted(pages: dict[str, Any], frozen: "FrozenBackbone", given: Evaluate, subject: Subject) -> dict[str, Any]:
+def _accepted(pages: dict[str, Any], frozen: "FeatureExtractor", given: Evaluate, target: Target) -> dict[str, Any]:
     """The protocols that can be run on a backbone."""
     refused = {name: why for name, page in pages.items() if (why := page.refusal(frozen)) is not None}
-    if len(given.subjects) == 1 and pages and len(refused) == len(pages):
+    if len(given.targets) == 1 and pages and len(refused) == len(pages):
         name, why = next(iter(refused.items()))
-        raise UserError(f"--protocols {name}: {subject.name}: {why}")
+        raise UserError(f"--protocols {name}: {target.name}: {why}")
     for name, why in refused.items():
         say(f"{name}: left out: {why}")
     return {name: page for name, page in pages.items() if name not in refused}
@@ -213,16 +213,16 @@ def _accepted(pages: dict[str, Any], frozen: "FrozenBackbone", given: Evaluate, 
 def data_options(own: dict[str, Any], given: dict[str, Any]) -> DataOptions:
     """The run's own data, unless others were named: then nothing of its own but what does not depend on the set."""
     if "name" in given and (given["name"] != own.get("name") or "root" in given):
-        own = {k: v for k, v in own.items() if k in ("num_workers", "split_seed", "selection_fraction", "strict")}
+        own = {k: v for k, v in own.items() if k in ("num_workers", "split_seed", "val_fraction", "strict")}
     if "label_fraction" in given:
         raise UserError("--data.label_fraction is of what a method learns from: evaluations use all labels")
     return DataOptions(**{**own, "label_fraction": None, **given})
 
 
-def _open(options: DataOptions) -> "Data":
-    from ssl_bench.data.dataset import open_data
+def _open(options: DataOptions) -> "Dataset":
+    from ssl_bench.data.dataset import load_dataset
 
-    data = open_data(options)
+    data = load_dataset(options)
     data.require_labels()
     return data
 
@@ -236,47 +236,47 @@ def _instance(name: str, options: dict[str, Any]) -> Any:
 
 
 def _prepare(
-    subject: Subject, data: "Data", options: DataOptions, given: Evaluate, device: str
-) -> "tuple[Path, list[FrozenBackbone]]":
-    """The subject's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
+    target: Target, data: "Dataset", options: DataOptions, given: Evaluate, device: str
+) -> "tuple[Path, list[FeatureExtractor]]":
+    """The target's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
     import torch
 
     from ssl_bench.models.backbone import Backbone
     from ssl_bench.pretraining.training import describe_backbone
     from ssl_bench.records.files import write_json
     from ssl_bench.records.results import DataRecord, RunInfo, write_run
-    from ssl_bench.runtime.distributed import rank, total
+    from ssl_bench.runtime.distributed import all_reduce_sum, rank
     from ssl_bench.runtime.environment import describe
 
-    if subject.folder is not None:
-        return subject.folder, _run_networks(subject.folder, data, options.num_workers, device, given.branch)
-    network = _baseline_network(subject, data)
+    if target.folder is not None:
+        return target.folder, _run_networks(target.folder, data, options.num_workers, device, given.branch)
+    network = _baseline_network(target, data)
     record, chosen = None, {"name": "none"}
     if isinstance(network, Backbone):
         record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
-    assert subject.baseline is not None
-    config = {"method": {"name": subject.baseline}, "backbone": chosen, "data": asdict(options), "seed": subject.seed}
-    named = Path(subject.name)  # a baseline that was evaluated before stays where it is
+    assert target.baseline is not None
+    config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
+    named = Path(target.name)  # a baseline that was evaluated before stays where it is
     folder = run_folder(named.parent if (named / "run.json").exists() else given.runs, config)
     folder.mkdir(parents=True, exist_ok=True)
     info = RunInfo(
         status="finished",
         kind="baseline",
-        method=subject.baseline,
+        method=target.baseline,
         data=DataRecord(data.title, data.fingerprint),
         options={k: v for k, v in config.items() if k != "seed" and v != {"name": "none"}},
         backbone=record,
-        seed=subject.seed,
-        command=["ssl-bench", "evaluate", subject.name],
+        seed=target.seed,
+        command=["ssl-bench", "evaluate", target.name],
     )
     if rank() == 0:
         write_run(folder, info)
         write_json(folder / "environment.json", describe())
-    total(torch.zeros(1, device=device))  # no process reads run.json before it is there
-    return folder, [_frozen_baseline(network, subject, folder, data, options.num_workers, device)]
+    all_reduce_sum(torch.zeros(1, device=device))  # no process reads run.json before it is there
+    return folder, [_frozen_baseline(network, target, folder, data, options.num_workers, device)]
 
 
-def speaking_network(folder: Path, data: "Data", workers: int, device: str) -> "FrozenBackbone":
+def default_network(folder: Path, data: "Dataset", workers: int, device: str) -> "FeatureExtractor":
     """The network that speaks for a recorded run or baseline, its features shared with evaluations through the cache.
 
     Args:
@@ -290,14 +290,16 @@ def speaking_network(folder: Path, data: "Data", workers: int, device: str) -> "
     """
     info = read_run(folder)
     if info.kind == "baseline":
-        subject = _recorded_baseline(folder)
-        return _frozen_baseline(_baseline_network(subject, data), subject, folder, data, workers, device)
+        target = _recorded_baseline(folder)
+        return _frozen_baseline(_baseline_network(target, data), target, folder, data, workers, device)
     return _run_networks(folder, data, workers, device, info.branch or None)[0]
 
 
-def _run_networks(folder: Path, data: "Data", workers: int, device: str, wanted: str | None) -> "list[FrozenBackbone]":
+def _run_networks(
+    folder: Path, data: "Dataset", workers: int, device: str, wanted: str | None
+) -> "list[FeatureExtractor]":
     """A run's networks, or the one that is ``wanted``; the one that speaks for it first."""
-    from ssl_bench.evaluation.features import FrozenBackbone
+    from ssl_bench.evaluation.features import FeatureExtractor
     from ssl_bench.models.classifier import load_classifier
     from ssl_bench.models.projection import load_first_layer
     from ssl_bench.pretraining.checkpoint import load_backbone
@@ -318,27 +320,27 @@ def _run_networks(folder: Path, data: "Data", workers: int, device: str, wanted:
         identity = {"method": info.method, "branch": branch or "encoder"}
         head = load_first_layer(folder, info.method, branch)
         cache = folder / "features"
-        networks.append(FrozenBackbone(backbone, mean, std, identity, cache, device, None, workers, classifier, head))
+        networks.append(FeatureExtractor(backbone, mean, std, identity, cache, device, None, workers, classifier, head))
     return networks
 
 
-def _baseline_network(subject: Subject, data: "Data") -> "Backbone | Pixels":
+def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels":
     import torch
 
     from ssl_bench.evaluation.features import Pixels
     from ssl_bench.models.backbone import Backbone
 
-    if subject.backbone is None:
+    if target.backbone is None:
         return Pixels(data.image_size)
-    asked = BackboneOptions(**subject.backbone)
-    torch.manual_seed(subject.seed)
+    asked = BackboneOptions(**target.backbone)
+    torch.manual_seed(target.seed)
     return Backbone(replace(asked, img_size=asked.img_size or data.image_size))
 
 
 def _frozen_baseline(
-    network: "Backbone | Pixels", subject: Subject, folder: Path, data: "Data", workers: int, device: str
-) -> "FrozenBackbone":
-    from ssl_bench.evaluation.features import FrozenBackbone
+    network: "Backbone | Pixels", target: Target, folder: Path, data: "Dataset", workers: int, device: str
+) -> "FeatureExtractor":
+    from ssl_bench.evaluation.features import FeatureExtractor
 
-    identity = {"method": subject.baseline, "branch": subject.baseline}
-    return FrozenBackbone(network, data.mean, data.std, identity, folder / "features", device, num_workers=workers)
+    identity = {"method": target.baseline, "branch": target.baseline}
+    return FeatureExtractor(network, data.mean, data.std, identity, folder / "features", device, num_workers=workers)

@@ -1,7 +1,7 @@
-"""The contract of an evaluation: fit on training images, choose on the selection split, predict the test images.
+"""The contract of an evaluation: fit on training images, choose on the validation split, predict the test images.
 
 An evaluation receives a frozen backbone, never a method. Nothing that learns or chooses is handed the test split: `fit`
-takes a TrainSplit and a SelectionSplit, `predict` the TestImages, which have no labels: predictions are scored outside.
+takes a TrainSplit and a ValidationSplit, `predict` the TestImages, which have no labels: predictions are scored outside.
 
 Shapes: N images, D features, K classes.
 """
@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
-from ssl_bench.data.splits import SelectionSplit, TestImages, TrainSplit
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 
 Fitted = TypeVar("Fitted")
 
@@ -24,7 +24,7 @@ class Prediction:
     """Predicted classes of the test images, by one variant of a protocol.
 
     Args:
-        variant: Short name, such as `k20` or `cls+avg`; the headline variant's number is the protocol's.
+        variant: Short name, such as `k20` or `cls+avg`; the primary variant's number is the protocol's.
         labels: (N,) int64 predicted class of each test image, in the split's order; or (R, N), as often as something
             was repeated. The accuracy is then the mean of the R.
         repeats: What the R are. `draws` at random (of a few labelled images, say): the interval is that of new draws
@@ -38,29 +38,29 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Fit(Generic[Fitted]):
-    """What `fit` learned, and what it chose on the selection split.
+    """What `fit` learned, and what it chose on the validation split.
 
     Args:
         state: Whatever `predict` needs.
         features: Kinds of features it looked at.
         chosen: Option -> chosen value, empty when nothing was chosen.
         grid: Option -> the values it was chosen from.
-        on_edge: Whether a chosen value lies at an end of its grid: a wider one may give more.
-        curve: Named series over the fit, such as selection accuracy per epoch.
-        chosen_on: The selection split, or the training images themselves by cross-validation or leave-one-out.
-        monitors: Name -> a number that describes the features; recorded, never ranked.
-        edge_tied: Whether the value next to that end of the grid is as accurate, where that was looked at.
+        at_grid_boundary: Whether a chosen value lies at an end of its grid: a wider one may give more.
+        curve: Named series over the fit, such as validation accuracy per epoch.
+        chosen_on: The validation split, or the training images themselves by cross-validation or leave-one-out.
+        diagnostics: Name -> a number that describes the features; recorded, never ranked.
+        boundary_tied: Whether the value next to that end of the grid is as accurate, where that was looked at.
     """
 
     state: Fitted
     features: tuple[str, ...] = ()
     chosen: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    on_edge: bool = False
+    at_grid_boundary: bool = False
     curve: dict[str, list[float]] = field(default_factory=dict)
-    chosen_on: Literal["selection", "train"] = "selection"
-    monitors: dict[str, float] = field(default_factory=dict)
-    edge_tied: bool = False
+    chosen_on: Literal["validation", "train"] = "validation"
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    boundary_tied: bool = False
 
 
 class Evaluation(ABC, Generic[Fitted]):
@@ -74,17 +74,17 @@ class Evaluation(ABC, Generic[Fitted]):
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False
 
-    def refusal(self, backbone: FrozenBackbone) -> str | None:
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
         return "raw pixels have no network to train" if self.trains and isinstance(backbone.network, Pixels) else None
 
     @abstractmethod
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Fitted]:
-        """Learn from the training images; choose, if there is anything to choose, on the selection split."""
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Fitted]:
+        """Learn from the training images; choose, if there is anything to choose, on the validation split."""
 
     @abstractmethod
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
-        """Classes of the test images, the headline variant first; none if it only monitors."""
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
+        """Classes of the test images, the primary variant first; none if it only diagnostics."""
 
     def options(self) -> dict[str, Any]:
         """Option -> value; what a record says of how a number was made."""

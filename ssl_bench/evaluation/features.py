@@ -36,7 +36,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
 from ssl_bench.records.files import replacing
-from ssl_bench.runtime.distributed import rank, total, world_size
+from ssl_bench.runtime.distributed import all_reduce_sum, rank, world_size
 
 
 @final
@@ -47,8 +47,8 @@ class Pixels(nn.Module):
         image_size: Pixels of the data's images.
     """
 
-    kinds = ("pixels",)
-    headline_kind = "pixels"
+    feature_types = ("pixels",)
+    primary_feature_type = "pixels"
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class Pixels(nn.Module):
         """What builds this again, plain types only."""
         return {"architecture": "pixels", "args": {"image_size": self.img_size}}
 
-    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+    def features(self, images: Tensor, feature_types: Sequence[str]) -> dict[str, Tensor]:
         """(B, 3, s, s) -> (B, 3ss)."""
-        return {kind: {"pixels": images.flatten(1)}[kind] for kind in kinds}
+        return {feature_type: {"pixels": images.flatten(1)}[feature_type] for feature_type in feature_types}
 
     def token_grid(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
@@ -88,11 +88,11 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Bank:
+class FeatureBank:
     """Features of each image of a split, in the split's order.
 
     Args:
-        halves: Kind -> (N, D) float16, divided by the kind's scales.
+        halves: Kind -> (N, D) float16, divided by the feature type's scales.
         scales: Kind -> (D,) float32 powers of two, so that neither large nor tiny features leave float16's range and
             dividing by them rounds nothing.
         cost: Of the pass that gave them.
@@ -104,11 +104,11 @@ class Bank:
 
 
 @final
-class FrozenBackbone:
+class FeatureExtractor:
     """What evaluations receive: a backbone that cannot learn, and its features of any split.
 
     It holds its own copy of the network, always in eval mode and without gradients; the caller's is left as it was. A
-    kind named `a+b` is the kinds a and b side by side, and takes no room of its own.
+    feature type named `a+b` is the feature types a and b side by side, and takes no room of its own.
 
     Args:
         network: A Backbone, or Pixels.
@@ -120,7 +120,7 @@ class FrozenBackbone:
         batch_size: Images per forward pass; if not given, as many as keep a GPU busy or stay in a processor's cache.
         num_workers: Processes that decode photographs.
         classifier: That was trained with the network and tells the classes at hand apart; most have none.
-        head: First hidden layer of the projection head that was trained on the network's headline features; many have
+        head: First hidden layer of the projection head that was trained on the network's primary features; many have
             none. It is no part of the state: nothing but a copy of it is ever used.
     """
 
@@ -146,13 +146,13 @@ class FrozenBackbone:
         self.device = torch.device(device)
         self.batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
         self.num_workers = num_workers
-        self.kinds = tuple(network.kinds)
-        self.headline_kind = network.headline_kind
+        self.feature_types = tuple(network.feature_types)
+        self.primary_feature_type = network.primary_feature_type
         self.img_size = network.img_size
         self.used: dict[str, Cost] = {}  # splits whose features were asked for since last cleared, and what they cost
         self.spent = Cost()  # on passes made by this object, as opposed to features found on disk
         # By id of the split, kept alive so that the id stays its own, and view.
-        self._banks: dict[tuple[int, int | None], tuple[Split, Bank]] = {}
+        self._banks: dict[tuple[int, int | None], tuple[Split, FeatureBank]] = {}
         self._loaded_state = self.state_hash()
 
     def train(self, mode: bool = True) -> Self:
@@ -166,11 +166,11 @@ class FrozenBackbone:
         return (images - mean) / std
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, s, s) images in [0, 1] -> kind -> (B, D) float32 on this device, composed kinds left out."""
+        """(B, 3, s, s) images in [0, 1] -> feature type -> (B, D) float32 on this device, composed feature types left out."""
         self.network.eval()  # whoever reached in and called train()
         with torch.inference_mode(), full_precision():
-            features = self.network.features(self.normalized(images), self._simple_kinds)
-        return {kind: feature.float() for kind, feature in features.items()}
+            features = self.network.features(self.normalized(images), self._simple_feature_types)
+        return {feature_type: feature.float() for feature_type, feature in features.items()}
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) images in [0, 1] -> (B, T, D) float32: class token and patches, or a final map's places."""
@@ -192,31 +192,35 @@ class FrozenBackbone:
         """A copy of the head that may learn, likewise; None if there is none."""
         return copy.deepcopy(self.head).requires_grad_(True).train() if self.head else None
 
-    def features(self, split: Split, kind: str, rows: slice | Tensor = slice(None), view: int | None = None) -> Tensor:
+    def features(
+        self, split: Split, feature_type: str, rows: slice | Tensor = slice(None), view: int | None = None
+    ) -> Tensor:
         """(N, D) float32 features of a split's images in its order, or of some ``rows`` of it, as stored in float16.
 
         Args:
             split: The images.
-            kind: Of features.
+            feature_type: Of features.
             rows: Of the split, all if not given.
             view: Not of the images as they are but of a random crop of each, perhaps mirrored (CROPS): the one of
                 this number, which is the same for every network and protocol.
 
         Raises:
-            UserError: The network has no such kind, or gives features that are not numbers.
+            UserError: The network has no such feature type, or gives features that are not numbers.
         """
-        if kind not in self.kinds:
-            raise UserError(f"this backbone has no features {kind!r}: its kinds are {', '.join(self.kinds)}")
+        if feature_type not in self.feature_types:
+            raise UserError(
+                f"this backbone has no features {feature_type!r}: its feature types are {', '.join(self.feature_types)}"
+            )
         bank = self._bank(split, view)
         parts = []
-        for part in [kind] if kind in bank.halves else kind.split("+"):
+        for part in [feature_type] if feature_type in bank.halves else feature_type.split("+"):
             half, scale = bank.halves[part], bank.scales[part].to(self.device)
             half = half.index_select(0, rows) if isinstance(rows, Tensor) else half[rows]  # in a tenth of half[rows]
             parts.append(half.to(self.device).float().mul_(scale))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def moments(
-        self, splits: Sequence[Split], kind: str, views: Sequence[int | None] = (None,)
+        self, splits: Sequence[Split], feature_type: str, views: Sequence[int | None] = (None,)
     ) -> tuple[Tensor, Tensor]:
         """Mean and (biased) variance of each feature over all images of the splits, in all of some views.
 
@@ -224,8 +228,11 @@ class FrozenBackbone:
         """
         parts = [(s, slice(at, at + 1024), v) for v in views for s in splits for at in range(0, len(s), 1024)]
         count = len(views) * sum(len(split) for split in splits)
-        mean = torch.stack([self.features(s, kind, rows, v).double().sum(0) for s, rows, v in parts]).sum(0) / count
-        squares = [(self.features(s, kind, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
+        mean = (
+            torch.stack([self.features(s, feature_type, rows, v).double().sum(0) for s, rows, v in parts]).sum(0)
+            / count
+        )
+        squares = [(self.features(s, feature_type, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
         return mean, torch.stack(squares).sum(0) / count
 
     def state_hash(self) -> str:
@@ -239,11 +246,11 @@ class FrozenBackbone:
 
     @cached_property
     def flops_per_image(self) -> int:
-        """Of one forward pass, all kinds of features included; one multiply-add is two."""
+        """Of one forward pass, all feature types included; one multiply-add is two."""
         image = torch.zeros(1, 3, self.img_size, self.img_size, device=self.device)
         # Fused attention is invisible to the counter on CPUs.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.network.features(image, self._simple_kinds)
+            self.network.features(image, self._simple_feature_types)
         return int(counter.get_total_flops())
 
     @cached_property
@@ -253,11 +260,15 @@ class FrozenBackbone:
         return {"img_size": self.img_size, "crop": round(crop, 4), "interpolation": "bicubic"}
 
     @property
-    def _simple_kinds(self) -> list[str]:
-        """The kinds that are not others side by side."""
-        return [k for k in self.kinds if "+" not in k or not all(part in self.kinds for part in k.split("+"))]
+    def _simple_feature_types(self) -> list[str]:
+        """The feature types that are not others side by side."""
+        return [
+            k
+            for k in self.feature_types
+            if "+" not in k or not all(part in self.feature_types for part in k.split("+"))
+        ]
 
-    def _bank(self, split: Split, view: int | None) -> Bank:
+    def _bank(self, split: Split, view: int | None) -> FeatureBank:
         if (id(split), view) not in self._banks:
             bank = self._cached(split, view, self.cache_dir) if self.cache_dir else self._extract(split, view)
             self._banks[id(split), view] = split, bank
@@ -265,7 +276,7 @@ class FrozenBackbone:
         self.used[_bank_name(split, view)] = bank.cost
         return bank
 
-    def _cached(self, split: Split, view: int | None, folder: Path) -> Bank:
+    def _cached(self, split: Split, view: int | None, folder: Path) -> FeatureBank:
         fields = self._fields(split, view)
         path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
         bank = _load(path, fields)
@@ -288,7 +299,7 @@ class FrozenBackbone:
             "state": self._loaded_state,
             "network": self.network.spec,
             "identity": self.identity,
-            "kinds": self._simple_kinds,
+            "feature_types": self._simple_feature_types,
             "geometry": self.geometry,
             "mean": self.mean,
             "std": self.std,
@@ -316,9 +327,9 @@ class FrozenBackbone:
 
     def _total(self, values: Tensor) -> Tensor:
         """Sum over processes, which talk through the device."""
-        return values if world_size() == 1 else total(values.to(self.device)).cpu()
+        return values if world_size() == 1 else all_reduce_sum(values.to(self.device)).cpu()
 
-    def _extract(self, split: Split, view: int | None) -> Bank:
+    def _extract(self, split: Split, view: int | None) -> FeatureBank:
         """One pass over the split, shared by all processes.
 
         Raises:
@@ -326,31 +337,38 @@ class FrozenBackbone:
             UserError: The network gives features that are not numbers.
         """
         start = time.perf_counter()
-        width = {kind: f.shape[1] for kind, f in self.embed(torch.zeros(1, 3, self.img_size, self.img_size)).items()}
-        features = {kind: torch.zeros(len(split), d) for kind, d in width.items()}
+        width = {
+            feature_type: f.shape[1]
+            for feature_type, f in self.embed(torch.zeros(1, 3, self.img_size, self.img_size)).items()
+        }
+        features = {feature_type: torch.zeros(len(split), d) for feature_type, d in width.items()}
         seen = torch.zeros(len(split), dtype=torch.int64)
         what = f"features of the {_bank_name(split, view).replace('-', ' ')} images"
         with progress(what, len(split) // world_size()) as bar:
             for images, places in self.batches(split, view):
                 seen.index_add_(0, places, torch.ones_like(places))
-                for kind, batch in self.embed(images).items():
-                    features[kind][places] = batch.cpu()
+                for feature_type, batch in self.embed(images).items():
+                    features[feature_type][places] = batch.cpu()
                 bar.update(len(places))
         seen = self._total(seen)
-        features = {kind: self._total(values) for kind, values in features.items()}  # 0 but in one process: exact
+        features = {
+            feature_type: self._total(values) for feature_type, values in features.items()
+        }  # 0 but in one process: exact
         if (seen != 1).any():
             raise RuntimeError(
                 f"{split_name(split)} features: {int((seen == 0).sum())} of {len(split)} images missing, "
                 f"{int((seen > 1).sum())} seen more than once"
             )
-        for kind, values in features.items():
+        for feature_type, values in features.items():
             if not values.isfinite().all():
-                raise UserError(f"the backbone's {kind!r} features are not finite: its pretraining has diverged")
-        scales = {kind: _scales(values) for kind, values in features.items()}
-        halves = {kind: (features[kind] / scales[kind]).half() for kind in features}
+                raise UserError(
+                    f"the backbone's {feature_type!r} features are not finite: its pretraining has diverged"
+                )
+        scales = {feature_type: _scales(values) for feature_type, values in features.items()}
+        halves = {feature_type: (features[feature_type] / scales[feature_type]).half() for feature_type in features}
         cost = Cost(len(split), len(split) * self.flops_per_image, time.perf_counter() - start)
         self.spent += cost
-        return Bank(halves, scales, cost)
+        return FeatureBank(halves, scales, cost)
 
 
 def crops(size: int) -> View:
@@ -359,7 +377,7 @@ def crops(size: int) -> View:
 
 
 def split_name(split: Split) -> str:
-    """`train`, `selection` or `test`."""
+    """`train`, `validation` or `test`."""
     return type(split).__name__.removesuffix("Split").removesuffix("Images").lower()
 
 
@@ -424,7 +442,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, fields: dict[str, Any], bank: Bank) -> None:
+def _save(path: Path, fields: dict[str, Any], bank: FeatureBank) -> None:
     tensors = {f"half {k}": v for k, v in bank.halves.items()} | {f"scale {k}": v for k, v in bank.scales.items()}
     about = {"fields": json.dumps(fields, sort_keys=True), "cost": json.dumps(asdict(bank.cost))}
     about["checksum"] = _checksum(tensors)
@@ -432,7 +450,7 @@ def _save(path: Path, fields: dict[str, Any], bank: Bank) -> None:
         safetensors.torch.save_file(tensors, temporary, metadata=about)
 
 
-def _load(path: Path, fields: dict[str, Any]) -> Bank | None:
+def _load(path: Path, fields: dict[str, Any]) -> FeatureBank | None:
     """The features in a file, or None unless it is whole and made from exactly these fields."""
     if not path.is_file():
         return None
@@ -444,9 +462,9 @@ def _load(path: Path, fields: dict[str, Any]) -> Bank | None:
             raise ValueError("made from something else")
         if about["checksum"] != _checksum(tensors):
             raise ValueError("damaged")
-        halves = {kind: tensors[f"half {kind}"] for kind in fields["kinds"]}
-        scales = {kind: tensors[f"scale {kind}"] for kind in fields["kinds"]}
-        return Bank(halves, scales, Cost(**json.loads(about["cost"])))
+        halves = {feature_type: tensors[f"half {feature_type}"] for feature_type in fields["feature_types"]}
+        scales = {feature_type: tensors[f"scale {feature_type}"] for feature_type in fields["feature_types"]}
+        return FeatureBank(halves, scales, Cost(**json.loads(about["cost"])))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"{path}: {error}; computing these features again", file=sys.stderr)
         return None

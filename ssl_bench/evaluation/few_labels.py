@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.data.splits import LabelledSplit, SelectionSplit, Split, TestImages, TrainSplit
+from ssl_bench.data.splits import LabelledSplit, Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import logistic
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision
 from ssl_bench.runtime.seeds import derive
 
 FIXED_C = 0.1  # where no class has a second image to choose it on
@@ -48,11 +48,11 @@ class Affine:
         return F.linear(features.double(), self.weight, self.bias).argmax(1)
 
 
-def voted(heads: Sequence[Affine], backbone: FrozenBackbone, kind: str, test: TestImages) -> Tensor:
+def voted(heads: Sequence[Affine], backbone: FeatureExtractor, feature_type: str, test: TestImages) -> Tensor:
     """(R, N) int64 classes of the test images, by each of R heads."""
     parts = []
     for at in range(0, len(test), ROWS):
-        features = backbone.features(test, kind, slice(at, at + ROWS)).double()
+        features = backbone.features(test, feature_type, slice(at, at + ROWS)).double()
         parts.append(torch.stack([head(features).cpu() for head in heads]))
     return torch.cat(parts, 1)
 
@@ -143,13 +143,13 @@ def listed(path: Path, splits: Sequence[Split], labels: np.ndarray, md5: str | N
     return np.sort(rows)
 
 
-def features_of(backbone: FrozenBackbone, splits: Sequence[Split], kind: str, rows: np.ndarray) -> Tensor:
+def features_of(backbone: FeatureExtractor, splits: Sequence[Split], feature_type: str, rows: np.ndarray) -> Tensor:
     """(n, D) features of some images of the splits, ``rows`` being rising places among all of them."""
     parts, first = [], 0
     for split in splits:
         own = rows[(rows >= first) & (rows < first + len(split))] - first
         if len(own):  # an empty split may have no features at all
-            parts.append(backbone.features(split, kind, torch.as_tensor(own)))
+            parts.append(backbone.features(split, feature_type, torch.as_tensor(own)))
         first += len(split)
     return torch.cat(parts)
 
@@ -230,17 +230,17 @@ class FewLabels(Evaluation[list[Affine]], ABC):
         self.folds = folds
         self.seed = seed
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[list[Affine]]:
-        splits, kind = (train, selection), backbone.headline_kind
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[list[Affine]]:
+        splits, feature_type = (train, validation), backbone.primary_feature_type
         labels = labels_of(splits)
         seeds = [derive(self.seed, draw) for draw in range(self.draws)]
         subsets = labelled(splits, self.fraction, self.subset, seeds, self.md5, self._option)
-        mean, variance = backbone.moments(splits, kind)  # of all images: they need no labels
+        mean, variance = backbone.moments(splits, feature_type)  # of all images: they need no labels
         variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
         deviation = variance.sqrt()
         heads, chosen, curves, edges = [], [], {}, []
         for draw, rows in enumerate(subsets):
-            features = features_of(backbone, splits, kind, rows)  # (n, D)
+            features = features_of(backbone, splits, feature_type, rows)  # (n, D)
             inputs = ((features.double() - mean) / deviation).float()
             own, classes = torch.as_tensor(labels[rows]).to(inputs.device), int(labels.max()) + 1
             held_out = folds_of(labels[rows], self.folds, derive(self.seed, draw, 1))
@@ -253,20 +253,20 @@ class FewLabels(Evaluation[list[Affine]], ABC):
             weight, bias = next(logistic.path(inputs, own, classes, [c]))
             heads.append(Affine.of_standardised(weight, bias, mean, deviation))
         if not chosen:
-            return Fit(heads, features=(kind,))
+            return Fit(heads, features=(feature_type,))
         return Fit(
             heads,
-            features=(kind,),
+            features=(feature_type,),
             chosen={"C": chosen if len(chosen) > 1 else chosen[0]},
             grid={"C": list(self.cs)},
             chosen_on="train",
-            on_edge=any(edge for edge, _ in edges),
-            edge_tied=any(edge for edge, _ in edges) and all(tied for edge, tied in edges if edge),
+            at_grid_boundary=any(edge for edge, _ in edges),
+            boundary_tied=any(edge for edge, _ in edges) and all(tied for edge, tied in edges if edge),
             curve={"C": list(self.cs), **curves},
         )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[list[Affine]], test: TestImages) -> list[Prediction]:
-        found = voted(fit.state, backbone, backbone.headline_kind, test)
+    def predict(self, backbone: FeatureExtractor, fit: Fit[list[Affine]], test: TestImages) -> list[Prediction]:
+        found = voted(fit.state, backbone, backbone.primary_feature_type, test)
         return [Prediction("logistic", found if len(found) > 1 else found[0])]
 
     @property

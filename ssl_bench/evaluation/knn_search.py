@@ -42,7 +42,7 @@ def neighbours(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], 
 
     Args:
         queries: Gives (q, D) float32 vectors of length 1 (or 0), chunk by chunk, each time it is called.
-        bank: (n, D) of the same kind, chunk by chunk.
+        bank: (n, D) of the same feature type, chunk by chunk.
         k: How many.
 
     Returns:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.evaluation.features import full_precision
-from ssl_bench.evaluation.pca import principal_axes
+from ssl_bench.evaluation.pca import pca
 
 TILE = 2**19  # values of features or logits in one matrix product: they stay in a processor's cache
 GPU_TILE = 2**28
@@ -86,7 +86,7 @@ class Problem:
         self.labels, self.classes = labels, classes
         with full_precision():
             mean = inputs.mean(0, dtype=torch.float64)
-            axes, variance = principal_axes(lambda: inputs.split(8192), mean)
+            axes, variance = pca(lambda: inputs.split(8192), mean)
             self.mean, self.axes, self.variance = (x.to(inputs.dtype) for x in (mean, axes, variance))  # (D, R), (R,)
             turned = [F.pad((x - self.mean) @ self.axes, (0, 1), value=1.0) for x in inputs.split(8192)]
             self.inputs = torch.cat(turned)  # (n, R + 1)

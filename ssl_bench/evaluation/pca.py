@@ -11,7 +11,7 @@ from torch import Tensor
 Rows = Callable[[], Iterable[Tensor]]  # gives (some, D) at a time, all n in the same order each time it is called
 
 
-def principal_axes(rows: Rows, mean: Tensor) -> tuple[Tensor, Tensor]:
+def pca(rows: Rows, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors and eigenvalues of the covariance, through whichever of the D x D and n x n matrices is smaller.
 
     Args:

@@ -49,13 +49,13 @@ class Head:
     """A trained classifier, for any images whose features are at hand.
 
     Args:
-        kind: Of its features: `logits(backbone.features(split, kind))`, or `logits(side_by_side(embedded, kind))`.
+        feature_type: Of its features: `logits(backbone.features(split, feature type))`, or `logits(side_by_side(embedded, feature type))`.
         norm: In front of it.
         weight: (K, D).
         bias: (K,).
     """
 
-    kind: str
+    feature_type: str
     norm: Norm
     weight: Tensor
     bias: Tensor
@@ -65,9 +65,13 @@ class Head:
         return F.linear(self.norm(features), self.weight, self.bias)
 
 
-def side_by_side(embedded: Mapping[str, Tensor], kind: str) -> Tensor:
-    """(B, D) features of a kind out of what `FrozenBackbone.embed` gives, where `a+b` is left to be composed."""
-    return embedded[kind] if kind in embedded else torch.cat([embedded[part] for part in kind.split("+")], dim=1)
+def side_by_side(embedded: Mapping[str, Tensor], feature_type: str) -> Tensor:
+    """(B, D) features of a feature type out of what `FeatureExtractor.embed` gives, where `a+b` is left to be composed."""
+    return (
+        embedded[feature_type]
+        if feature_type in embedded
+        else torch.cat([embedded[part] for part in feature_type.split("+")], dim=1)
+    )
 
 
 @final
@@ -133,6 +137,6 @@ class Heads:
             loss += (logits.logsumexp(0) - chosen).sum(1)
         return torch.where(loss.isfinite(), right / len(inputs), torch.nan), loss / len(inputs)
 
-    def head(self, index: int, kind: str, norm: Norm) -> Head:
+    def head(self, index: int, feature_type: str, norm: Norm) -> Head:
         """One of them, by itself."""
-        return Head(kind, norm, self.weight[:, index].clone(), self.bias[:, index].clone())
+        return Head(feature_type, norm, self.weight[:, index].clone(), self.bias[:, index].clone())

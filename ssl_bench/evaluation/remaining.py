@@ -14,23 +14,23 @@ from typing import Any
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.evaluation.evaluate_command import Evaluate, Subject, data_options
+from ssl_bench.evaluation.evaluate_command import Evaluate, Target, data_options
 from ssl_bench.evaluation.recorded import BEFOREHAND, recorded
 from ssl_bench.records.results import Result, RunInfo, read_run
 from ssl_bench.records.run_folder import run_folder
 
-IMAGES = ("name", "root", "image_size", "selection_fraction", "split_seed")  # options that say which they are
+IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed")  # options that say which they are
 
 
 def remaining(given: Evaluate) -> list[str]:
-    """Names of the protocols that some network of some subject has no result of."""
-    seen = [None if given.force else _seen(given, subject) for subject in given.subjects]
+    """Names of the protocols that some network of some target has no result of."""
+    seen = [None if given.force else _seen(given, target) for target in given.targets]
     return [name for name in given.protocols if not all(found and _is_recorded(given, name, *found) for found in seen)]
 
 
-def _seen(given: Evaluate, subject: Subject) -> tuple[Path, RunInfo, list[str]] | None:
-    """A subject's folder, record and networks; None where it was never evaluated on these images."""
-    folder = subject.folder or _baseline_folder(subject, given)
+def _seen(given: Evaluate, target: Target) -> tuple[Path, RunInfo, list[str]] | None:
+    """A target's folder, record and networks; None where it was never evaluated on these images."""
+    folder = target.folder or _baseline_folder(target, given)
     if folder is None or not (folder / "run.json").exists():
         return None
     info = read_run(folder)
@@ -38,7 +38,7 @@ def _seen(given: Evaluate, subject: Subject) -> tuple[Path, RunInfo, list[str]] 
     asked = asdict(data_options(own, given.data))
     if any(asked[name] != own.get(name) for name in IMAGES):
         return None  # other images than those whose content its record tells
-    return folder, info, list(_branches(folder, subject, info.branch, given.branch))
+    return folder, info, list(_branches(folder, target, info.branch, given.branch))
 
 
 def _is_recorded(given: Evaluate, protocol: str, folder: Path, info: RunInfo, branches: list[str]) -> bool:
@@ -52,10 +52,10 @@ def _is_recorded(given: Evaluate, protocol: str, folder: Path, info: RunInfo, br
     return all(recorded(folder, blank, BEFOREHAND) for blank in blanks)
 
 
-def _branches(folder: Path, subject: Subject, speaks: str, wanted: str | None) -> Iterator[str]:
+def _branches(folder: Path, target: Target, speaks: str, wanted: str | None) -> Iterator[str]:
     """Names of the networks that are evaluated, as results have them; the one that speaks for its run first."""
-    if subject.baseline:
-        yield subject.baseline
+    if target.baseline:
+        yield target.baseline
     elif wanted and speaks:
         yield wanted
     else:
@@ -63,18 +63,18 @@ def _branches(folder: Path, subject: Subject, speaks: str, wanted: str | None) -
         yield from (file.stem.removeprefix("backbone-") for file in sorted(folder.glob("backbone-*.safetensors")))
 
 
-def _baseline_folder(subject: Subject, given: Evaluate) -> Path | None:
+def _baseline_folder(target: Target, given: Evaluate) -> Path | None:
     """Where a baseline's results are, if it was evaluated; its network may have taken its size from the images."""
-    config: dict[str, Any] = {"method": {"name": subject.baseline}, "backbone": {"name": "none"}, "seed": subject.seed}
+    config: dict[str, Any] = {"method": {"name": target.baseline}, "backbone": {"name": "none"}, "seed": target.seed}
     config["data"] = asdict(data_options({}, given.data))
-    if subject.backbone is None:
+    if target.backbone is None:
         return run_folder(given.runs, config)
-    config["backbone"] = asdict(BackboneOptions(**subject.backbone))
+    config["backbone"] = asdict(BackboneOptions(**target.backbone))
     start = run_folder(given.runs, config).name[: -len("01234567")]
     for record in given.runs.glob("*/run.json"):
         if record.parent.name.startswith(start):
             size = read_run(record.parent).options["backbone"]["img_size"]
-            config["backbone"]["img_size"] = subject.backbone.get("img_size") or size
+            config["backbone"]["img_size"] = target.backbone.get("img_size") or size
             if run_folder(given.runs, config).name == record.parent.name:
                 return record.parent
     return None

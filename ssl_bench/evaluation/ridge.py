@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.evaluation.pca import Rows, principal_axes
+from ssl_bench.evaluation.pca import Rows, pca
 
 TILE = 2**22  # float64 values of features or scores at once
 
@@ -46,7 +46,7 @@ class LeastSquares:
     def __init__(self, rows: Rows, labels: Tensor, classes: int) -> None:
         self.rows, self.labels, self.classes = rows, labels, classes
         self.mean = torch.stack([x.sum(0, dtype=torch.float64) for x in rows()]).sum(0) / len(labels)
-        self.axes, self.variance = principal_axes(rows, self.mean)  # (D, R), (R,)
+        self.axes, self.variance = pca(rows, self.mean)  # (D, R), (R,)
         self.target_mean = 2 * labels.bincount(minlength=classes).double() / len(labels) - 1  # (K,)
         self.covariance = self.mean.new_zeros(len(self.variance), classes)  # (R, K), of features with targets
         for x, labels in self._turned(TILE // max(len(self.mean), classes)):

@@ -15,10 +15,10 @@ import torch
 
 import ssl_bench
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Data
-from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
+from ssl_bench.data.dataset import Dataset
+from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Prediction
-from ssl_bench.evaluation.features import Cost, FrozenBackbone, full_precision, peak_memory, rows_digest, split_name
+from ssl_bench.evaluation.features import Cost, FeatureExtractor, full_precision, peak_memory, rows_digest, split_name
 from ssl_bench.evaluation.recorded import recorded
 from ssl_bench.records.results import (
     DataRecord,
@@ -30,13 +30,13 @@ from ssl_bench.records.results import (
     SplitRecord,
     write_result,
 )
-from ssl_bench.runtime.distributed import rank, total, world_size
+from ssl_bench.runtime.distributed import all_reduce_sum, rank, world_size
 from ssl_bench.statistics.intervals import over_classes, over_images
 
 
 def evaluate(
-    subject: FrozenBackbone,
-    data: Data,
+    target: FeatureExtractor,
+    data: Dataset,
     evaluations: dict[str, Evaluation[Any]],
     run_dir: Path,
     force: bool = False,
@@ -44,7 +44,7 @@ def evaluate(
     """Results of the evaluations, one after another; those already recorded are read.
 
     Args:
-        subject: The backbone; `identity["branch"]` says which of a method's networks it is.
+        target: The backbone; `identity["branch"]` says which of a method's networks it is.
         data: Labelled images, with test images.
         evaluations: Protocol's name -> evaluation.
         run_dir: The run's folder, where its `run.json` is and where results and predictions go.
@@ -55,21 +55,21 @@ def evaluate(
         RuntimeError: An evaluation changed the backbone, or did not predict each test image.
     """
     data.require_labels()
-    assert data.train is not None and data.selection is not None and data.test is not None
+    assert data.train is not None and data.validation is not None and data.test is not None
     results, images = [], data.test.unlabelled()
     for protocol, evaluation in evaluations.items():
-        blank = _blank(subject, data, protocol, evaluation)
+        blank = _blank(target, data, protocol, evaluation)
         result = None if force else recorded(run_dir, blank)
-        if not _all_have(result, subject.device):
+        if not _all_have(result, target.device):
             result = None
         if result is not None:
             say(f"{protocol}: {_shown(result)}, recorded before")
         else:
-            result, predictions = _run(subject, evaluation, data.train, data.selection, data.test, images, blank)
+            result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
             if rank() == 0:
                 path = write_result(run_dir, result, predictions)
                 say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")
-        if result.selected.on_edge and not result.selected.edge_tied:
+        if result.selected.at_grid_boundary and not result.selected.boundary_tied:
             say(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it")
         results.append(result)
     return results
@@ -80,47 +80,51 @@ def _all_have(result: Result | None, device: torch.device) -> bool:
 
     None goes on before all have looked, so that what one writes is not found by another.
     """
-    return int(total(torch.tensor(int(result is not None), device=device))) == world_size()
+    return int(all_reduce_sum(torch.tensor(int(result is not None), device=device))) == world_size()
 
 
 def _run(
-    subject: FrozenBackbone,
+    target: FeatureExtractor,
     evaluation: Evaluation[Any],
     train: TrainSplit,
-    selection: SelectionSplit,
+    validation: ValidationSplit,
     test: TestSplit,
     images: TestImages,
     blank: Result,
 ) -> tuple[Result, Predictions]:
     """One evaluation, and the blank record filled in; labels of the test images are read here and by no evaluation."""
-    state, spent, start = subject.state_hash(), subject.spent, time.perf_counter()
-    subject.used.clear()
-    if subject.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(subject.device)
+    state, spent, start = target.state_hash(), target.spent, time.perf_counter()
+    target.used.clear()
+    if target.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(target.device)
     with full_precision():
-        fit = evaluation.fit(subject, train, selection)
-        predictions = evaluation.predict(subject, fit, images)
-    own = time.perf_counter() - start - (subject.spent.seconds - spent.seconds)
-    if subject.state_hash() != state:
+        fit = evaluation.fit(target, train, validation)
+        predictions = evaluation.predict(target, fit, images)
+    own = time.perf_counter() - start - (target.spent.seconds - spent.seconds)
+    if target.state_hash() != state:
         raise RuntimeError(f"{blank.protocol} changed the backbone's parameters or buffers: its result is void")
     scores = _scores(blank.protocol, predictions, test)
-    if not scores and not fit.monitors:
-        raise RuntimeError(f"{blank.protocol} predicted nothing and monitors nothing")
-    headline = predictions[0].variant if predictions else ""
-    cost = sum(subject.used.values(), Cost(seconds=own))  # with the features it used, whoever computed them
+    if not scores and not fit.diagnostics:
+        raise RuntimeError(f"{blank.protocol} predicted nothing and diagnostics nothing")
+    primary = predictions[0].variant if predictions else ""
+    cost = sum(target.used.values(), Cost(seconds=own))  # with the features it used, whoever computed them
     result = dataclasses.replace(
         blank,
-        headline=headline,
-        value=scores[headline].value if headline else None,
-        interval=scores[headline].interval if headline else None,
+        primary=primary,
+        value=scores[primary].value if primary else None,
+        interval=scores[primary].interval if primary else None,
         variants=scores,
         selected=Selected(
-            fit.grid, fit.chosen, fit.on_edge, fit.chosen_on if fit.grid else "none", edge_tied=fit.edge_tied
+            fit.grid,
+            fit.chosen,
+            fit.at_grid_boundary,
+            fit.chosen_on if fit.grid else "none",
+            boundary_tied=fit.boundary_tied,
         ),
         curve=fit.curve,
-        monitors=fit.monitors,
+        diagnostics=fit.diagnostics,
         features=list(fit.features),
-        cost=EvaluationCost(cost.images, float(cost.flops), cost.seconds, peak_memory(subject.device)),
+        cost=EvaluationCost(cost.images, float(cost.flops), cost.seconds, peak_memory(target.device)),
     )
     return result, Predictions(test.ids, test.labels.tolist(), {p.variant: p.labels.tolist() for p in predictions})
 
@@ -143,23 +147,23 @@ def _scores(protocol: str, predictions: list[Prediction], test: TestSplit) -> di
     return scores
 
 
-def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evaluation[Any]) -> Result:
+def _blank(target: FeatureExtractor, data: Dataset, protocol: str, evaluation: Evaluation[Any]) -> Result:
     """What is known of a result before it is: all that says which number it is."""
-    assert data.train is not None and data.selection is not None and data.test is not None
-    splits = (data.train, data.selection, data.test)
-    what = json.dumps([subject.network.spec, subject.state_hash(), subject.mean, subject.std], sort_keys=True)
+    assert data.train is not None and data.validation is not None and data.test is not None
+    splits = (data.train, data.validation, data.test)
+    what = json.dumps([target.network.spec, target.state_hash(), target.mean, target.std], sort_keys=True)
     return Result(
         protocol=protocol,
         version=evaluation.version,
         options=json.loads(json.dumps(evaluation.options())),  # tuples become lists, as they do in the file
-        headline="",
+        primary="",
         value=None,
         interval=None,
         n_test=len(data.test),
         data=DataRecord(data.title, data.fingerprint),
         splits={split_name(s): SplitRecord(f"{split_name(s)} {rows_digest(s)[:8]}", len(s)) for s in splits},
-        geometry=subject.geometry,
-        branch=str(subject.identity.get("branch", "")),
+        geometry=target.geometry,
+        branch=str(target.identity.get("branch", "")),
         backbone=hashlib.sha256(what.encode()).hexdigest(),
         software={"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
     )
@@ -167,6 +171,6 @@ def _blank(subject: FrozenBackbone, data: Data, protocol: str, evaluation: Evalu
 
 def _shown(result: Result) -> str:
     if result.value is None or result.interval is None:
-        return ", ".join(f"{name} {value:.4g}" for name, value in result.monitors.items())
+        return ", ".join(f"{name} {value:.4g}" for name, value in result.diagnostics.items())
     low, high = result.interval
-    return f"{100 * result.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] ({result.headline})"
+    return f"{100 * result.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] ({result.primary})"

@@ -26,7 +26,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
     from sklearn.metrics import pairwise_distances
 
     places, labels = sample(run)
-    features = F.normalize(run.network.features(labelled(run)[0], run.network.headline_kind), dim=1)
+    features = F.normalize(run.network.features(labelled(run)[0], run.network.primary_feature_type), dim=1)
     points = embedding(features[places].cpu().double().numpy())
     known = sorted(set(labels.tolist()))
     names = [(run.data.classes or ())[k] for k in known]
@@ -39,7 +39,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
     some = f" of {len(known)} of the {all_classes} classes" if len(known) < all_classes else ""
     caption = (
         f"{len(labels)} test images of {run.data.title}{some} where t-SNE puts their frozen "
-        f"{run.network.headline_kind} features ({run.title}): length 1, at most {AXES} principal axes, perplexity 30, "
+        f"{run.network.primary_feature_type} features ({run.title}): length 1, at most {AXES} principal axes, perplexity 30, "
         f"seed 0. Near means alike; distances between groups and sizes of groups mean little. {same:.0%} have a "
         f"point of their own class as nearest on the map ({chance:.0%} by chance)."
     )

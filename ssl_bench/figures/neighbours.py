@@ -41,7 +41,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
     header = ["test image", "nearest", *(str(number) for number in range(2, len(rows[0])))]
     caption = (
         f"{len(rows)} test images of {run.data.title} and the {len(rows[0]) - 1} training images nearest to each, by "
-        f"cosine of the frozen {run.network.headline_kind} features of {run.title}, the nearest first. A tick and a "
+        f"cosine of the frozen {run.network.primary_feature_type} features of {run.title}, the nearest first. A tick and a "
         f"plain frame: the same class; a cross and a dashed frame: another. {right} of these {total} neighbours are of "
         "the same class."
     )
@@ -66,10 +66,10 @@ def nearest(run: OpenedRun, places: np.ndarray) -> tuple[Tensor, Tensor]:
     """(Q, k) cosines, falling, and places in the training split, of the nearest to these places of the test split."""
     test, train = labelled(run)
     frozen = run.network
-    kind = frozen.headline_kind
+    feature_type = frozen.primary_feature_type
 
     def unit(split: Split, rows: Tensor | slice) -> Tensor:
-        return F.normalize(frozen.features(split, kind, rows), dim=1)
+        return F.normalize(frozen.features(split, feature_type, rows), dim=1)
 
     asked = unit(test, torch.as_tensor(places))
     bank = (unit(train, slice(at, at + CHUNK)) for at in range(0, len(train), CHUNK))

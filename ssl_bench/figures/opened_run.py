@@ -19,14 +19,14 @@ from ssl_bench.augment import CropInWorker
 from ssl_bench.config.configuration import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
-from ssl_bench.data.dataset import RGB, Data
+from ssl_bench.data.dataset import RGB, Dataset
 from ssl_bench.data.loaders import Order, PhotographLoader, ResidentLoader, evaluation_batches
 from ssl_bench.data.module import DataModule
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import LabelledSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluate_command import speaking_network
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.evaluate_command import default_network
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.pretraining.checkpoint import load_backbone
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import build_on
@@ -52,7 +52,7 @@ class _Clock:
 class _Built:
     """A method with its weights, and what feeds it."""
 
-    data: Data
+    data: Dataset
     method: Method
     module: DataModule
     clock: _Clock
@@ -74,7 +74,7 @@ class OpenedRun:
 
     folder: Path
     info: RunInfo
-    data: Data
+    data: Dataset
     options: DataOptions
     own: bool
     device: str
@@ -86,7 +86,7 @@ class OpenedRun:
         return name if len(name) <= 40 else name[:39] + "…"
 
     @cached_property
-    def network(self) -> FrozenBackbone:
+    def network(self) -> FeatureExtractor:
         """The network that speaks for the run.
 
         Raises:
@@ -96,7 +96,7 @@ class OpenedRun:
             raise LeftOut("it is a tokenizer's run, which has no backbone")
         if self.info.kind != "baseline" and not (self.folder / "backbone.safetensors").exists():
             raise LeftOut(f"its run is {self.info.status}: there is no backbone yet")
-        return speaking_network(self.folder, self.data, self.options.num_workers, self.device)
+        return default_network(self.folder, self.data, self.options.num_workers, self.device)
 
     @property
     def _built(self) -> "_Built":
@@ -109,7 +109,10 @@ class OpenedRun:
         """The method, built once; or why it cannot be."""
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
-            kinds = {"baseline": "it is a baseline: no method trained it", "imported": "its encoder alone was imported"}
+            kinds = {
+                "baseline": "it is a baseline: no method trained it",
+                "imported": "its encoder alone was imported",
+            }
             return LeftOut(kinds.get(self.info.kind, "it has no checkpoints/last.ckpt"))
         data, said = self.data, io.StringIO()
         try:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import ssl_bench
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.evaluate_command import data_options
 from ssl_bench.figures.drawing import encoded
@@ -66,12 +66,12 @@ def write_figures(given: Figures) -> Iterator[Path]:
     Raises:
         UserError: A run cannot be drawn: its images are not there, or one of its files is damaged.
     """
-    from ssl_bench.runtime.distributed import together
+    from ssl_bench.runtime.distributed import distributed_context
 
     folders = find_runs(given.runs)
     failed: list[str] = []
-    opened: dict[str, Data] = {}
-    with together(given.device) as device:
+    opened: dict[str, Dataset] = {}
+    with distributed_context(given.device) as device:
         for number, folder in enumerate(folders, 1):
             say(f"[{number}/{len(folders)}] {folder}")
             try:
@@ -87,7 +87,7 @@ def write_figures(given: Figures) -> Iterator[Path]:
         raise UserError(failed[0] + more)
 
 
-def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Data]) -> None:
+def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Dataset]) -> None:
     info = read_run(folder)
     own = dict(info.options.get("data", {}))
     if not own and "name" not in (given.data or {}):
@@ -131,13 +131,13 @@ def _reason(state: dict[str, str]) -> str:
 
 
 def _open(
-    folder: Path, info: RunInfo, options: DataOptions, own: dict[str, Any], device: str, opened: dict[str, Data]
+    folder: Path, info: RunInfo, options: DataOptions, own: dict[str, Any], device: str, opened: dict[str, Dataset]
 ) -> OpenedRun:
     """The run on its images, which several runs may share."""
     key = repr(options)
     if key not in opened:
         try:
-            opened[key] = open_data(options)
+            opened[key] = load_dataset(options)
         except UserError as error:
             remedy = "" if "--data.root" in str(error) else "; --data.root says where they are on this machine"
             raise UserError(f"its images cannot be opened: {error}{remedy}") from None

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssl_bench.data.splits import SelectionSplit, Split, TestImages, TrainSplit
+from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluation.few_labels import folds_of, labelled, labels_of
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import Diverged, logits_of, tune
 from ssl_bench.runtime.seeds import derive
 
-Starts = dict[str, list[Tuned]]  # where fine-tuning starts -> the fine-tuned network of each draw
+Starts = dict[str, list[FineTuneModel]]  # where fine-tuning starts -> the fine-tuned network of each draw
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled images, as rows of the pool of train and selection together.
+    """The labelled images, as rows of the pool of train and validation together.
 
     Args:
         split: A split of that pool.
@@ -43,9 +43,9 @@ class Labelled:
         """Some of them to learn from."""
         return TrainSplit(self.split.pool, self.rows[which])
 
-    def held_out(self, which: np.ndarray) -> SelectionSplit:
+    def held_out(self, which: np.ndarray) -> ValidationSplit:
         """Some of them to choose on."""
-        return SelectionSplit(self.split.pool, self.rows[which])
+        return ValidationSplit(self.split.pool, self.rows[which])
 
 
 class FinetuneFewLabels(Evaluation[Starts], ABC):
@@ -95,9 +95,9 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
         self._vit = Recipe(epochs, warmup_epochs, batch_size, precision=precision, seed=seed, **augmentation)
         self._resnet = crops_alone(resnet_epochs, batch_size, precision, seed)
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[Starts]:
-        assert train.pool is selection.pool, "one pool holds both"
-        splits = train, selection
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Starts]:
+        assert train.pool is validation.pool, "one pool holds both"
+        splits = train, validation
         rows, labels = np.concatenate([split.rows for split in splits]), labels_of(splits)
         seeds = [derive(self.seed, draw) for draw in range(self.draws)]  # the draws of labels-1pct and labels-10pct
         option = f"--finetune_{round(100 * self.fraction)}pct.subset"
@@ -122,11 +122,19 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
                 curve |= {f"{name} {start} {draw}": series for name, series in taken.items()}
             if any(name.startswith(f"accuracy {start} ") for name in curve):
                 chosen[f"lr {start}"] = found if len(found) > 1 else found[0]
-        on_edge = any(lr in (min(lrs), max(lrs)) for found in chosen.values() for lr in np.atleast_1d(found))
-        kinds = tuple({model.kind: None for each in models.values() for model in each})
-        return Fit(models, kinds, chosen, {name: list(lrs) for name in chosen}, on_edge, curve, chosen_on="train")
+        at_grid_boundary = any(lr in (min(lrs), max(lrs)) for found in chosen.values() for lr in np.atleast_1d(found))
+        feature_types = tuple({model.feature_type: None for each in models.values() for model in each})
+        return Fit(
+            models,
+            feature_types,
+            chosen,
+            {name: list(lrs) for name in chosen},
+            at_grid_boundary,
+            curve,
+            chosen_on="train",
+        )
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[Starts], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Starts], test: TestImages) -> list[Prediction]:
         predictions = []
         for start, models in fit.state.items():
             labels = torch.stack([logits_of(model, backbone, test).argmax(1) for model in models])  # (R, N)
@@ -135,7 +143,7 @@ class FinetuneFewLabels(Evaluation[Starts], ABC):
 
 
 def chosen_by_folds(
-    recipes: Sequence[Recipe], backbone: FrozenBackbone, some: Labelled, start: str, folds: int, seed: int
+    recipes: Sequence[Recipe], backbone: FeatureExtractor, some: Labelled, start: str, folds: int, seed: int
 ) -> tuple[Recipe, list[float]]:
     """The recipe with the highest accuracy on held-out folds of the labelled images, and the accuracy with each.
 
@@ -168,13 +176,13 @@ def chosen_by_folds(
 
 
 def trained(
-    recipe: Recipe, backbone: FrozenBackbone, train: TrainSplit, classes: int, start: str
-) -> tuple[Tuned, dict[str, list[float]]]:
+    recipe: Recipe, backbone: FeatureExtractor, train: TrainSplit, classes: int, start: str
+) -> tuple[FineTuneModel, dict[str, list[float]]]:
     """A copy of the backbone after training, and how that went; from the `encoder`, or from the first layer of its
     projection head too (`head1`).
     """
     first = backbone.trainable_head() if start == "head1" else None
-    model = Tuned(backbone.trainable(), classes, "avg", recipe.drop_path, recipe.seed, first)
+    model = FineTuneModel(backbone.trainable(), classes, "avg", recipe.drop_path, recipe.seed, first)
     what = f"fine-tuning from the {start} on {len(train)} labels, lr {recipe.lr:g}"
     return model, tune(model, Batches(train, recipe, classes, backbone), recipe, what=what)
 
@@ -200,5 +208,5 @@ def crops_alone(epochs: int, batch_size: int, precision: str, seed: int) -> Reci
     )
 
 
-def is_resnet(backbone: FrozenBackbone) -> bool:
+def is_resnet(backbone: FeatureExtractor) -> bool:
     return not isinstance(backbone.network, Pixels) and backbone.network.is_resnet

@@ -30,7 +30,7 @@ from ssl_bench.data.geometry import see_batch, see_image
 from ssl_bench.data.pool import Pool, ResidentPool
 from ssl_bench.data.splits import Split, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.finetuning.model import CROP, MIX, ORDER, Recipe
 from ssl_bench.runtime.seeds import derive
 
@@ -65,7 +65,7 @@ class Batches:
         split: TrainSplit,
         recipe: Recipe,
         classes: int,
-        frozen: FrozenBackbone,
+        frozen: FeatureExtractor,
         labelled: np.ndarray | None = None,
     ) -> None:
         if len(split) == 0:

@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.seeds import derive
@@ -89,19 +89,19 @@ class Recipe:
 
 
 @final
-class Tuned(nn.Module):
+class FineTuneModel(nn.Module):
     """A backbone that learns, pooling, a norm where the pooling has none, and a linear head.
 
     avg: the mean patch before the final norm, through a fresh norm, as MAE, SimMIM and CAE are fine-tuned; the final
     norm is gone. A Swin's tokens are averaged after its norm, a ResNet's map is averaged (SimMIM, SimCLR).
 
     Args:
-        backbone: To train; from `FrozenBackbone.trainable`, changed in place.
+        backbone: To train; from `FeatureExtractor.trainable`, changed in place.
         classes: K.
         pooling: avg, or cls for the class token after the final norm; of ViTs.
         drop_path: Stochastic depth at the last block, growing linearly from 0, whatever the network was built with.
         seed: Of the head's first weights.
-        first: A layer between the pooled features and the head that pretraining has trained on the headline kind of
+        first: A layer between the pooled features and the head that pretraining has trained on the primary feature type of
             features, which then are what is pooled.
         head_std: Deviation of the head's first weights (MAE's); biases are 0.
 
@@ -125,17 +125,17 @@ class Tuned(nn.Module):
         width, device = backbone.dim, next(backbone.parameters()).device
         self.fc_norm: nn.Module = nn.Identity()
         if first is not None:
-            self.kind = backbone.headline_kind
+            self.feature_type = backbone.primary_feature_type
             with torch.no_grad():
                 width = first.eval()(torch.zeros(1, width, device=device)).shape[1]
         elif not backbone.is_vit:
-            self.kind = backbone.headline_kind
+            self.feature_type = backbone.primary_feature_type
         elif pooling == "cls":
-            if "cls" not in backbone.kinds:
+            if "cls" not in backbone.feature_types:
                 raise UserError("this backbone has no class token: pooling must be avg")
-            self.kind = "cls"
+            self.feature_type = "cls"
         else:
-            self.kind = "avg_raw"
+            self.feature_type = "avg_raw"
             backbone.model.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         with torch.random.fork_rng(devices=[]):  # which nn.Linear would otherwise draw from in vain
@@ -147,22 +147,22 @@ class Tuned(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) normalised images -> (B, K) logits."""
-        return self._logits(self.backbone.features(images, (self.kind,))[self.kind])
+        return self._logits(self.backbone.features(images, (self.feature_type,))[self.feature_type])
 
     @property
     def pooling(self) -> str:
         """What was pooled: avg, cls or gap."""
-        return self.kind.removesuffix("_raw")
+        return self.feature_type.removesuffix("_raw")
 
     def classify(self, tokens: Tensor) -> Tensor:
         """(B, P + N, D) tokens that the last block gave, before any norm, or a ResNet's last map -> (B, K) logits."""
         network: Any = self.backbone.model
         if self.backbone.is_resnet:
             return self._logits(network.forward_head(tokens))
-        if self.kind == "avg_raw":
+        if self.feature_type == "avg_raw":
             return self._logits(tokens[:, self.backbone.prefix :].mean(1))
         tokens = network.norm(tokens)
-        return self._logits(tokens[:, 0] if self.kind == "cls" else tokens[:, self.backbone.prefix :].mean(1))
+        return self._logits(tokens[:, 0] if self.feature_type == "cls" else tokens[:, self.backbone.prefix :].mean(1))
 
     def _logits(self, pooled: Tensor) -> Tensor:
         pooled = self.fc_norm(pooled)  # (B, D)
@@ -190,7 +190,7 @@ def set_drop_path(backbone: Backbone, last: float) -> None:
             setattr(module, name, DropPath(chance) if chance > 0 else nn.Identity())
 
 
-def layer_ids(model: Tuned) -> tuple[dict[str, int], int]:
+def layer_ids(model: FineTuneModel) -> tuple[dict[str, int], int]:
     """Each parameter's layer, and the head's, which is the largest.
 
     0 is what makes tokens or the first map: patch embedding, positions, class token, a ResNet's stem. i is the i-th
@@ -219,7 +219,7 @@ def _layer(name: str, top: int, depths: list[int]) -> int:
     return int(part.removeprefix("layer")) if part.removeprefix("layer").isdigit() else top
 
 
-def groups(model: Tuned, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+def groups(model: FineTuneModel, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters by layer, with and without weight decay; `lr_scale` is the factor on their rate.
 
     No weight decay: tensors of fewer than two dimensions, tokens, positions, and a Swin's tables of relative ones.
@@ -238,7 +238,7 @@ def groups(model: Tuned, layer_decay: float, weight_decay: float) -> list[dict[s
     return list(found.values())
 
 
-def optimizer(model: Tuned, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer(model: FineTuneModel, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's, over the model's trainable parameters; `set_rate` gives it its rates."""
     parameters = groups(model, recipe.layer_decay, recipe.weight_decay)
     if recipe.optimizer == "sgd":
@@ -258,9 +258,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def refused_pooling(backbone: FrozenBackbone, pooling: str) -> str | None:
+def refused_pooling(backbone: FeatureExtractor, pooling: str) -> str | None:
     """Why a backbone cannot be pooled so; None if it can."""
     assert isinstance(backbone.network, Backbone)
-    if pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.kinds:
+    if pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.feature_types:
         return "it has no class token to pool"
     return None

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ssl_bench.data.loaders import evaluation_batches
-from ssl_bench.data.splits import SelectionSplit, Split
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision, progress
+from ssl_bench.data.splits import Split, ValidationSplit
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
 from ssl_bench.finetuning.images import Batch, Batches
-from ssl_bench.finetuning.model import Recipe, Tuned, blocks, optimizer
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, optimizer
 from ssl_bench.finetuning.training import POINTS, SELECTION, Diverged, accuracy, autocast, mixed, update
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.acceleration import write_out_attention
@@ -184,7 +184,7 @@ class Top:
         recipe: How it learns.
     """
 
-    def __init__(self, model: Tuned, depth: float, recipe: Recipe) -> None:
+    def __init__(self, model: FineTuneModel, depth: float, recipe: Recipe) -> None:
         self.whole = depth == len(blocks(model.backbone))
         restrict(model.backbone, depth)
         self.model, self.depth, self.recipe = model, depth, recipe
@@ -217,13 +217,13 @@ class Top:
         self.model.eval().zero_grad()
 
 
-def tune_together(tops: Sequence[Top], batches: Batches, selection: SelectionSplit, what: str) -> None:
+def tune_together(tops: Sequence[Top], batches: Batches, validation: ValidationSplit, what: str) -> None:
     """Train tops on the same batches, the trunk run once for all of them; each ends as after its recipe's last epoch.
 
     Args:
         tops: Of one network, of any depths and numbers of epochs; what else their recipes say of batches is the same.
         batches: What they learn from.
-        selection: On which each one's accuracy is taken now and then, its last epoch included.
+        validation: On which each one's accuracy is taken now and then, its last epoch included.
         what: The progress bar says.
 
     A top whose loss is no number says by which epoch it diverged, and is left out from then on: it shares nothing that
@@ -261,16 +261,16 @@ def tune_together(tops: Sequence[Top], batches: Batches, selection: SelectionSpl
             if all(top.diverged for top in tops):
                 raise Diverged(f"{what} diverged by epoch {epoch + 1}: give a smaller lr than {tops[0].recipe.lr}")
             looked_at = [top for top in (learning if epoch + 1 in watched else last) if top.diverged is None]
-            for top, logits in zip(looked_at, logits_of_all(looked_at, frozen, selection), strict=True):
+            for top, logits in zip(looked_at, logits_of_all(looked_at, frozen, validation), strict=True):
                 top.curve["epoch"].append(epoch + 1.0)
                 top.curve["loss"].append(means[top])
-                top.curve[SELECTION].append(accuracy(logits, selection))
+                top.curve[SELECTION].append(accuracy(logits, validation))
             for top in last:
                 if top.diverged is None:
                     top.finish()
 
 
-def logits_of_all(tops: Sequence[Top], frozen: FrozenBackbone, split: Split) -> list[Tensor]:
+def logits_of_all(tops: Sequence[Top], frozen: FeatureExtractor, split: Split) -> list[Tensor]:
     """(N, K) float32 logits by each top of a split's images, in its order, on the processor, in full precision.
 
     In eval mode: an image's logits do not depend on which others there are. Tops are left in that mode.
@@ -289,6 +289,6 @@ def logits_of_all(tops: Sequence[Top], frozen: FrozenBackbone, split: Split) -> 
     return [torch.cat(parts) for parts in found]
 
 
-def _network(frozen: FrozenBackbone) -> Backbone:
+def _network(frozen: FeatureExtractor) -> Backbone:
     assert isinstance(frozen.network, Backbone), "raw pixels have no blocks"
     return frozen.network.eval()

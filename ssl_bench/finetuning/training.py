@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.data.loaders import evaluation_batches
-from ssl_bench.data.splits import LabelledSplit, SelectionSplit, Split
+from ssl_bench.data.splits import LabelledSplit, Split, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision, progress
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
 from ssl_bench.finetuning.images import Batch, Batches, drawing
-from ssl_bench.finetuning.model import STEP, Recipe, Tuned, optimizer, rate, set_rate
+from ssl_bench.finetuning.model import STEP, FineTuneModel, Recipe, optimizer, rate, set_rate
 from ssl_bench.optim.optimizers import clip_gradients
 from ssl_bench.runtime.acceleration import effective_precision, write_out_attention
 from ssl_bench.runtime.seeds import derive
 
-POINTS = 20  # times at most that accuracy on the selection split is taken along the way
-SELECTION = "selection accuracy"
+POINTS = 20  # times at most that accuracy on the validation split is taken along the way
+SELECTION = "validation accuracy"
 
 
 class Diverged(UserError):
@@ -75,10 +75,10 @@ def update(
 
 
 def tune(
-    model: Tuned,
+    model: FineTuneModel,
     batches: Batches,
     recipe: Recipe,
-    selection: SelectionSplit | None = None,
+    validation: ValidationSplit | None = None,
     loss: Loss = cross_entropy,
     what: str = "fine-tuning",
 ) -> dict[str, list[float]]:
@@ -88,12 +88,12 @@ def tune(
         model: To train.
         batches: What it learns from.
         recipe: How.
-        selection: Images on which accuracy is taken after some epochs, the last among them; none when not given.
+        validation: Images on which accuracy is taken after some epochs, the last among them; none when not given.
         loss: To minimise.
         what: The progress bar says.
 
     Returns:
-        epoch, training loss and, given a selection split, selection accuracy: the series that were taken.
+        epoch, training loss and, given a validation split, validation accuracy: the series that were taken.
 
     Raises:
         Diverged: The loss is not a number.
@@ -104,7 +104,7 @@ def tune(
     optim = optimizer(model, recipe)
     watched = {round(recipe.epochs * point / POINTS) for point in range(1, POINTS + 1)} | {recipe.epochs}
     curve: dict[str, list[float]] = {
-        name: [] for name in ("epoch", "loss", *([] if selection is None else [SELECTION]))
+        name: [] for name in ("epoch", "loss", *([] if validation is None else [SELECTION]))
     }
     with full_precision(), closing(batches), progress(what, recipe.epochs * batches.steps, "steps") as bar:
         for epoch in range(recipe.epochs):
@@ -120,14 +120,14 @@ def tune(
                     raise Diverged(f"{what} diverged by epoch {epoch + 1}: give a smaller lr than {recipe.lr}")
                 curve["epoch"].append(epoch + 1.0)
                 curve["loss"].append(mean)
-                if selection is not None:
-                    curve[SELECTION].append(accuracy(logits_of(model, frozen, selection), selection))
+                if validation is not None:
+                    curve[SELECTION].append(accuracy(logits_of(model, frozen, validation), validation))
     optim.zero_grad()  # gradients would be kept as long as the model is
     model.eval()
     return curve
 
 
-def logits_of(model: nn.Module, frozen: FrozenBackbone, split: Split) -> Tensor:
+def logits_of(model: nn.Module, frozen: FeatureExtractor, split: Split) -> Tensor:
     """(N, K) float32 logits of a split's images, in its order, on the processor: eval mode, full precision.
 
     An image's logits do not depend on which others there are.

@@ -54,7 +54,7 @@ class Cell:
         n_test: Test images.
         best: Whether no mean of the column is higher; never where there are baselines alone.
         unbeaten: Whether it is best, or not significantly worse than the best.
-        on_edge: Whether some run chose a value at the end of its grid, so that a wider one may give more.
+        at_grid_boundary: Whether some run chose a value at the end of its grid, so that a wider one may give more.
         repeats: What was repeated in each: `draws` at random, `conditions` that are all there are, or nothing.
         files: Predictions of each; only for who compares them, no part of what is rendered.
     """
@@ -67,7 +67,7 @@ class Cell:
     n_test: int
     best: bool = False
     unbeaten: bool = False
-    on_edge: bool = False
+    at_grid_boundary: bool = False
     repeats: str = ""
     files: tuple[Path, ...] = field(default=(), repr=False)
 
@@ -226,7 +226,7 @@ def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) 
 
 
 def _by_branch(run: Run) -> list[Run]:
-    """A run for each of its networks that was evaluated (student and teacher are rows of their own), less monitors."""
+    """A run for each of its networks that was evaluated (student and teacher are rows of their own), less diagnostics."""
     branches: dict[str, list[Result]] = {}
     for result in _values(run):
         branches.setdefault(result.branch, []).append(result)
@@ -327,8 +327,8 @@ def _columns(runs: list[Run], baselines: list[Run], images: Images) -> dict[Key,
     results += [result for run in own for result in run.results if not runs or result.data.identity == images]
     found = {_column_key(result): result for result in results}
     titles = [_column_title(result, images) for result in found.values()]
-    names = _tell_apart(titles, [{**_column_options(r), "variant": r.headline} for r in found.values()])
-    columns = [Column(name, r.headline, _oracle(r)) for name, r in zip(names, found.values(), strict=True)]
+    names = _tell_apart(titles, [{**_column_options(r), "variant": r.primary} for r in found.values()])
+    columns = [Column(name, r.primary, _oracle(r)) for name, r in zip(names, found.values(), strict=True)]
     return dict(sorted(zip(found, columns, strict=True), key=lambda item: (item[1].oracle, item[1].title)))
 
 
@@ -374,17 +374,17 @@ def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
 def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
     results = {seed: result for seed, (_, result) in found.items()}
     files = tuple(file for file, _ in found.values())
-    repeats = {score.repeats for result in results.values() if (score := result.variants.get(result.headline))}
+    repeats = {score.repeats for result in results.values() if (score := result.variants.get(result.primary))}
     values = tuple(result.value for result in results.values() if result.value is not None)
     n_test = min(result.n_test for result in results.values())
-    on_edge = any(result.selected.on_edge for result in results.values())
+    at_grid_boundary = any(result.selected.at_grid_boundary for result in results.values())
     alone = next(iter(results.values())).interval if len(results) == 1 else None  # that of its draws, where it has some
     return Cell(
         *((values[0], *alone) if alone else mean_over_seeds(values, n_test)),
         seeds=tuple(results),
         values=values,
         n_test=n_test,
-        on_edge=on_edge,
+        at_grid_boundary=at_grid_boundary,
         repeats="draws" if "draws" in repeats else "conditions" if "conditions" in repeats else "",
         files=files,
     )
@@ -481,7 +481,7 @@ def _column_key(result: Result) -> Key:
     """What must agree for two numbers to stand in one column."""
     options = {name: value for name, value in _column_options(result).items() if not name.startswith("geometry.")}
     common = _key(result.protocol, result.data.identity, _oracle(result), options)
-    return common, _key(result.headline, result.geometry)
+    return common, _key(result.primary, result.geometry)
 
 
 def _column_options(result: Result) -> dict[str, Any]:
@@ -490,7 +490,7 @@ def _column_options(result: Result) -> dict[str, Any]:
 
 
 def _oracle(result: Result) -> bool:
-    return result.selected.selection_equals_report
+    return result.selected.selected_on_test
 
 
 def _key(*parts: Any) -> str:

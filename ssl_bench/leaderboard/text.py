@@ -26,7 +26,7 @@ ORACLE = "oracle: something was chosen on the test images; not to be compared wi
 BLOCK_FIELDS = ("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens", "budget", "budget_text")
 ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "device", "runs")
 COLUMN_FIELDS = ("title", "variant", "oracle", "test")
-CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "unbeaten", "on_edge")
+CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "unbeaten", "at_grid_boundary")
 EMPTY = "No finished and evaluated run."
 
 
@@ -125,7 +125,7 @@ def legend(table: Table) -> str:
             if column.test == "intervals"
         )
     )
-    used = {"*": any(cell.unbeaten for cell in cells), "†": any(cell.on_edge for cell in cells)}
+    used = {"*": any(cell.unbeaten for cell in cells), "†": any(cell.at_grid_boundary for cell in cells)}
     marks = dict(MARKS)
     if unpaired:
         where = f" in {'; '.join(unpaired)}" if paired else ""
@@ -165,7 +165,7 @@ def score(cell: Cell | None, row: Row) -> str:
 
 def marks(cell: Cell) -> str:
     """`*`, `†`, both or nothing."""
-    return "*" * cell.unbeaten + "†" * cell.on_edge
+    return "*" * cell.unbeaten + "†" * cell.at_grid_boundary
 
 
 def percent(value: float) -> str:

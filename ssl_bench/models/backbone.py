@@ -111,8 +111,8 @@ class Backbone(nn.Module):
             self.memory_format = _memory_format(self.model)
             self.model.to(memory_format=self.memory_format)
         else:
-            kind = type(self.model).__name__
-            raise UserError(f"backbone {options.name} is a {kind}: only timm's {FAMILIES} fit here")
+            feature_type = type(self.model).__name__
+            raise UserError(f"backbone {options.name} is a {feature_type}: only timm's {FAMILIES} fit here")
 
     @property
     def is_vit(self) -> bool:
@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         return {"architecture": self.architecture, "args": self.args, "options": asdict(self.options)}
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def feature_types(self) -> tuple[str, ...]:
         """Names of the features that `features` can give; evaluations.md's terms."""
         if self.is_swin:
             return ("avg",)
@@ -174,24 +174,26 @@ class Backbone(nn.Module):
         return ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
 
     @property
-    def headline_kind(self) -> str:
+    def primary_feature_type(self) -> str:
         """The feature that stands for the network where one must be picked beforehand."""
-        return self.kinds[0]
+        return self.feature_types[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): class token after the final norm, mean token where there is none, or pooled map."""
-        return self.features(images, (self.headline_kind,))[self.headline_kind]
+        return self.features(images, (self.primary_feature_type,))[self.primary_feature_type]
 
-    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """All asked kinds of (B, D) features in one pass over (B, 3, H, W) images."""
+    def features(self, images: Tensor, feature_types: Sequence[str]) -> dict[str, Tensor]:
+        """All asked feature types of (B, D) features in one pass over (B, 3, H, W) images."""
         if self.is_swin:
             tokens = self.tokens(images)  # (B, M, D)
-            return {kind: {"avg": tokens.mean(1)}[kind] for kind in kinds}
+            return {feature_type: {"avg": tokens.mean(1)}[feature_type] for feature_type in feature_types}
         if not self.is_vit:
             images = images.contiguous(memory_format=self.memory_format)
-            return {kind: {"gap": self.model}[kind](images) for kind in kinds}
+            return {feature_type: {"gap": self.model}[feature_type](images) for feature_type in feature_types}
         classes: list[Tensor] = []  # (B, D) after each block
-        raw = self._trunk(self._embed(images, None, None, None), classes if "cls_4" in kinds else None)  # (B, P + N, D)
+        raw = self._trunk(
+            self._embed(images, None, None, None), classes if "cls_4" in feature_types else None
+        )  # (B, P + N, D)
         tokens = self.model.norm(raw)
         prefix = self.prefix
         compute = {
@@ -202,7 +204,7 @@ class Backbone(nn.Module):
             "cls_raw": lambda: raw[:, 0],
             "avg_raw": lambda: raw[:, prefix:].mean(1),
         }
-        return {kind: compute[kind]() for kind in kinds}
+        return {feature_type: compute[feature_type]() for feature_type in feature_types}
 
     def tokens(
         self, images: Tensor, keep: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.runtime.distributed import total, world_size
+from ssl_bench.runtime.distributed import all_reduce_sum, world_size
 
 
 @final
-class PrototypeHead(nn.Module):
+class DINOHead(nn.Module):
     """An MLP to a narrow unit vector, compared with K prototypes.
 
     Args:
@@ -96,7 +96,7 @@ class Centre(nn.Module):
     def update(self, logits: Tensor) -> None:
         """Move towards the mean of (..., K) logits, as many on each device, after the loss has used the old centre."""
         mean = logits.flatten(0, -2).mean(0, keepdim=True, dtype=self.center.dtype)  # (1, K)
-        self.center.mul_(self.momentum).add_(total(mean) / world_size(), alpha=1 - self.momentum)
+        self.center.mul_(self.momentum).add_(all_reduce_sum(mean) / world_size(), alpha=1 - self.momentum)
 
 
 def crop_cross_entropy(student: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Tokenizers: frozen networks that name each patch of an image with one word of a vocabulary, for a method to predict.
 
-Shapes: B images of H x W pixels, g x g tokens, N = g * g, V words, s pixels of a token's side.
+Shapes: B images of H x W pixels, g x g tokens, N = g * g, V visual tokens, s pixels of a token's side.
 """
 
 import importlib
@@ -25,7 +25,7 @@ KINDS = "the folder of a finished dvae run, DALL-E's encoder (.pth, .safetensors
 
 
 class Tokenizer(nn.Module, ABC):
-    """What turns images into words; a plug-in is a subclass that can be built without arguments.
+    """What turns images into visual tokens; a plug-in is a subclass that can be built without arguments.
 
     Attributes:
         vocabulary: V.
@@ -36,17 +36,17 @@ class Tokenizer(nn.Module, ABC):
     stride: int
 
     @abstractmethod
-    def words(self, images: Tensor) -> Tensor:
-        """(B, 3, g * s, g * s) images in [0, 1] -> (B, g, g) words, int64."""
+    def visual_tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, g * s, g * s) images in [0, 1] -> (B, g, g) visual tokens, int64."""
 
-    def pictures(self, words: Tensor) -> Tensor | None:
-        """(B, g, g) words -> (B, 3, g * s, g * s) images, about [0, 1]; None if there is no way back."""
+    def pictures(self, visual_tokens: Tensor) -> Tensor | None:
+        """(B, g, g) visual tokens -> (B, 3, g * s, g * s) images, about [0, 1]; None if there is no way back."""
         return None
 
 
 @final
 class DiscreteVAE(Tokenizer):
-    """A small discrete VAE: convolutions to logits over words, a codebook, and convolutions back to pixels.
+    """A small discrete VAE: convolutions to logits over visual tokens, a codebook, and convolutions back to pixels.
 
     Args:
         vocabulary: V.
@@ -76,15 +76,15 @@ class DiscreteVAE(Tokenizer):
         return self.encoder(2 * images - 1)  # type: ignore[no-any-return]
 
     def decode(self, weights: Tensor) -> Tensor:
-        """(B, V, h, w) weights of the words at each place -> (B, 3, h * s, w * s), about [0, 1]."""
+        """(B, V, h, w) weights of the visual tokens at each place -> (B, 3, h * s, w * s), about [0, 1]."""
         embedded = torch.einsum("bvhw,vd->bdhw", weights, self.codebook.weight.to(weights.dtype))
         return (self.decoder(embedded) + 1) / 2  # type: ignore[no-any-return]
 
-    def words(self, images: Tensor) -> Tensor:
+    def visual_tokens(self, images: Tensor) -> Tensor:
         return self.logits(images).argmax(1)
 
-    def pictures(self, words: Tensor) -> Tensor:
-        return self.decode(F.one_hot(words, self.vocabulary).movedim(-1, 1).to(self.codebook.weight.dtype))
+    def pictures(self, visual_tokens: Tensor) -> Tensor:
+        return self.decode(F.one_hot(visual_tokens, self.vocabulary).movedim(-1, 1).to(self.codebook.weight.dtype))
 
 
 class _Residual(nn.Module):
@@ -102,7 +102,7 @@ class DallE(Tokenizer):
     """The encoder of DALL-E's discrete VAE (https://github.com/openai/DALL-E), whose tokens are 8 pixels wide.
 
     A 7x7 convolution, four groups of residual blocks of one, two, four and eight times its width, the first three
-    ending in a max-pool, and logits. Published: 256 wide, two blocks a group, 8192 words.
+    ending in a max-pool, and logits. Published: 256 wide, two blocks a group, 8192 visual tokens.
 
     Args:
         hidden: Width of the first group.
@@ -135,10 +135,10 @@ class DallE(Tokenizer):
         x = 0.8 * images + 0.1  # the ends of [0, 1] have no logits
         for part in body:
             x = part(x)
-        with torch.autocast(x.device.type, enabled=False):  # in half precision words would tie
+        with torch.autocast(x.device.type, enabled=False):  # in half precision visual tokens would tie
             return output(x.float())  # type: ignore[no-any-return]
 
-    def words(self, images: Tensor) -> Tensor:
+    def visual_tokens(self, images: Tensor) -> Tensor:
         return self.logits(images).argmax(1)
 
     @classmethod
@@ -188,8 +188,8 @@ def _torch_name(official: str) -> str:
 
 
 @final
-class PatchWords(nn.Module):
-    """A frozen tokenizer as a method uses it: the words of a view's patches.
+class PatchTokens(nn.Module):
+    """A frozen tokenizer as a method uses it: the visual tokens of a view's patches.
 
     The tokenizer sees a bicubic copy of the view that has a token per patch. Its weights are no part of checkpoints.
 
@@ -212,28 +212,32 @@ class PatchWords(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, N) words."""
+        """(B, 3, H, W) normalised -> (B, N) visual tokens."""
         tokenizer = self.held[0].to(views.device)
         pixels = views.float() * self.std.float() + self.mean.float()
         side = self.grid * tokenizer.stride
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
         kind = views.device.type
-        half = kind == "cuda" and torch.is_autocast_enabled(kind)  # as officially; bfloat16 would change many words
+        half = kind == "cuda" and torch.is_autocast_enabled(
+            kind
+        )  # as officially; bfloat16 would change many visual tokens
         with torch.autocast(kind, torch.float16 if half else None, enabled=half):
-            return tokenizer.words(pixels.clamp(0, 1)).flatten(1)
+            return tokenizer.visual_tokens(pixels.clamp(0, 1)).flatten(1)
 
     @torch.no_grad()
-    def images(self, words: Tensor, side: int) -> Tensor:
-        """(B, N) words -> (B, 3, side, side), normalised as views are.
+    def images(self, visual_tokens: Tensor, side: int) -> Tensor:
+        """(B, N) visual tokens -> (B, 3, side, side), normalised as views are.
 
         Raises:
             UserError: The tokenizer has no decoder.
         """
-        tokenizer = self.held[0].to(words.device)
-        pixels = tokenizer.pictures(words.unflatten(1, (self.grid, self.grid)))
+        tokenizer = self.held[0].to(visual_tokens.device)
+        pixels = tokenizer.pictures(visual_tokens.unflatten(1, (self.grid, self.grid)))
         if pixels is None:
-            raise UserError(f"its words come from a {type(tokenizer).__name__}, which has no decoder to draw them")
+            raise UserError(
+                f"its visual tokens come from a {type(tokenizer).__name__}, which has no decoder to draw them"
+            )
         if pixels.shape[-1] != side:
             pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
         return (pixels.clamp(0, 1) - self.mean) / self.std

@@ -20,25 +20,27 @@ from ssl_bench.optim.schedules import (
 )
 
 
-def parameter_groups(model: nn.Module, undecayed: Collection[str] = ()) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, no_weight_decay: Collection[str] = ()) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those with weight decay, and biases and norms, which have none.
 
     Those are the tensors of fewer than two dimensions, and whatever is named so (DINO, MAE, iBOT, CAE), and the names
-    in ``undecayed``. LARS scales the first group's steps alone.
+    in ``no_weight_decay``. LARS scales the first group's steps alone.
     """
-    assert set(undecayed) <= {name for name, _ in model.named_parameters()}, f"no such parameters: {undecayed}"
+    assert set(no_weight_decay) <= {name for name, _ in model.named_parameters()}, (
+        f"no such parameters: {no_weight_decay}"
+    )
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            bare = parameter.ndim < 2 or name.endswith(".bias") or name in undecayed
+            bare = parameter.ndim < 2 or name.endswith(".bias") or name in no_weight_decay
             (plain if bare else decayed).append(parameter)
     return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, optim: Optim, undecayed: Collection[str] = ()) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: Optim, no_weight_decay: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimiser of a recipe over a model's trainable parameters; rates are set per step by `StepSchedule`."""
-    groups = [group for group in parameter_groups(model, undecayed) if group["params"]]
+    groups = [group for group in parameter_groups(model, no_weight_decay) if group["params"]]
     shared: dict[str, Any] = {"lr": 0.0, "weight_decay": optim.weight_decay}
     if optim.name == "adamw":
         fused = all(p.is_floating_point() for g in groups for p in g["params"])

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file, save_file
 
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.data.dataset import Data
+from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.tokenizers import DiscreteVAE
@@ -85,7 +85,7 @@ def start_from(method: Method, run: Path) -> None:
     method.load_state_dict(dict(weights))
 
 
-def save_backbone(folder: Path, method: Method, data: Data) -> None:
+def save_backbone(folder: Path, method: Method, data: Dataset) -> None:
     """The evaluated backbone of a method, with the data's mean and deviation, and its other branches beside it."""
     write_backbones(folder, method, data.mean, data.std)
 

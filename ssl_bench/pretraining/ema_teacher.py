@@ -15,7 +15,7 @@ from ssl_bench.optim.schedules import cosine
 
 
 @final
-class Teacher(nn.Module):
+class EMATeacher(nn.Module):
     """Moving average of a student's parameters, matched by name.
 
     It starts as an exact copy. Buffers are not averaged (BYOL, DINO): batch norm keeps statistics of its own. It has no

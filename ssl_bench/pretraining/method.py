@@ -18,7 +18,7 @@ from ssl_bench.data.batch import Batch
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
 from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.reconstruction import Reconstruction
 
 
@@ -26,7 +26,7 @@ class Method(pl.LightningModule, ABC):
     """Self-supervised pretraining of a backbone.
 
     A subclass builds its parts in ``__init__`` (typed, with the paper's numbers as defaults), describes its ``views``
-    and computes its ``loss``. A `Teacher` among its parts is updated after each optimiser step.
+    and computes its ``loss``. A `EMATeacher` among its parts is updated after each optimiser step.
 
     Args:
         backbone: The network being pretrained; None where the product is a tokenizer.
@@ -37,7 +37,7 @@ class Method(pl.LightningModule, ABC):
     product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
     needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
     unlabelled_too: bool = False  # if so, whether on the other images as well, whose label is -1
-    undecayed: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
+    no_weight_decay: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
     backbone: Backbone
 
@@ -67,7 +67,7 @@ class Method(pl.LightningModule, ABC):
     @property
     def branches(self) -> dict[str, Backbone]:
         """Name -> each network that could be evaluated, `evaluated` first: the encoder, or student and teacher."""
-        followers = (module for part in self.children() if isinstance(part, Teacher) for module in part.modules())
+        followers = (module for part in self.children() if isinstance(part, EMATeacher) for module in part.modules())
         teachers = [module for module in followers if isinstance(module, Backbone)]
         named = {"student": self.backbone, "teacher": teachers[0]} if teachers else {"encoder": self.backbone}
         return dict(sorted(named.items(), key=lambda item: item[1] is not self.evaluated))
@@ -123,7 +123,7 @@ class Method(pl.LightningModule, ABC):
         images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = build_optimizer(self, self.optim, self.undecayed)
+        optimizer = build_optimizer(self, self.optim, self.no_weight_decay)
         self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
         self._schedule.apply(optimizer, self.trainer.global_step)
         return optimizer
@@ -140,5 +140,5 @@ class Method(pl.LightningModule, ABC):
         self._schedule.apply(optimizer, step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for part in self.children():
-            if isinstance(part, Teacher):
+            if isinstance(part, EMATeacher):
                 part.update(step, self.total_steps)

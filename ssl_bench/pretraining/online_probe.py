@@ -1,7 +1,7 @@
 """What is watched while pretraining runs: can the features be used, and have they collapsed?
 
-On a part of the labelled training images as bank and of the selection split as queries; never on test images. The
-numbers are monitors: results come from `ssl-bench evaluate`.
+On a part of the labelled training images as bank and of the validation split as queries; never on test images. The
+numbers are diagnostics: results come from `ssl-bench evaluate`.
 
 Shapes: N images of the bank, M queries, D features, K classes.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ssl_bench.config.options import ProbeOptions
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Data
-from ssl_bench.data.splits import LabelledSplit, SelectionSplit, TrainSplit
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.data.dataset import Dataset
+from ssl_bench.data.splits import LabelledSplit, TrainSplit, ValidationSplit
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.evaluation.knn_search import neighbours
 from ssl_bench.evaluation.representation_metrics import effective_rank, singular_values
 from ssl_bench.evaluation.ridge import LeastSquares
@@ -63,11 +63,11 @@ class OnlineProbe(pl.Callback):
     """k-NN and linear accuracy, spread and rank of the features, at the start and every few epochs.
 
     Args:
-        data: Its train and selection splits, or its unlabelled images.
+        data: Its train and validation splits, or its unlabelled images.
         options: How often, on how many images.
     """
 
-    def __init__(self, data: Data, options: ProbeOptions) -> None:
+    def __init__(self, data: Dataset, options: ProbeOptions) -> None:
         self.data, self.options = data, options
         self.latest: dict[str, float] = {}
         self.start: Spread | None = None
@@ -75,9 +75,9 @@ class OnlineProbe(pl.Callback):
         pool = data.train.pool if data.train is not None else data.pretrain
         self.bank: LabelledSplit = TrainSplit(pool, _evenly(rows, options.images))
         self.queries: LabelledSplit | None = None
-        if data.selection is not None and len(data.selection):
-            few = _evenly(data.selection.rows, max(1, options.images // 4))
-            self.queries = SelectionSplit(data.selection.pool, few)
+        if data.validation is not None and len(data.validation):
+            few = _evenly(data.validation.rows, max(1, options.images // 4))
+            self.queries = ValidationSplit(data.validation.pool, few)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.options.every_n_epochs != 0 and self.start is None and trainer.is_global_zero:
@@ -100,12 +100,12 @@ class OnlineProbe(pl.Callback):
     def _probe(self, trainer: pl.Trainer, module: Any) -> None:
         if module.product != "backbone":
             return
-        frozen = FrozenBackbone(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
-        bank = frozen.features(self.bank, frozen.headline_kind)  # (N, D)
+        frozen = FeatureExtractor(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
+        bank = frozen.features(self.bank, frozen.primary_feature_type)  # (N, D)
         now = spread(bank)
         self.latest = {"feature_std": now.deviation, "feature_rank": now.rank}
         if self.queries is not None:
-            queries = frozen.features(self.queries, frozen.headline_kind)  # (M, D)
+            queries = frozen.features(self.queries, frozen.primary_feature_type)  # (M, D)
             labels, answers = (torch.as_tensor(s.labels, device=bank.device) for s in (self.bank, self.queries))
             classes = int(max(labels.max(), answers.max())) + 1
             unit: Callable[[Tensor], Tensor] = lambda f: F.normalize(f, dim=1)  # noqa: E731

@@ -24,7 +24,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.configuration import dump
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.features import peak_memory
@@ -143,12 +143,12 @@ class SeedEachBatch(pl.Callback):
         torch.manual_seed(derive(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank, 1))
 
 
-def build(config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
+def build(config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
     """Data, method and data module of a configuration."""
-    return build_on(open_data(DataOptions(**config["data"])), config)
+    return build_on(load_dataset(DataOptions(**config["data"])), config)
 
 
-def build_on(data: Data, config: dict[str, Any]) -> tuple[Data, Method, DataModule]:
+def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
     """The same on data that are open already."""
     data_options = data.options
     given = dict(config["method"])
@@ -184,7 +184,7 @@ def build_on(data: Data, config: dict[str, Any]) -> tuple[Data, Method, DataModu
     return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
 
 
-def _labelled(data: Data, method: Method) -> Data:
+def _labelled(data: Dataset, method: Method) -> Dataset:
     """What a method that learns from labels trains on."""
     data.require_labels()
     names = method.evaluated_classifier.names if method.evaluated_classifier is not None else None
@@ -208,7 +208,7 @@ def prepare_process() -> None:
     keep_freed_memory()
 
 
-def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data: Data, run: WandbRun) -> pl.Trainer:
+def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data: Dataset, run: WandbRun) -> pl.Trainer:
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv"), WandbMetrics(run)]
     probe = OnlineProbe(data, ProbeOptions(**config["probe"]))
     callbacks = [SeedEachBatch(config["seed"]), StopAtNaN(), probe, Progress(probe), SaveLast(folder, config)]
@@ -236,7 +236,7 @@ def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data
     )
 
 
-def _describe_run(config: dict[str, Any], data: Data, method: Method, command: Sequence[str]) -> RunInfo:
+def _describe_run(config: dict[str, Any], data: Dataset, method: Method, command: Sequence[str]) -> RunInfo:
     views = method.views()
     pretrains = method.product == "backbone"
     return RunInfo(

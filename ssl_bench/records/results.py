@@ -144,7 +144,7 @@ class Score:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """Name and number of images of what was used as train, selection or test."""
+    """Name and number of images of what was used as train, validation or test."""
 
     name: str
     count: int
@@ -157,19 +157,19 @@ class Selected:
     Args:
         grid: Option -> the values it was chosen from.
         chosen: Option -> chosen value.
-        on_edge: Whether a chosen value lies at an end of its grid.
-        edge_tied: Whether the value next to that end is as accurate, where that was looked at.
-        selection_split: Images it was chosen on: the selection split; the training images, by cross-validation or
+        at_grid_boundary: Whether a chosen value lies at an end of its grid.
+        boundary_tied: Whether the value next to that end is as accurate, where that was looked at.
+        selected_on: Images it was chosen on: the validation split; the training images, by cross-validation or
             leave-one-out; none when nothing was chosen.
-        selection_equals_report: Whether those were the reported ones: an oracle's number, never ranked.
+        selected_on_test: Whether those were the reported ones: an oracle's number, never ranked.
     """
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
-    on_edge: bool = False
-    selection_split: Literal["selection", "train", "none"] = "none"
-    selection_equals_report: bool = False
-    edge_tied: bool = False
+    at_grid_boundary: bool = False
+    selected_on: Literal["validation", "train", "none"] = "none"
+    selected_on_test: bool = False
+    boundary_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,16 @@ class Result:
         protocol: Its name.
         version: Of the protocol: numbers of different versions are not compared.
         options: Option -> value of its constructor.
-        headline: The variant whose number is the protocol's; empty where it only monitors.
-        value: Accuracy of the headline variant, in [0, 1]; None where it only monitors.
+        primary: The variant whose number is the protocol's; empty where it only diagnostics.
+        value: Accuracy of the primary variant, in [0, 1]; None where it only diagnostics.
         interval: Its 95 % interval.
         n_test: Test images.
         data: The images evaluated on.
-        splits: train, selection, test.
-        variants: All variants, the headline included.
+        splits: train, validation, test.
+        variants: All variants, the primary included.
         selected: What was chosen, and where.
         curve: Named series over the fit.
-        monitors: Name -> a number that describes the features and is never ranked.
+        diagnostics: Name -> a number that describes the features and is never ranked.
         features: Kinds of features used.
         geometry: How an image became the backbone's input.
         branch: Which network of the method: encoder, online, teacher.
@@ -211,7 +211,7 @@ class Result:
     protocol: str
     version: int
     options: dict[str, Any]
-    headline: str
+    primary: str
     value: float | None
     interval: Interval | None
     n_test: int
@@ -220,7 +220,7 @@ class Result:
     variants: dict[str, Score] = field(default_factory=dict)
     selected: Selected = Selected()
     curve: dict[str, list[float]] = field(default_factory=dict)
-    monitors: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)
     branch: str = ""
@@ -290,7 +290,7 @@ def read_run(folder: Path) -> RunInfo:
 def write_result(folder: Path, result: Result, predictions: Predictions) -> Path:
     """Write predictions, then the record, and give its path: where there is a record, there are its predictions."""
     stem = recorded_stem(folder, read_run(folder), result)
-    _write_predictions(folder / "predictions" / f"{stem}.parquet", result.headline, predictions)
+    _write_predictions(folder / "predictions" / f"{stem}.parquet", result.primary, predictions)
     path = folder / "results" / f"{stem}.json"
     write_json(path, dataclasses.asdict(result))
     return path
@@ -318,7 +318,7 @@ def recorded_stem(folder: Path, info: RunInfo, result: Result) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read the predictions of one result: of its headline variant, called `prediction`, as an array (R, N).
+    """Read the predictions of one result: of its primary variant, called `prediction`, as an array (R, N).
 
     Raises:
         UserError: There are none, or they are damaged.
@@ -426,17 +426,17 @@ def _runs_below(folder: Path) -> Iterable[Path]:
         yield from _runs_below(folder / name)
 
 
-def _write_predictions(path: Path, headline: str, predictions: Predictions) -> None:
-    """A column per variant, the headline's called `prediction`; per repetition `prediction#0`, `prediction#1` ..."""
+def _write_predictions(path: Path, primary: str, predictions: Predictions) -> None:
+    """A column per variant, the primary's called `prediction`; per repetition `prediction#0`, `prediction#1` ..."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet
 
-    assert not headline or headline in predictions.variants, f"no predictions of the headline variant {headline}"
+    assert not primary or primary in predictions.variants, f"no predictions of the primary variant {primary}"
     assert not {"id", "label", "prediction"} & predictions.variants.keys(), "a variant has the name of a column"
     columns = {"id": pa.array(predictions.ids, pa.string()), "label": pa.array(predictions.labels, pa.int64())}
-    for variant, labels in sorted(predictions.variants.items(), key=lambda item: item[0] != headline):
-        name = "prediction" if variant == headline else variant
+    for variant, labels in sorted(predictions.variants.items(), key=lambda item: item[0] != primary):
+        name = "prediction" if variant == primary else variant
         repeated = len(labels) > 0 and np.ndim(labels) == 2
         for number, row in enumerate(labels if repeated else [labels]):
             columns[f"{name}#{number}" if repeated else name] = pa.array(row, pa.int64())

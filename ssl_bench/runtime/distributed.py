@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 @contextmanager
-def together(device: str) -> Iterator[str]:
+def distributed_context(device: str) -> Iterator[str]:
     """The device of this process; for as long, processes that torchrun started know of each other.
 
     Args:
@@ -54,9 +54,9 @@ def gather(rows: Tensor) -> Tensor:
     return rows if world_size() == 1 else _Gather.apply(rows)  # type: ignore[no-any-return]
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over devices, with gradient to every device's part."""
-    return values if world_size() == 1 else _Total.apply(values)  # type: ignore[no-any-return]
+    return values if world_size() == 1 else _AllReduceSum.apply(values)  # type: ignore[no-any-return]
 
 
 class _Gather(torch.autograd.Function):
@@ -74,7 +74,7 @@ class _Gather(torch.autograd.Function):
         return summed.narrow(0, ctx.count * rank(), ctx.count)
 
 
-class _Total(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         summed = values.clone(memory_format=torch.contiguous_format)
@@ -108,11 +108,11 @@ class SyncedBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (x.ndim - 2)
         values = x if x.dtype == torch.float64 else x.float()
         count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = total(torch.cat([values.sum(across), count]))  # (C + 1,)
+        sums = all_reduce_sum(torch.cat([values.sum(across), count]))  # (C + 1,)
         count = sums[-1]
         mean = sums[:-1] / count  # (C,)
         centred = values - mean.view(shape)
-        variance = total(centred.square().sum(across)) / count  # (C,)
+        variance = all_reduce_sum(centred.square().sum(across)) / count  # (C,)
         if self.running_mean is not None and self.running_var is not None:
             assert self.momentum is not None and self.num_batches_tracked is not None
             with torch.no_grad():

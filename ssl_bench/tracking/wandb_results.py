@@ -21,7 +21,7 @@ from ssl_bench.records.results import Result, Run, load_runs, read_run, recorded
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
 
-COLUMNS = ["protocol", "variant", "headline", "accuracy", "low", "high", "test images", "data", "branch", "seconds"]
+COLUMNS = ["protocol", "variant", "primary", "accuracy", "low", "high", "test images", "data", "branch", "seconds"]
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def summary(run: Run) -> dict[str, Any]:
             low, high = result.interval
             numbers |= {f"{stem}/accuracy": result.value, f"{stem}/low": low, f"{stem}/high": high}
             numbers[f"{stem}/test_images"] = result.n_test
-        numbers |= {f"{stem}/{name}": value for name, value in result.monitors.items()}
+        numbers |= {f"{stem}/{name}": value for name, value in result.diagnostics.items()}
         for name, score in result.variants.items():
             numbers[f"{stem}/variants/{name}"] = score.value
     return {name: value for name, value in numbers.items() if value is not None}
@@ -161,6 +161,6 @@ def _rows(run: Run, result: Result) -> Iterator[list[Any]]:
     stem = recorded_stem(run.folder, run.info, result)
     for name, score in result.variants.items():
         yield [
-            *(stem, name, name == result.headline, score.value, *score.interval, result.n_test),
+            *(stem, name, name == result.primary, score.value, *score.interval, result.n_test),
             *(result.data.title, result.branch, result.cost.seconds),
         ]

@@ -49,9 +49,9 @@ def test_the_plan_is_the_product(tmp_path: Path) -> None:
     assert len(benchmark.fits) == 2 * 2
     assert len({job.folder for job in benchmark.fits}) == 4
     folders = [str(job.folder) for job in benchmark.fits]
-    subjects = subjects_of(benchmark)
+    targets = subjects_of(benchmark)
     randoms = {"random:vit_pico_patch4_32@0": None, "random:vit_pico_patch4_32@1": None}  # the methods share networks
-    assert subjects == {**{folder: folder for folder in folders}, **randoms, "pixels": None}
+    assert targets == {**{folder: folder for folder in folders}, **randoms, "pixels": None}
     random = next(job for job in benchmark.jobs if "random:vit_pico_patch4_32@1" in job.argv)
     assert {"--backbone.img_size=8", "--backbone.depth=1"} < set(random.argv)
 
@@ -386,9 +386,9 @@ def test_followers_start_from_the_run_before(tmp_path: Path) -> None:
         assert (value(distilled, "backbone.name"), value(distilled, "backbone.width")) == ("resnet_nano", None)
         assert len({value(job, "seed") for job in (first, tuned, distilled, fewer)}) == 1
     assert len({job.folder for job in benchmark.fits}) == 8
-    subjects = subjects_of(benchmark)
-    assert {str(job.folder) for job in benchmark.fits} <= set(subjects)
-    randoms = {subject for subject in subjects if subject.startswith("random:")}
+    targets = subjects_of(benchmark)
+    assert {str(job.folder) for job in benchmark.fits} <= set(targets)
+    randoms = {target for target in targets if target.startswith("random:")}
     assert randoms == {f"random:{name}@{seed}" for name in ("resnet_micro", "resnet_nano") for seed in (0, 1)}
 
 

@@ -37,7 +37,14 @@ def run_of(folder: Path, options: BackboneOptions, **info: Any) -> Path:
     folder.mkdir(parents=True)
     write_backbone(folder, backbone, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
     chosen = {"method": {"name": "mae", "mask_ratio": 0.6}, "data": {"name": "cifar10", "root": "/home/me"}}
-    known = {"status": "finished", "kind": "pretrained", "method": "mae", "data": DATA, "epochs": 200.0, "seed": 3}
+    known = {
+        "status": "finished",
+        "kind": "pretrained",
+        "method": "mae",
+        "data": DATA,
+        "epochs": 200.0,
+        "seed": 3,
+    }
     write_run(folder, RunInfo(**{**known, "options": chosen, **info}))
     if info.get("kind") != "imported":
         result = Result("linear", 1, {}, "cls+avg", 0.723, (0.712, 0.734), 10000, DATA)

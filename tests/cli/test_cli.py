@@ -76,7 +76,7 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
         (["evaluate", "random:resnet17", "--data", "digits"], "no backbone 'resnet17'; did you mean 'resnet18'?"),
         (["evaluate", "pixels", "--data", "cifra10"], "did you mean 'cifar10'?"),
         (["evaluate", "pixels", "--data", "cifar10", "--data.root", "nowhere"], "--data.download"),
-        (["evaluate", "pixels", "--data", "digits", "--knn.headline_k", "3"], "headline_k 3 is not among k"),
+        (["evaluate", "pixels", "--data", "digits", "--knn.primary_k", "3"], "primary_k 3 is not among k"),
         (["leaderboard", "--by", "epoch"], "no budget 'epoch'; did you mean 'epochs'?"),
         (["benchmark", "-c", "dmeo"], "no benchmark 'dmeo'; did you mean 'demo'?"),
         (["benchmark", "-c", "missing.yaml"], "no file missing.yaml"),
@@ -103,7 +103,7 @@ def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:
     assert main(["fit", "--method", "mae", *TINY, *runs]) == 0
     again = capsys.readouterr()
     assert again.out.splitlines() == [folder] and "already done" in again.err
-    subjects = [folder, "random:vit_pico_patch4_32", "pixels"]
+    targets = [folder, "random:vit_pico_patch4_32", "pixels"]
     options = [
         "--data",
         "digits",
@@ -115,11 +115,11 @@ def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:
         "64",
         "--linear.views=0",
     ]
-    assert main(["evaluate", *subjects, *options, *runs]) == 0
+    assert main(["evaluate", *targets, *options, *runs]) == 0
     folders = capsys.readouterr().out.splitlines()
     assert folders[0] == folder and len(folders) == 3
     result = json.loads((Path(folder) / "results" / "linear.json").read_text())
-    assert result["selected"]["selection_split"] == "selection" and result["n_test"] > 400
+    assert result["selected"]["selected_on"] == "validation" and result["n_test"] > 400
     assert (Path(folder) / "predictions" / "knn.parquet").exists()
     assert main(["evaluate", *folders, *options, "--runs", str(tmp_path / "elsewhere")]) == 0  # baselines by folder
     again = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What every opened data set has: splits, selection, statistics, fingerprint; and pools' digests."""
+"""What every opened data set has: splits, validation, statistics, fingerprint; and pools' digests."""
 
 import hashlib
 import importlib
@@ -15,14 +15,14 @@ from pictures import encoded, picture
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data import pool as pool_module
 from ssl_bench.data.catalogue import CATALOGUE
-from ssl_bench.data.dataset import measured, open_data
+from ssl_bench.data.dataset import load_dataset, measured
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool
-from ssl_bench.data.splits import carve, stratified_selection
+from ssl_bench.data.splits import split_off_test, stratified_validation
 from ssl_bench.errors import UserError
 
 
 def digits(**options):
-    return open_data(DataOptions(name="digits", **options))
+    return load_dataset(DataOptions(name="digits", **options))
 
 
 def resident(count: int = 6, labels: bool = True) -> ResidentPool:
@@ -46,39 +46,39 @@ def test_catalogue_needs_no_torch_and_its_loaders_exist():
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="no data set 'cifra10'; did you mean 'cifar10'"):
-        open_data(DataOptions(name="cifra10"))
+        load_dataset(DataOptions(name="cifra10"))
 
 
 def test_bad_selection_fraction():
-    with pytest.raises(UserError, match="--data.selection_fraction is 1.5"):
-        digits(selection_fraction=1.5)
+    with pytest.raises(UserError, match="--data.val_fraction is 1.5"):
+        digits(val_fraction=1.5)
 
 
 def test_train_and_selection_make_up_the_official_training_images():
     data = digits()
-    both = np.sort(np.concatenate([data.train.rows, data.selection.rows]))
-    assert (both == np.arange(1287)).all() and data.train.pool is data.selection.pool is data.pretrain
+    both = np.sort(np.concatenate([data.train.rows, data.validation.rows]))
+    assert (both == np.arange(1287)).all() and data.train.pool is data.validation.pool is data.pretrain
     counts = np.bincount(data.pretrain.labels)
-    assert np.bincount(data.selection.labels).tolist() == [round(0.1 * count) for count in counts]
+    assert np.bincount(data.validation.labels).tolist() == [round(0.1 * count) for count in counts]
     assert data.test.rows.tolist() == list(range(510)) and not set(data.test.ids) & set(data.pretrain.ids)
 
 
 def test_selection_follows_its_own_seed_only():
-    rows = digits().selection.rows
-    assert (digits().selection.rows == rows).all()
-    assert (digits(split_seed=1).selection.rows != rows).any()
-    assert len(digits(selection_fraction=0.0).selection) == 0
-    assert len(digits(selection_fraction=0.5).selection) == pytest.approx(1287 / 2, abs=10)
+    rows = digits().validation.rows
+    assert (digits().validation.rows == rows).all()
+    assert (digits(split_seed=1).validation.rows != rows).any()
+    assert len(digits(val_fraction=0.0).validation) == 0
+    assert len(digits(val_fraction=0.5).validation) == pytest.approx(1287 / 2, abs=10)
 
 
 def test_stratified_part_by_hand():
     labels = np.array([0] * 30 + [1] * 4 + [2] * 2 + [3])
-    chosen = stratified_selection(labels, 0.1, seed=0)
+    chosen = stratified_validation(labels, 0.1, seed=0)
     assert [int(chosen[labels == label].sum()) for label in range(4)] == [3, 1, 1, 0]
 
 
 def test_carve_keeps_every_image_once():
-    train, test = carve(resident(30))
+    train, test = split_off_test(resident(30))
     assert sorted(train.ids + test.ids) == sorted(resident(30).ids) and np.bincount(test.labels).tolist() == [2, 2, 2]
 
 
@@ -106,7 +106,7 @@ def test_image_size_is_native_or_as_asked():
 def test_fingerprint_is_plain_complete_and_repeatable():
     data = digits()
     assert json.loads(json.dumps(data.fingerprint)) == data.fingerprint == digits().fingerprint
-    parts = {"pretrain": data.pretrain, "train": data.train, "selection": data.selection, "test": data.test}
+    parts = {"pretrain": data.pretrain, "train": data.train, "validation": data.validation, "test": data.test}
     assert data.fingerprint["images"] == {name: len(part) for name, part in parts.items()}
     assert data.fingerprint["skipped"] == {"count": 0, "names": []} and len(data.fingerprint["sha256"]) == 64
     assert data.fingerprint["sha256_covers"] == "content and labels" and data.fingerprint["test_is"] == "official"

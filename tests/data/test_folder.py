@@ -8,7 +8,7 @@ import pytest
 from pictures import SHARED, encoded, picture
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.errors import UserError
 
@@ -16,8 +16,8 @@ SPLITS = ["train/cat", "train/dog", "test/cat", "test/dog"]
 PHOTOGRAPHS = SHARED / "imagenet-sample"
 
 
-def opened(root: Path, **options) -> Data:
-    return open_data(DataOptions(name="folder", root=str(root), **options))
+def opened(root: Path, **options) -> Dataset:
+    return load_dataset(DataOptions(name="folder", root=str(root), **options))
 
 
 def refusal(root: Path, **options) -> str:
@@ -31,7 +31,7 @@ def test_train_and_test_folders(class_folders):
     data = opened(class_folders(SPLITS, count=10, width=200, height=150))
     assert data.title == "own pictures" and data.classes == ("cat", "dog") and data.image_size == 224
     assert isinstance(data.pretrain, EncodedPool) and data.mean == (0.485, 0.456, 0.406)
-    assert (len(data.train), len(data.selection), len(data.test), len(data.pretrain)) == (18, 2, 20, 20)
+    assert (len(data.train), len(data.validation), len(data.test), len(data.pretrain)) == (18, 2, 20, 20)
     assert (
         data.test.ids[:2] == ["test/cat/000.png", "test/cat/001.png"]
         and data.test.labels.tolist() == [0] * 10 + [1] * 10
@@ -70,12 +70,12 @@ def test_class_folders_alone_give_a_fifth_to_test(class_folders):
     assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
     assert len(data.pretrain) == 24 and not set(data.test.ids) & set(data.pretrain.ids)
     assert data.fingerprint["test_is"] == "a fifth of each class of the training images, seed 0"
-    assert opened(root, split_seed=5).test.ids == data.test.ids  # only selection follows that seed
+    assert opened(root, split_seed=5).test.ids == data.test.ids  # only validation follows that seed
 
 
 def test_one_image_per_class_pretrains_but_is_not_evaluated(class_folders):
     data = opened(class_folders(["a", "b", "c"], count=1))
-    assert len(data.pretrain) == 3 and data.test is None and len(data.selection) == 0
+    assert len(data.pretrain) == 3 and data.test is None and len(data.validation) == 0
     with pytest.raises(
         UserError, match="no test images.*class 'a' has fewer than two images; sort .* into train/ and test/"
     ):
@@ -87,7 +87,7 @@ def test_flat_folder_is_unlabelled(tmp_path):
         picture(index, 120, 100).save(tmp_path / f"{index}.JPEG")
     data = opened(tmp_path)
     assert len(data.pretrain) == 5 and data.classes is None and data.pretrain.labels is None
-    assert data.train is data.selection is data.test is None
+    assert data.train is data.validation is data.test is None
     with pytest.raises(UserError, match="has no labels, which evaluations need"):
         data.require_labels()
 
@@ -100,7 +100,7 @@ def test_flat_train_folder_is_unlabelled(tmp_path):
 
 def test_train_without_test_pretrains_but_is_not_evaluated(class_folders):
     data = opened(class_folders(["train/a", "train/b"], count=10))
-    assert len(data.selection) == 2 and data.test is None
+    assert len(data.validation) == 2 and data.test is None
     with pytest.raises(UserError, match=r"no test images.*add .*test \(or val\)"):
         data.require_labels()
 
@@ -146,7 +146,7 @@ def test_strict_stops_at_a_broken_file(class_folders, size):
 def test_what_is_wrong_is_said_in_one_line(class_folders, tmp_path):
     assert "--data.root" in refusal(tmp_path / "absent")
     with pytest.raises(UserError, match="--data folder needs --data.root"):
-        open_data(DataOptions(name="folder"))
+        load_dataset(DataOptions(name="folder"))
     (tmp_path / "empty").mkdir()
     assert "no images in" in refusal(tmp_path / "empty")
     root = class_folders(SPLITS)
@@ -193,7 +193,7 @@ def test_photographs_grouped_into_coarse_classes(tmp_path):
     data = opened(tmp_path / "photographs")
     data.require_labels()
     assert data.classes == tuple(sorted(kinds)) and len(data.pretrain) + len(data.test) == 62
-    assert len(data.selection) >= 3 and data.image_size == 224
+    assert len(data.validation) >= 3 and data.image_size == 224
     alone = opened(PHOTOGRAPHS)
     assert len(alone.pretrain) == 62 and len(alone.classes) == 62
     with pytest.raises(UserError, match="fewer than two images"):

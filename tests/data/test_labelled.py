@@ -7,7 +7,7 @@ from pictures import picture
 
 from ssl_bench.augment.views import View
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.loaders import RawBatch
 from ssl_bench.data.module import DataModule
 from ssl_bench.data.pool import ResidentPool
@@ -16,10 +16,10 @@ from ssl_bench.errors import UserError
 
 
 def digits(**options):
-    return open_data(DataOptions(name="digits", **options))
+    return load_dataset(DataOptions(name="digits", **options))
 
 
-def names(data: Data) -> set[str]:
+def names(data: Dataset) -> set[str]:
     return set(data.pretrain.ids)
 
 
@@ -36,14 +36,14 @@ def test_a_fraction_is_balanced_and_of_the_train_split_alone(fraction: float):
     counts = np.bincount(shown.labels, minlength=10)
     assert set(counts) == {round(fraction * 1287 / 10)}  # of all official training images
     assert names(data.labelled()) <= set(data.train.ids)
-    assert not names(data.labelled()) & (set(data.selection.ids) | set(data.test.ids))
+    assert not names(data.labelled()) & (set(data.validation.ids) | set(data.test.ids))
     truth = dict(zip(data.train.ids, data.train.labels, strict=True))
     assert [truth[name] for name in shown.ids] == shown.labels.tolist()
 
 
 def test_evaluations_see_the_same_splits_whatever_the_fraction():
     whole, part = digits(), digits(label_fraction=0.01)
-    for split in ("train", "selection", "test"):
+    for split in ("train", "validation", "test"):
         assert (getattr(whole, split).rows == getattr(part, split).rows).all()
     assert whole.fingerprint == part.fingerprint and len(part.pretrain) == len(whole.pretrain)
 
@@ -80,7 +80,7 @@ def test_all_images_with_the_labels_that_may_be_seen():
     seen = {name for name, label in shown.items() if label >= 0}
     assert seen == names(data.labelled()) and set(shown.values()) == {-1, *range(10)}
     assert all(shown[name] == data.pretrain.labels[row] for row, name in enumerate(every.ids) if name in seen)
-    assert not seen & (set(data.selection.ids) | set(data.test.ids))
+    assert not seen & (set(data.validation.ids) | set(data.test.ids))
 
 
 VIEWS = [View(8)]
@@ -102,7 +102,7 @@ def test_labels_of_photographs(tmp_path):
             folder = tmp_path / part / "ab"[row % 2]
             folder.mkdir(parents=True, exist_ok=True)
             picture(row, 40, 40).save(folder / f"{row}.png")
-    data = open_data(DataOptions(name="folder", root=str(tmp_path), label_fraction=0.5)).labelled()
+    data = load_dataset(DataOptions(name="folder", root=str(tmp_path), label_fraction=0.5)).labelled()
     assert np.bincount(data.pretrain.labels).tolist() == [3, 3]
     rows = torch.tensor([1, 4])
     raw = RawBatch([torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], rows, 0, 0)

@@ -14,7 +14,7 @@ from ssl_bench.augment import ColourOnDevice, DeviceViews
 from ssl_bench.augment.views import View
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.loaders import RawBatch
 from ssl_bench.data.module import DataModule
 from ssl_bench.runtime.seeds import derive
@@ -52,7 +52,7 @@ class Watcher(pl.LightningModule):
 class Run:
     """A short training run on CPU."""
 
-    data: Data
+    data: Dataset
     options: DataOptions
     epochs: int = 3
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def equal(a: Batch, b: Batch) -> bool:
 @pytest.fixture
 def digits() -> Run:
     options = DataOptions(name="digits", batch_size=300)
-    return Run(open_data(options), options)
+    return Run(load_dataset(options), options)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def photographs(tmp_path) -> Run:
     for row in range(10):
         picture(row, 100 + row, 120).save(tmp_path / f"{row}.png")
     options = DataOptions(name="folder", root=str(tmp_path), batch_size=3, num_workers=2)
-    return Run(open_data(options), options, epochs=2)
+    return Run(load_dataset(options), options, epochs=2)
 
 
 def test_resident_batches_become_views(digits):

@@ -9,7 +9,7 @@ import pytest
 from pictures import SHARED, encoded, picture
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.dataset import open_data
+from ssl_bench.data.dataset import load_dataset
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.errors import UserError
 
@@ -18,7 +18,7 @@ NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 
 def opened(root, **options):
-    return open_data(DataOptions(name="parquet", root=str(root), **options))
+    return load_dataset(DataOptions(name="parquet", root=str(root), **options))
 
 
 def refusal(root, **options) -> str:
@@ -128,7 +128,7 @@ def test_only_needed_columns_are_read(parquet_file, monkeypatch):
 
 def test_what_is_wrong_is_said_in_one_line(parquet_file, tmp_path):
     with pytest.raises(UserError, match="--data parquet needs --data.root"):
-        open_data(DataOptions(name="parquet"))
+        load_dataset(DataOptions(name="parquet"))
     assert "--data.root" in refusal(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "no train-*.parquet" in refusal(tmp_path / "empty")
@@ -176,7 +176,7 @@ def test_all_of_cifar10_opens_into_memory_in_seconds():
     assert taken < 12  # 5.5 s on an idle core
     assert data.title == "cifar10" and data.classes == NAMES and data.image_size == 32
     assert data.pretrain.images.shape == (50_000, 3, 32, 32) and data.test.pool.images.shape == (10_000, 3, 32, 32)
-    assert np.bincount(data.selection.labels).tolist() == [500] * 10 and len(data.train) == 45_000
+    assert np.bincount(data.validation.labels).tolist() == [500] * 10 and len(data.train) == 45_000
     assert data.pretrain.ids[0] == "train/airplane/0000.jpg"
     published = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # these pixels went through JPEG
     assert np.abs(np.array([data.mean, data.std]) - published).max() < 0.003

@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.catalogue import CATALOGUE, TORCHVISION
-from ssl_bench.data.dataset import Data, open_data
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.torchvision_sets import SETS, default_root
 from ssl_bench.errors import UserError
@@ -27,8 +27,8 @@ from ssl_bench.errors import UserError
 CLASSES = ["plane", "car"]
 
 
-def opened(name: str, root: Path, **options) -> Data:
-    return open_data(DataOptions(name=name, root=str(root), selection_fraction=0.25, **options))
+def opened(name: str, root: Path, **options) -> Dataset:
+    return load_dataset(DataOptions(name=name, root=str(root), val_fraction=0.25, **options))
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -125,7 +125,7 @@ def test_cifar10_downloads_once_when_asked(served, tmp_path, capsys):
     images = noise(1, 8, 3072).reshape(8, 3, 32, 32)
     assert isinstance(data.pretrain, ResidentPool) and (data.pretrain.images.numpy() == images).all()
     assert data.pretrain.labels.tolist() == [0, 1] * 4 and data.classes == tuple(CLASSES)
-    assert len(data.test) == 6 and (len(data.train), len(data.selection)) == (6, 2)
+    assert len(data.test) == 6 and (len(data.train), len(data.validation)) == (6, 2)
     assert data.mean == (0.4914, 0.4822, 0.4465) and data.std == (0.2470, 0.2435, 0.2616) and data.title == "cifar10"
     again = opened("cifar10", root)
     assert len(served) == 1 and again.fingerprint == data.fingerprint
@@ -173,9 +173,9 @@ def test_stl10_pretrains_on_unlabelled_images_too(tmp_path, monkeypatch):
     assert isinstance(data.pretrain, ResidentPool) and data.image_size == 96
     assert (data.pretrain.images.numpy() == np.concatenate([train, unlabelled])).all()
     assert data.train is not None and (data.train.pool.images.numpy() == train).all()
-    assert sorted([*data.train.labels, *data.selection.labels]) == [0, 0, 1, 1]
+    assert sorted([*data.train.labels, *data.validation.labels]) == [0, 0, 1, 1]
     assert data.test.labels.tolist() == [1, 0] and data.classes == ("airplane", "bird")
-    assert data.fingerprint["images"] == {"pretrain": 9, "train": 2, "selection": 2, "test": 2}
+    assert data.fingerprint["images"] == {"pretrain": 9, "train": 2, "validation": 2, "test": 2}
 
 
 def test_svhn(tmp_path, monkeypatch):

@@ -17,12 +17,12 @@ from torchvision.transforms.v2.functional import resized_crop
 from ssl_bench.augment.geometry import draw_boxes
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import features as room
-from ssl_bench.evaluation.features import Cost, FrozenBackbone, Pixels, full_precision
+from ssl_bench.evaluation.features import Cost, FeatureExtractor, Pixels, full_precision
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.runtime.distributed import together
+from ssl_bench.runtime.distributed import distributed_context
 from ssl_bench.runtime.seeds import derive
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -31,8 +31,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 class Network(nn.Module):
     """What a training pass would change: batch norm, dropout. Counts its forward passes."""
 
-    kinds = ("cls", "avg", "cls+avg")
-    headline_kind = "cls"
+    feature_types = ("cls", "avg", "cls+avg")
+    primary_feature_type = "cls"
     img_size = 4
     spec = {"architecture": "fake"}
 
@@ -43,10 +43,10 @@ class Network(nn.Module):
         self.norm = nn.BatchNorm1d(5)
         self.passes = 0
 
-    def features(self, images: Tensor, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    def features(self, images: Tensor, feature_types: tuple[str, ...]) -> dict[str, Tensor]:
         self.passes += 1
         cls = torch.dropout(self.norm(self.linear(images.flatten(1))), 0.5, self.training)
-        return {kind: {"cls": cls, "avg": cls[:, :3] ** 2}[kind] for kind in kinds}
+        return {feature_type: {"cls": cls, "avg": cls[:, :3] ** 2}[feature_type] for feature_type in feature_types}
 
 
 def pool(count: int = 30, size: int = 4, seed: int = 0) -> ResidentPool:
@@ -60,9 +60,9 @@ def split() -> TrainSplit:
     return TrainSplit(pool(), np.random.default_rng(0).permutation(30)[:20])
 
 
-def frozen(network: nn.Module | None = None, cache_dir: Path | None = None, **given: object) -> FrozenBackbone:
+def frozen(network: nn.Module | None = None, cache_dir: Path | None = None, **given: object) -> FeatureExtractor:
     about = {"mean": MEAN, "std": STD, "identity": {"branch": "encoder"}, "batch_size": 7} | given
-    return FrozenBackbone(network or Network(), cache_dir=cache_dir, **about)
+    return FeatureExtractor(network or Network(), cache_dir=cache_dir, **about)
 
 
 def direct(network: Network, split: TrainSplit) -> Tensor:
@@ -89,8 +89,8 @@ def test_features_are_the_networks_in_the_splits_order(split: TrainSplit) -> Non
 
 def test_one_pass_gives_all_kinds(split: TrainSplit) -> None:
     backbone = frozen()
-    for kind in backbone.kinds:
-        backbone.features(split, kind)
+    for feature_type in backbone.feature_types:
+        backbone.features(split, feature_type)
     assert backbone.network.passes == 1 + 3 + 1  # widths, ceil(20 / 7) batches, FLOPs
 
 
@@ -114,15 +114,15 @@ def test_state_hash_sees_parameters_and_buffers(name: str) -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(UserError, match="'gap': its kinds are cls, avg"):
+    with pytest.raises(UserError, match="'gap': its feature types are cls, avg"):
         frozen().features(TrainSplit(pool(), np.arange(3)), "gap")
 
 
 def test_tiny_and_huge_features_keep_float16s_precision(split: TrainSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = torch.tensor([1e-12, 1.0, 3e4, 1e9, 0.0])
     network = Network()
-    monkeypatch.setattr(Network, "kinds", ("cls",))
-    monkeypatch.setattr(Network, "features", lambda self, x, kinds: {"cls": x.flatten(1)[:, :5] * scale.to(x)})
+    monkeypatch.setattr(Network, "feature_types", ("cls",))
+    monkeypatch.setattr(Network, "features", lambda self, x, feature_types: {"cls": x.flatten(1)[:, :5] * scale.to(x)})
     kept = frozen(network).features(split, "cls")
     exact = torch.stack([split.pool.images[int(r)].float() / 255 for r in split.rows])
     exact = ((exact - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).flatten(1)[:, :5] * scale
@@ -137,10 +137,10 @@ def test_diverged_features_are_refused(split: TrainSplit) -> None:
 
 
 def test_moments_against_numpy(split: TrainSplit) -> None:
-    selection = SelectionSplit(split.pool, np.setdiff1d(np.arange(30), split.rows))
+    validation = ValidationSplit(split.pool, np.setdiff1d(np.arange(30), split.rows))
     backbone = frozen()
-    mean, variance = backbone.moments([split, selection], "cls+avg")
-    every = torch.cat([backbone.features(s, "cls+avg") for s in (split, selection)]).double().numpy()
+    mean, variance = backbone.moments([split, validation], "cls+avg")
+    every = torch.cat([backbone.features(s, "cls+avg") for s in (split, validation)]).double().numpy()
     np.testing.assert_allclose(mean, every.mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(variance, every.var(0), rtol=1e-12)
 
@@ -175,7 +175,7 @@ CHANGES = {
 }
 
 
-OTHERS = ["rows", "order", "images", "split", "size", "architecture", "kinds", "version", "pillow"]
+OTHERS = ["rows", "order", "images", "split", "size", "architecture", "feature_types", "version", "pillow"]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, *OTHERS])
@@ -187,15 +187,15 @@ def test_whatever_features_depend_on_is_in_the_key(
         "rows": TrainSplit(split.pool, split.rows[:-1]),
         "order": TrainSplit(split.pool, split.rows[::-1].copy()),
         "images": TrainSplit(pool(seed=1), split.rows),
-        "split": SelectionSplit(split.pool, split.rows),
+        "split": ValidationSplit(split.pool, split.rows),
     }.get(change, split)
     network = Network()
     if change == "size":
-        monkeypatch.setattr(FrozenBackbone, "geometry", {"img_size": 5})
+        monkeypatch.setattr(FeatureExtractor, "geometry", {"img_size": 5})
     if change == "architecture":
         network.spec = {"architecture": "another"}
-    if change == "kinds":
-        network.kinds = ("cls",)
+    if change == "feature_types":
+        network.feature_types = ("cls",)
     if change == "version":
         monkeypatch.setattr(room.torch, "__version__", "0.0")
     if change == "pillow":
@@ -252,7 +252,7 @@ def test_a_crash_leaves_no_file(split: TrainSplit, tmp_path: Path, monkeypatch: 
 
 def test_cost_of_a_vit_by_hand() -> None:
     options = BackboneOptions(name="vit_nano_patch4_32", img_size=16, patch_size=4, width=24, depth=2, num_heads=2)
-    backbone = FrozenBackbone(Backbone(options), MEAN, STD, {})
+    backbone = FeatureExtractor(Backbone(options), MEAN, STD, {})
     patches, d = 16, 24
     tokens = patches + 1
     block = 2 * tokens * d * d * (3 + 1 + 4 + 4) + 2 * (
@@ -264,7 +264,7 @@ def test_cost_of_a_vit_by_hand() -> None:
     assert backbone.used["train"].images == 6
     assert backbone.used["train"].flops == 6 * backbone.flops_per_image
     assert backbone.spent == backbone.used["train"]
-    assert set(backbone.kinds) >= {"cls", "avg", "cls+avg", "cls_raw"}
+    assert set(backbone.feature_types) >= {"cls", "avg", "cls+avg", "cls_raw"}
 
 
 def test_one_line_where_there_is_no_terminal(
@@ -295,7 +295,7 @@ def test_full_precision_whatever_is_switched_on() -> None:
 
 def test_pixels_are_the_normalised_pixels() -> None:
     images = pool(5, 8)
-    backbone = FrozenBackbone(Pixels(8), MEAN, STD, {})
+    backbone = FeatureExtractor(Pixels(8), MEAN, STD, {})
     kept = backbone.features(TrainSplit(images, np.arange(5)), "pixels").numpy()
     plain = images.images.numpy() / 255
     plain = (plain - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
@@ -304,7 +304,7 @@ def test_pixels_are_the_normalised_pixels() -> None:
 
 
 def test_pixels_of_photographs_are_few() -> None:
-    backbone = FrozenBackbone(Pixels(224), MEAN, STD, {})
+    backbone = FeatureExtractor(Pixels(224), MEAN, STD, {})
     assert backbone.img_size == 32
     assert backbone.features(TrainSplit(pool(2, 64), np.arange(2)), "pixels").shape == (2, 3 * 32 * 32)
 
@@ -378,7 +378,7 @@ def test_tokens_are_of_all_places(name: str) -> None:
 
 def _as_one_of_two(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    with together("cpu"):
+    with distributed_context("cpu"):
         split = TrainSplit(pool(), np.random.default_rng(0).permutation(30)[:21])
         backbone = frozen(cache_dir=Path(folder))
         for view in (None, 1):

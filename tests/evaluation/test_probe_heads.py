@@ -180,7 +180,7 @@ def test_heads_keep_nothing_of_one_another() -> None:
     before = taken.logits(inputs).clone()
     torch.testing.assert_close(before, heads.logits(inputs)[:, 1].T)
     heads.step(inputs, labels, 1.0)
-    assert torch.equal(taken.logits(inputs), before) and taken.kind == "avg"
+    assert torch.equal(taken.logits(inputs), before) and taken.feature_type == "avg"
 
 
 def test_features_side_by_side() -> None:

@@ -18,12 +18,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ssl_bench.cli.main import main
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.dataset import Data
+from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluation.recorded import SAME
 from ssl_bench.evaluation.runner import evaluate
 from ssl_bench.evaluations.knn import Knn
@@ -46,14 +46,14 @@ def images(count: int, seed: int) -> ResidentPool:
 
 
 @pytest.fixture
-def data() -> Data:
+def data() -> Dataset:
     train, test = images(50, 0), images(30, 1)
-    return Data(
+    return Dataset(
         options=DataOptions(),
         title="squares",
         pretrain=train,
         train=TrainSplit(train, np.arange(40)),
-        selection=SelectionSplit(train, np.arange(40, 50)),
+        validation=ValidationSplit(train, np.arange(40, 50)),
         test=TestSplit(test, np.arange(30)),
         classes=("a", "b"),
         image_size=4,
@@ -71,8 +71,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def pixels(**given: Any) -> FrozenBackbone:
-    return FrozenBackbone(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": "teacher"}, **given)
+def pixels(**given: Any) -> FeatureExtractor:
+    return FeatureExtractor(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": "teacher"}, **given)
 
 
 class Counting(Evaluation[None]):
@@ -84,11 +84,11 @@ class Counting(Evaluation[None]):
     def __init__(self, guess: int = 1, names: tuple[str, ...] = ("only",), short: bool = False) -> None:
         self.guess, self.names, self.short = guess, names, short
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
         type(self).fitted += 1
-        return Fit(None, ("pixels",), chosen={"c": 1}, grid={"c": [1, 2]}, on_edge=True, curve={"step": [1.0]})
+        return Fit(None, ("pixels",), chosen={"c": 1}, grid={"c": [1, 2]}, at_grid_boundary=True, curve={"step": [1.0]})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         backbone.features(test, "pixels")
         count = len(test) - self.short
         return [Prediction(name, torch.full((count,), self.guess)) for name in self.names]
@@ -99,19 +99,19 @@ def _from_zero() -> None:
     Counting.fitted = 0
 
 
-def test_record_and_predictions(data: Data, run: Path) -> None:
+def test_record_and_predictions(data: Dataset, run: Path) -> None:
     (result,) = evaluate(pixels(), data, {"counting": Counting(names=("one", "two"))}, run)
     assert read_result(run / "results" / "counting.json") == result
     assert data.test is not None
     right = int((data.test.labels == 1).sum())
-    assert result.headline == "one" and set(result.variants) == {"one", "two"}
+    assert result.primary == "one" and set(result.variants) == {"one", "two"}
     assert result.value == pytest.approx(right / 30)
     assert result.interval == pytest.approx(proportion_confint(right, 30, method="wilson"))
     assert (result.protocol, result.version, result.n_test, result.branch) == ("counting", 3, 30, "teacher")
     assert result.options == {"guess": 1, "names": ["one", "two"], "short": False}
-    assert {name: split.count for name, split in result.splits.items()} == {"train": 40, "selection": 10, "test": 30}
-    assert result.selected.selection_split == "selection" and result.selected.on_edge
-    assert result.selected.chosen == {"c": 1} and not result.selected.selection_equals_report
+    assert {name: split.count for name, split in result.splits.items()} == {"train": 40, "validation": 10, "test": 30}
+    assert result.selected.selected_on == "validation" and result.selected.at_grid_boundary
+    assert result.selected.chosen == {"c": 1} and not result.selected.selected_on_test
     assert result.cost.images == 30 and result.cost.flops == 0 and result.cost.seconds > 0
     assert result.cost.peak_memory_bytes > 1e7
     assert result.data.fingerprint == FINGERPRINT and result.geometry["img_size"] == 4
@@ -120,16 +120,16 @@ def test_record_and_predictions(data: Data, run: Path) -> None:
     assert table["prediction"] == table["two"] == [1] * 30
 
 
-def test_the_protocols_that_ship(data: Data, run: Path) -> None:
+def test_the_protocols_that_ship(data: Dataset, run: Path) -> None:
     knn, linear = evaluate(pixels(), data, {"knn": Knn(), "linear": Linear(iterations=50, batch_size=16, views=0)}, run)
-    assert knn.headline == "k20" and knn.selected.selection_split == "none"
-    assert linear.headline == "chosen" and linear.selected.selection_split == "selection"
+    assert knn.primary == "k20" and knn.selected.selected_on == "none"
+    assert linear.primary == "chosen" and linear.selected.selected_on == "validation"
     assert knn.cost.images == 80 and linear.cost.images == 80, "each protocol's cost is all that it needed"
     assert knn.value > 0.6 and linear.value > 0.6
     assert {file.name for file in (run / "predictions").iterdir()} == {"knn.parquet", "linear.parquet"}
 
 
-def test_what_is_recorded_is_not_evaluated_again(data: Data, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_recorded_is_not_evaluated_again(data: Dataset, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (first,) = evaluate(pixels(), data, {"counting": Counting()}, run)
     assert evaluate(pixels(), data, {"counting": Counting()}, run) == [first]
     assert Counting.fitted == 1 and "recorded before" in capsys.readouterr().err
@@ -140,27 +140,27 @@ def test_what_is_recorded_is_not_evaluated_again(data: Data, run: Path, capsys: 
 @pytest.mark.parametrize(
     "change", ["options", "version", "weights", "branch", "split", "data", "geometry", "no predictions", "damaged"]
 )
-def test_another_number_is_evaluated(data: Data, run: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_is_evaluated(data: Dataset, run: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(pixels(), data, {"counting": Counting()}, run)
-    subject, evaluation = pixels(), Counting(guess=0) if change == "options" else Counting()
+    target, evaluation = pixels(), Counting(guess=0) if change == "options" else Counting()
     if change == "version":
         monkeypatch.setattr(Counting, "version", 4)
     elif change == "weights":
-        monkeypatch.setattr(FrozenBackbone, "state_hash", lambda self: "other")
+        monkeypatch.setattr(FeatureExtractor, "state_hash", lambda self: "other")
     elif change == "branch":
-        subject.identity["branch"] = "student"
+        target.identity["branch"] = "student"
     elif change == "split":
         assert data.train is not None
         data = replace(data, train=TrainSplit(data.train.pool, data.train.rows[::-1].copy()))
     elif change == "data":
         data = replace(data, title="circles", fingerprint={"sha256": "cd" * 32})
     elif change == "geometry":
-        monkeypatch.setattr(FrozenBackbone, "geometry", {"img_size": 5})
+        monkeypatch.setattr(FeatureExtractor, "geometry", {"img_size": 5})
     elif change == "no predictions":
         (run / "predictions" / "counting.parquet").unlink()
     elif change == "damaged":
         (run / "results" / "counting.json").write_text("{")
-    (result,) = evaluate(subject, data, {"counting": Counting() if change != "options" else evaluation}, run)
+    (result,) = evaluate(target, data, {"counting": Counting() if change != "options" else evaluation}, run)
     assert Counting.fitted == 2
     name = "counting@circles" if change == "data" else "counting"
     assert read_result(run / "results" / f"{name}.json") == result
@@ -170,11 +170,11 @@ def test_another_number_is_evaluated(data: Data, run: Path, change: str, monkeyp
 class Cheating(Counting):
     """Gives the test images' labels as its predictions."""
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         return [Prediction("only", torch.as_tensor(test.labels))]  # type: ignore[attr-defined]
 
 
-def test_an_evaluation_cannot_read_the_labels_of_test_images(data: Data, run: Path) -> None:
+def test_an_evaluation_cannot_read_the_labels_of_test_images(data: Dataset, run: Path) -> None:
     with pytest.raises(AttributeError, match="test images have no labels here"):
         evaluate(pixels(), data, {"cheating": Cheating()}, run)
     assert not (run / "results").exists()
@@ -183,42 +183,42 @@ def test_an_evaluation_cannot_read_the_labels_of_test_images(data: Data, run: Pa
 class Meddling(Counting):
     """Trains what it was told to leave alone."""
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
         backbone.network.register_buffer("seen", torch.ones(1))
-        return super().fit(backbone, train, selection)
+        return super().fit(backbone, train, validation)
 
 
-def test_a_changed_backbone_is_noticed(data: Data, run: Path) -> None:
+def test_a_changed_backbone_is_noticed(data: Dataset, run: Path) -> None:
     with pytest.raises(RuntimeError, match="meddling changed the backbone"):
         evaluate(pixels(), data, {"meddling": Meddling()}, run)
     assert not (run / "results").exists()
 
 
 @pytest.mark.parametrize("options", [{"short": True}, {"names": ("same", "same")}, {"names": ()}])
-def test_each_image_once_from_each_variant(data: Data, run: Path, options: dict[str, Any]) -> None:
+def test_each_image_once_from_each_variant(data: Dataset, run: Path, options: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="counting"):
         evaluate(pixels(), data, {"counting": Counting(**options)}, run)
     assert not (run / "results").exists()
 
 
 @pytest.mark.parametrize("missing", [{"train": None}, {"test": None}])
-def test_data_that_cannot_be_evaluated_on(data: Data, run: Path, missing: dict[str, None]) -> None:
+def test_data_that_cannot_be_evaluated_on(data: Dataset, run: Path, missing: dict[str, None]) -> None:
     with pytest.raises(UserError, match="label them"):
         evaluate(pixels(), replace(data, **missing), {"counting": Counting()}, run)
 
 
-def test_features_are_shared_and_counted(data: Data, run: Path, tmp_path: Path) -> None:
+def test_features_are_shared_and_counted(data: Dataset, run: Path, tmp_path: Path) -> None:
     evaluations = {"a": Counting(), "b": Counting(guess=0)}
-    subject = pixels(cache_dir=tmp_path / "cache")
-    first, second = evaluate(subject, data, evaluations, run)
-    assert subject.spent.images == 30, "one pass over the test images for both"
+    target = pixels(cache_dir=tmp_path / "cache")
+    first, second = evaluate(target, data, evaluations, run)
+    assert target.spent.images == 30, "one pass over the test images for both"
     assert first.cost.images == second.cost.images == 30
     again = pixels(cache_dir=tmp_path / "cache")
     evaluate(again, data, evaluations, run, force=True)
     assert again.spent.images == 0
 
 
-def test_full_precision_inside_and_only_there(data: Data, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_precision_inside_and_only_there(data: Dataset, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = Counting.fit
 
@@ -236,11 +236,11 @@ def test_full_precision_inside_and_only_there(data: Data, run: Path, monkeypatch
         torch.set_float32_matmul_precision(before)
 
 
-def test_records_hold_plain_json(data: Data, run: Path) -> None:
+def test_records_hold_plain_json(data: Dataset, run: Path) -> None:
     evaluate(pixels(), data, {"linear": Linear(iterations=20, batch_size=16)}, run)
     record = json.loads((run / "results" / "linear.json").read_text())
     assert record["selected"]["chosen"]["lr"] in record["selected"]["grid"]["lr"]
-    assert len(record["curve"]["selection accuracy"]) == len(record["curve"]["step"]) == 20
+    assert len(record["curve"]["validation accuracy"]) == len(record["curve"]["step"]) == 20
     assert set(SAME) <= set(record)
 
 
@@ -250,10 +250,10 @@ class Repeating(Evaluation[None]):
     def __init__(self, truth: tuple[int, ...], repeats: str = "draws") -> None:
         self.truth, self.repeats = truth, repeats
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
-        return Fit(None, monitors={"rank": 2.5})
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
+        return Fit(None, diagnostics={"rank": 2.5})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         labels = torch.tensor(self.truth).repeat(3, 1)
         for draw, wrong in enumerate((3, 6, 9)):
             labels[draw, :wrong] = 1 - labels[draw, :wrong]
@@ -261,7 +261,7 @@ class Repeating(Evaluation[None]):
         return [Prediction("all", labels, repeats=self.repeats), once]  # type: ignore[arg-type]
 
 
-def test_repeated_predictions_are_averaged_and_all_kept(data: Data, run: Path) -> None:
+def test_repeated_predictions_are_averaged_and_all_kept(data: Dataset, run: Path) -> None:
     assert data.test is not None
     truth = tuple(data.test.labels.tolist())
     draws, conditions = (
@@ -274,15 +274,15 @@ def test_repeated_predictions_are_averaged_and_all_kept(data: Data, run: Path) -
     half = scipy.stats.t.ppf(0.975, 29) * np.std(shares, ddof=1) / 30**0.5
     assert conditions.interval == pytest.approx((0.8 - half, min(1, 0.8 + half)))
     assert draws.variants["once"].value == 0.9
-    kinds = [result.variants[result.headline].repeats for result in (draws, conditions)]
+    kinds = [result.variants[result.primary].repeats for result in (draws, conditions)]
     assert [*kinds, draws.variants["once"].repeats] == ["draws", "conditions", ""]
     assert data.test is not None
     for result in (draws, conditions):
-        score = result.variants[result.headline]
+        score = result.variants[result.primary]
         assert score.over_classes is not None
         assert score.over_classes[0] <= score.interval[0] and score.over_classes[1] >= score.interval[1]
     assert draws.variants["once"].over_classes == over_classes(np.arange(30) >= 3, data.test.labels)
-    assert read_result(run / "results" / "repeating.json").monitors == {"rank": 2.5}
+    assert read_result(run / "results" / "repeating.json").diagnostics == {"rank": 2.5}
     table = pq.read_table(run / "predictions" / "repeating.parquet").to_pydict()
     assert data.test is not None
     assert set(table) == {"id", "label", "prediction#0", "prediction#1", "prediction#2", "once"}
@@ -296,29 +296,29 @@ class Monitoring(Evaluation[None]):
     def __init__(self, nothing: bool = False) -> None:
         self.nothing = nothing
 
-    def fit(self, backbone: FrozenBackbone, train: TrainSplit, selection: SelectionSplit) -> Fit[None]:
-        return Fit(None, monitors={} if self.nothing else {"rank": 2.5})
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[None]:
+        return Fit(None, diagnostics={} if self.nothing else {"rank": 2.5})
 
-    def predict(self, backbone: FrozenBackbone, fit: Fit[None], test: TestImages) -> list[Prediction]:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[None], test: TestImages) -> list[Prediction]:
         return []
 
 
-def test_monitors_are_recorded_and_never_ranked(data: Data, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_monitors_are_recorded_and_never_ranked(data: Dataset, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(pixels(), data, {"monitoring": Monitoring(), "counting": Counting()}, run)
     assert "monitoring: rank 2.5" in capsys.readouterr().err
     result = read_result(run / "results" / "monitoring.json")
-    assert (result.value, result.interval, result.headline, result.monitors) == (None, None, "", {"rank": 2.5})
+    assert (result.value, result.interval, result.primary, result.diagnostics) == (None, None, "", {"rank": 2.5})
     (block,) = build(load_runs([run])).blocks
     assert [column.title for column in block.columns] == ["counting"]
     assert evaluate(pixels(), data, {"monitoring": Monitoring()}, run) == [result], "recorded before"
-    with pytest.raises(RuntimeError, match="nothing and monitors nothing"):
+    with pytest.raises(RuntimeError, match="nothing and diagnostics nothing"):
         evaluate(pixels(), data, {"monitoring": Monitoring(nothing=True)}, run)
 
 
-def test_student_and_teacher_stand_side_by_side(data: Data, run: Path) -> None:
+def test_student_and_teacher_stand_side_by_side(data: Dataset, run: Path) -> None:
     write_run(run, replace(read_run(run), branch="teacher"))
     for branch in ("teacher", "student"):
-        frozen = FrozenBackbone(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": branch})
+        frozen = FeatureExtractor(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": branch})
         evaluate(frozen, data, {"counting": Counting()}, run)
     assert sorted(file.name for file in (run / "results").iterdir()) == ["counting.json", "counting.student.json"]
     (block,) = build(load_runs([run])).blocks
@@ -359,7 +359,7 @@ def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> No
                 "variants",
                 "selected",
                 "curve",
-                "monitors",
+                "diagnostics",
                 "n_test",
                 "features",
             ):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import EncodedPool, ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.attention_heads import (
     AttentiveHeads,
@@ -24,7 +24,7 @@ from ssl_bench.evaluation.attention_heads import (
     QueryPool,
     exact_statistics,
 )
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations import attentive
 from ssl_bench.evaluations.attentive import Attentive, Head, Tokens, divisor, rounded
 from ssl_bench.models.backbone import Backbone
@@ -284,18 +284,18 @@ def coloured(count: int, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     return torch.tensor(np.clip(images, 0, 255), dtype=torch.uint8), labels
 
 
-def splits(train: int = 72, selection: int = 30, test: int = 30) -> tuple[TrainSplit, SelectionSplit, TestSplit]:
-    images, labels = coloured(train + selection + test)
+def splits(train: int = 72, validation: int = 30, test: int = 30) -> tuple[TrainSplit, ValidationSplit, TestSplit]:
+    images, labels = coloured(train + validation + test)
     pool = ResidentPool(images=images, labels=labels, ids=[str(i) for i in range(len(labels))])
     rows = np.arange(len(labels))
-    first, second = train, train + selection
-    return TrainSplit(pool, rows[:first]), SelectionSplit(pool, rows[first:second]), TestSplit(pool, rows[second:])
+    first, second = train, train + validation
+    return TrainSplit(pool, rows[:first]), ValidationSplit(pool, rows[first:second]), TestSplit(pool, rows[second:])
 
 
-def frozen(options: BackboneOptions = VIT, batch_size: int = 32) -> FrozenBackbone:
+def frozen(options: BackboneOptions = VIT, batch_size: int = 32) -> FeatureExtractor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return FrozenBackbone(Backbone(options), (0.4,) * 3, (0.2,) * 3, {}, batch_size=batch_size)
+        return FeatureExtractor(Backbone(options), (0.4,) * 3, (0.2,) * 3, {}, batch_size=batch_size)
 
 
 def test_tokens_are_the_backbones_in_the_order_asked_for() -> None:
@@ -316,10 +316,10 @@ def test_tokens_are_the_backbones_in_the_order_asked_for() -> None:
 
 def test_tokens_are_computed_once_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as many splits and views as fit: 72 images x 5 tokens x (24 halves and a float32) are 18,720 bytes."""
-    backbone, (train, selection, _) = frozen(batch_size=8), splits()
+    backbone, (train, validation, _) = frozen(batch_size=8), splits()
     seen: list[int] = []
-    original = FrozenBackbone.tokens
-    monkeypatch.setattr(FrozenBackbone, "tokens", lambda self, x: seen.append(len(x)) or original(self, x))
+    original = FeatureExtractor.tokens
+    monkeypatch.setattr(FeatureExtractor, "tokens", lambda self, x: seen.append(len(x)) or original(self, x))
 
     def images(tokens: Tokens, *what: Any) -> int:
         seen.clear()
@@ -332,8 +332,8 @@ def test_tokens_are_computed_once_while_there_is_room(monkeypatch: pytest.Monkey
     assert images(tokens, train, 0, some, 4, True) == 72
     assert images(tokens, train, 0, some, 4, True) == 0
     assert images(tokens, train, 1, some, 4, True) == 10, "no room for another view"
-    assert images(tokens, selection, None, some, 4, True) == 30, "there is for fewer images"
-    assert images(tokens, selection, None, some, 4, True) == 0
+    assert images(tokens, validation, None, some, 4, True) == 30, "there is for fewer images"
+    assert images(tokens, validation, None, some, 4, True) == 0
     assert backbone.used["tokens"].images == 10 + 72 + 10 + 30
     assert backbone.used["tokens"].flops == (10 + 72 + 10 + 30) * backbone.flops_per_image
 
@@ -345,7 +345,7 @@ def test_the_same_heads_with_and_without_room(monkeypatch: pytest.MonkeyPatch) -
         fit = QUICK().fit(frozen(), *splits()[:2])
         found.append(fit)
     for one, other in zip(*(fit.state.best for fit in found), strict=True):
-        assert (one.kind, one.lr) == (other.kind, other.lr)
+        assert (one.feature_type, one.lr) == (other.feature_type, other.lr)
         torch.testing.assert_close(one.heads.weight, other.heads.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -360,10 +360,10 @@ def QUICK(**given: Any) -> Attentive:  # noqa: N802
 
 def test_what_it_learns_is_where_to_look() -> None:
     """The class is in one of four corners; and the probe says all that it did."""
-    protocol, (train, selection, test) = QUICK(iterations=150, ep_lrs=(0.1,)), splits(180, 60, 60)
+    protocol, (train, validation, test) = QUICK(iterations=150, ep_lrs=(0.1,)), splits(180, 60, 60)
     backbone = frozen()
     assert protocol.refusal(backbone) is None
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     predictions = {p.variant: p.labels for p in protocol.predict(backbone, fit, test)}
     assert list(predictions) == ["chosen", "cae", "ep"]
     assert torch.equal(predictions["chosen"], predictions[fit.chosen["head"]])
@@ -371,31 +371,35 @@ def test_what_it_learns_is_where_to_look() -> None:
         assert (labels.numpy() == test.labels).mean() > 0.8
     assert fit.grid == {"head": ["cae", "ep"], "lr cae": [0.3, 3.0], "lr ep": [0.1]}
     best, *per_kind = fit.state.best
-    assert fit.chosen == {"head": best.kind, "lr cae": per_kind[0].lr, "lr ep": 0.1}
+    assert fit.chosen == {"head": best.feature_type, "lr cae": per_kind[0].lr, "lr ep": 0.1}
     assert fit.curve["lr of cae"] == [0.3, 3.0] and fit.curve["lr of ep"] == [0.1]
-    assert max(fit.curve[f"selection accuracy of {best.kind}"]) == best.accuracy == fit.curve["selection accuracy"][-1]
-    assert fit.on_edge == (best.kind == "cae") and best is min(per_kind, key=lambda head: head.order)
-    assert fit.curve["step"] == [50, 100, 150] and len(fit.curve["selection accuracy"]) == 3
-    assert fit.curve["selection accuracy"][-1] == best.accuracy == max(h.accuracy for h in fit.state.best)
+    assert (
+        max(fit.curve[f"validation accuracy of {best.feature_type}"])
+        == best.accuracy
+        == fit.curve["validation accuracy"][-1]
+    )
+    assert fit.at_grid_boundary == (best.feature_type == "cae") and best is min(per_kind, key=lambda head: head.order)
+    assert fit.curve["step"] == [50, 100, 150] and len(fit.curve["validation accuracy"]) == 3
+    assert fit.curve["validation accuracy"][-1] == best.accuracy == max(h.accuracy for h in fit.state.best)
 
 
 def test_training_is_plain_sgd_on_batches_of_tokens() -> None:
     """By PyTorch's layers and optimiser: train mode, rate x batch / 256, warm-up and cosine, a permutation an epoch."""
     rates, steps, size = {"cae": 0.3, "ep": 3.0}, 36, 24
     protocol = QUICK(iterations=steps, cae_lrs=(0.3,), ep_lrs=(3.0,), views=0, points=2)
-    backbone, (train, selection, _) = frozen(), splits()
-    fit = protocol.fit(backbone, train, selection)
+    backbone, (train, validation, _) = frozen(), splits()
+    fit = protocol.fit(backbone, train, validation)
     reader = Tokens(backbone, 0, fit.state.unit)
     tokens = torch.cat(list(reader.batches(train, None, torch.arange(72), 72)))
     orders = [torch.randperm(72, generator=seeded(derive(0, 1, epoch))) for epoch in range(12)]
     batches = [rows for order in orders for rows in order.split(size)]
     labels = torch.tensor(train.labels)
     for head in fit.state.best[1:]:
-        one = One(protocol._heads(backbone, K)[head.kind], 0)
+        one = One(protocol._heads(backbone, K)[head.feature_type], 0)
         own = torch.optim.SGD(one.parameters(), 1.0, momentum=0.9)
         for step in range(steps):
             schedule = step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / (steps - 4)))
-            own.param_groups[0]["lr"] = rates[head.kind] * size / 256 * schedule
+            own.param_groups[0]["lr"] = rates[head.feature_type] * size / 256 * schedule
             own.zero_grad()
             F.cross_entropy(one(tokens[batches[step]]), labels[batches[step]]).backward()
             own.step()
@@ -409,26 +413,26 @@ def test_training_is_plain_sgd_on_batches_of_tokens() -> None:
 @pytest.mark.parametrize("better", ["cae", "ep"])
 def test_the_kind_is_chosen_too(better: str) -> None:
     rates = {"cae_lrs": (1e-6,), "ep_lrs": (1e-6,)} | {f"{better}_lrs": (1.0,)}
-    protocol, backbone, (train, selection, test) = QUICK(**rates), frozen(), splits()
-    fit = protocol.fit(backbone, train, selection)
-    assert fit.chosen["head"] == better and fit.state.best[0].kind == better
+    protocol, backbone, (train, validation, test) = QUICK(**rates), frozen(), splits()
+    fit = protocol.fit(backbone, train, validation)
+    assert fit.chosen["head"] == better and fit.state.best[0].feature_type == better
     predictions = {p.variant: p.labels for p in protocol.predict(backbone, fit, test)}
     assert torch.equal(predictions["chosen"], predictions[better])
     assert not torch.equal(predictions["cae"], predictions["ep"])
 
 
 def test_the_last_steps_heads_have_the_train_images_statistics() -> None:
-    backbone, (train, selection, test) = frozen(), splits()
+    backbone, (train, validation, test) = frozen(), splits()
     protocol = QUICK()
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     tokens = Tokens(backbone, 0, fit.state.unit)
     everyone = torch.cat(list(tokens.batches(train, None, torch.arange(len(train)), 50)))
-    held_out = torch.cat(list(tokens.batches(selection, None, torch.arange(len(selection)), 50)))
+    held_out = torch.cat(list(tokens.batches(validation, None, torch.arange(len(validation)), 50)))
     for head in fit.state.best:
         pooled = head.heads.pool(everyone).double()
         torch.testing.assert_close(head.heads.mean.double(), pooled.mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(head.heads.variance.double(), pooled.var(0, unbiased=False), rtol=1e-4, atol=1e-5)
-        accuracy = (head.heads(held_out)[:, 0].argmax(1).numpy() == selection.labels).mean()
+        accuracy = (head.heads(held_out)[:, 0].argmax(1).numpy() == validation.labels).mean()
         assert head.accuracy == pytest.approx(accuracy)
     before = copy.deepcopy(fit.state.best[0].heads.state_dict())
     protocol.predict(backbone, fit, test)
@@ -436,13 +440,13 @@ def test_the_last_steps_heads_have_the_train_images_statistics() -> None:
 
 
 def test_the_scale_of_tokens_does_not_matter() -> None:
-    train, selection, test = splits()
+    train, validation, test = splits()
     protocol, found = QUICK(iterations=30), []
     for scale in (1, 2**10):
         backbone = frozen()
         for parameter in (backbone.network.model.norm.weight, backbone.network.model.norm.bias):
             parameter.data *= scale
-        fit = protocol.fit(backbone, train, selection)
+        fit = protocol.fit(backbone, train, validation)
         found.append((fit.state.unit, [p.labels for p in protocol.predict(backbone, fit, test)]))
     (unit, labels), (larger, same) = found
     assert larger == pytest.approx(2**10 * unit, rel=1e-6)
@@ -451,8 +455,8 @@ def test_the_scale_of_tokens_does_not_matter() -> None:
 
 def test_predictions_do_not_depend_on_the_batch() -> None:
     """Of any size, in any order, of one class alone: CAE's own evaluation fails this."""
-    protocol, (train, selection, test) = QUICK(iterations=20), splits()
-    fit = protocol.fit(frozen(), train, selection)
+    protocol, (train, validation, test) = QUICK(iterations=20), splits()
+    fit = protocol.fit(frozen(), train, validation)
     labels = {size: [p.labels for p in protocol.predict(frozen(batch_size=size), fit, test)] for size in (1, 7, 256)}
     by_class = np.argsort(test.labels, kind="stable")
     ordered = protocol.predict(frozen(batch_size=10), fit, dataclasses.replace(test, rows=test.rows[by_class]))
@@ -470,32 +474,32 @@ def test_ties_go_to_the_lower_loss_then_the_lower_lr() -> None:
 
 def test_the_choice_is_the_selection_splits() -> None:
     """Whose labels here are others than the training images': what has learned nothing does better there."""
-    train, selection, test = splits()
-    pool = dataclasses.replace(selection.pool, labels=selection.pool.labels.copy())
-    pool.labels[selection.rows] = (selection.labels + 1) % K
+    train, validation, test = splits()
+    pool = dataclasses.replace(validation.pool, labels=validation.pool.labels.copy())
+    pool.labels[validation.rows] = (validation.labels + 1) % K
     protocol, backbone = QUICK(lrs=(1e-6, 3.0)), frozen()
-    fit = protocol.fit(backbone, train, dataclasses.replace(selection, pool=pool))
+    fit = protocol.fit(backbone, train, dataclasses.replace(validation, pool=pool))
     assert fit.chosen["lr cae"] == fit.chosen["lr ep"] == 1e-6
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     assert fit.chosen["lr cae"] == fit.chosen["lr ep"] == 3.0
 
 
 def test_diverged_heads_are_never_chosen() -> None:
-    train, selection, _ = splits()
-    alone, together = (QUICK(lrs=lrs).fit(frozen(), train, selection) for lrs in ((0.3,), (0.3, 1e38)))
+    train, validation, _ = splits()
+    alone, together = (QUICK(lrs=lrs).fit(frozen(), train, validation) for lrs in ((0.3,), (0.3, 1e38)))
     for one, other in zip(alone.state.best, together.state.best, strict=True):
-        assert (one.kind, one.lr) == (other.kind, other.lr) == (one.kind, 0.3)
+        assert (one.feature_type, one.lr) == (other.feature_type, other.lr) == (one.feature_type, 0.3)
         torch.testing.assert_close(other.heads.weight, one.heads.weight, rtol=0, atol=1e-5)
-    assert together.on_edge and not alone.on_edge
+    assert together.at_grid_boundary and not alone.at_grid_boundary
     assert together.curve["lr of cae"] == [0.3], "of those that did not diverge"
     with pytest.raises(UserError, match="diverged: give smaller cae_lrs"):
-        QUICK(lrs=(1e38,), iterations=5).fit(frozen(), train, selection)
+        QUICK(lrs=(1e38,), iterations=5).fit(frozen(), train, validation)
 
 
 def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int | None, int, bool]] = []
     orders: set[tuple[int, ...]] = set()
-    train, selection, _ = splits()
+    train, validation, _ = splits()
 
     class Spy(Tokens):  # type: ignore[misc]
         def batches(self, split: Any, view: int | None, order: Tensor, size: int, again: bool = False) -> Any:
@@ -506,14 +510,14 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().batches(split, view, order, size, again)
 
     monkeypatch.setattr(attentive, "Tokens", Spy)
-    QUICK(iterations=10, batch_size=20).fit(frozen(), train, selection)  # 3 batches an epoch, 12 images left out
+    QUICK(iterations=10, batch_size=20).fit(frozen(), train, validation)  # 3 batches an epoch, 12 images left out
     unit, *training = asked
     assert unit[:2] == (None, 20)
     assert training[:4] == [(0, 60, True), (1, 60, True), (0, 60, True), (1, 20, True)]
     assert training[4:] == [(None, 72, False)], "statistics, of all images as they are"
     assert len(orders) == len(asked), "each epoch has its own"
     asked.clear()
-    QUICK(iterations=5, batch_size=500, views=0).fit(frozen(), train, selection)  # fewer images than that
+    QUICK(iterations=5, batch_size=500, views=0).fit(frozen(), train, validation)  # fewer images than that
     assert [a[:2] for a in asked[1:]] == [(None, 72)] * 6
 
 
@@ -550,10 +554,14 @@ def test_photographs_are_decoded_by_workers(tmp_path: Any) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 12)).save(files[-1])
     pool = EncodedPool(labels=labels, ids=files, encoded=files)
     rows = np.arange(24)
-    train, selection, test = TrainSplit(pool, rows[:12]), SelectionSplit(pool, rows[12:18]), TestSplit(pool, rows[18:])
+    train, validation, test = (
+        TrainSplit(pool, rows[:12]),
+        ValidationSplit(pool, rows[12:18]),
+        TestSplit(pool, rows[18:]),
+    )
     protocol = QUICK(iterations=3, batch_size=6)
     backbone = frozen()
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     assert protocol.predict(backbone, fit, test)[0].labels.shape == (6,)
 
 
@@ -565,22 +573,22 @@ def test_tokens_that_are_not_numbers() -> None:
 
 
 def test_pixels_are_refused() -> None:
-    pixels = FrozenBackbone(Pixels(8), (0.5,) * 3, (0.25,) * 3, {})
+    pixels = FeatureExtractor(Pixels(8), (0.5,) * 3, (0.25,) * 3, {})
     assert "single token" in str(Attentive().refusal(pixels))
 
 
 def test_seeds() -> None:
-    train, selection, _ = splits()
+    train, validation, _ = splits()
     first, again, other = (
-        QUICK(iterations=5, seed=seed).fit(frozen(), train, selection).state.best[1].heads.weight for seed in (0, 0, 1)
+        QUICK(iterations=5, seed=seed).fit(frozen(), train, validation).state.best[1].heads.weight for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_an_empty_selection_split() -> None:
-    train, selection, _ = splits()
-    with pytest.raises(UserError, match="selection_fraction"):
-        QUICK().fit(frozen(), train, dataclasses.replace(selection, rows=selection.rows[:0]))
+    train, validation, _ = splits()
+    with pytest.raises(UserError, match="val_fraction"):
+        QUICK().fit(frozen(), train, dataclasses.replace(validation, rows=validation.rows[:0]))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations.classifier import Classifier as Protocol
 from ssl_bench.models.classifier import Classifier, load_classifier, save_classifier
 
@@ -25,22 +25,22 @@ def network() -> tuple[Pixels, Classifier]:
     return backbone, classifier
 
 
-def splits() -> tuple[TrainSplit, SelectionSplit, TestSplit]:
+def splits() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
     images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pool = ResidentPool(labels=np.arange(40) % 4, ids=[str(i) for i in range(40)], images=images)
-    return TrainSplit(pool, np.arange(10)), SelectionSplit(pool, np.arange(10, 20)), TestSplit(pool, np.arange(20, 40))
+    return TrainSplit(pool, np.arange(10)), ValidationSplit(pool, np.arange(10, 20)), TestSplit(pool, np.arange(20, 40))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_it_is_the_networks_own_answer(batch_size: int) -> None:
     backbone, classifier = network()
-    train, selection, test = splits()
-    frozen = FrozenBackbone(
+    train, validation, test = splits()
+    frozen = FeatureExtractor(
         backbone, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), {}, batch_size=batch_size, classifier=classifier.train()
     )
     protocol, before = Protocol(), frozen.state_hash()
     assert protocol.refusal(frozen) is None
-    (found,) = protocol.predict(frozen, protocol.fit(frozen, train, selection), test)
+    (found,) = protocol.predict(frozen, protocol.fit(frozen, train, validation), test)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     pixels = test.pool.images[20:].float() / 255  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_it_is_the_networks_own_answer(batch_size: int) -> None:
 
 
 def test_a_network_without_one_is_refused_in_one_line() -> None:
-    frozen = FrozenBackbone(network()[0], (0,) * 3, (1,) * 3, {})
+    frozen = FeatureExtractor(network()[0], (0,) * 3, (1,) * 3, {})
     why = Protocol().refusal(frozen)
     assert why is not None and "simclrv2-finetune" in why and "\n" not in why
     with pytest.raises(UserError, match="--protocols classifier: this network has no classifier"):
@@ -59,8 +59,8 @@ def test_a_network_without_one_is_refused_in_one_line() -> None:
 
 def test_another_classifier_is_another_state_and_none_leaves_it_as_it_was() -> None:
     backbone, classifier = network()
-    hashes = [FrozenBackbone(backbone, (0,) * 3, (1,) * 3, {}, classifier=c).state_hash() for c in (None, classifier)]
-    assert hashes[0] == FrozenBackbone(backbone, (0,) * 3, (1,) * 3, {}).state_hash() != hashes[1]
+    hashes = [FeatureExtractor(backbone, (0,) * 3, (1,) * 3, {}, classifier=c).state_hash() for c in (None, classifier)]
+    assert hashes[0] == FeatureExtractor(backbone, (0,) * 3, (1,) * 3, {}).state_hash() != hashes[1]
 
 
 def test_a_saved_classifier_is_the_same(tmp_path: Path) -> None:

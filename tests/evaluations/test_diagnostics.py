@@ -11,10 +11,10 @@ from torch import Tensor
 from ssl_bench.cli.main import main
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import representation_metrics as spectra
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations.diagnostics import Diagnostics, spectrum_monitors
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.pretraining.checkpoint import write_backbone
@@ -26,18 +26,18 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 @pytest.fixture
-def splits() -> tuple[TrainSplit, SelectionSplit]:
+def splits() -> tuple[TrainSplit, ValidationSplit]:
     """Smooth images without labels: crops of one are like it. The first ten are held out."""
     rng = np.random.default_rng(0)
     coarse = torch.tensor(rng.normal(size=(210, 3, 3, 3)), dtype=torch.float32)
     images = torch.nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear")
     images = (128 + 60 * images + 10 * torch.tensor(rng.normal(size=(210, 3, 8, 8)))).clamp(0, 255).to(torch.uint8)
     pool = ResidentPool(images=images, labels=None, ids=[str(i) for i in range(210)])
-    return TrainSplit(pool, np.arange(10, 210)), SelectionSplit(pool, np.arange(10))
+    return TrainSplit(pool, np.arange(10, 210)), ValidationSplit(pool, np.arange(10))
 
 
-def pixels() -> FrozenBackbone:
-    return FrozenBackbone(Pixels(8), MEAN, STD, {})
+def pixels() -> FeatureExtractor:
+    return FeatureExtractor(Pixels(8), MEAN, STD, {})
 
 
 def vit(seed: int = 0) -> Backbone:
@@ -45,8 +45,8 @@ def vit(seed: int = 0) -> Backbone:
     return Backbone(VIT)
 
 
-def monitors(backbone: FrozenBackbone, splits: Any, **options: Any) -> dict[str, float]:
-    return Diagnostics(**options).fit(backbone, *splits).monitors
+def diagnostics(backbone: FeatureExtractor, splits: Any, **options: Any) -> dict[str, float]:
+    return Diagnostics(**options).fit(backbone, *splits).diagnostics
 
 
 def drawn(count: int, among: int = 200, seed: int = 0) -> Tensor:
@@ -55,7 +55,7 @@ def drawn(count: int, among: int = 200, seed: int = 0) -> Tensor:
 
 
 def test_spectra_are_of_the_drawn_training_images(splits: Any) -> None:
-    found = monitors(pixels(), splits, images=120, pair_images=50, seed=3)
+    found = diagnostics(pixels(), splits, images=120, pair_images=50, seed=3)
     train, rows = splits[0], drawn(120, seed=3)
     images = (train.pool.images[torch.as_tensor(train.rows)].float() / 255).flatten(2)
     features = ((images - torch.tensor(MEAN)[:, None]) / torch.tensor(STD)[:, None]).flatten(1)  # (N, D)
@@ -78,13 +78,13 @@ def test_spectra_are_of_the_drawn_training_images(splits: Any) -> None:
 
 
 def test_all_images_where_there_are_fewer_than_asked(splits: Any) -> None:
-    assert monitors(pixels(), splits)["images"] == 200
+    assert diagnostics(pixels(), splits)["images"] == 200
 
 
 def test_views_are_keyed_by_image(splits: Any) -> None:
     """LiDAR and alignment of crops that belong together; groups of unrelated images would give other numbers."""
     backbone = pixels()
-    found = monitors(backbone, splits, view_images=40, views=3)
+    found = diagnostics(backbone, splits, view_images=40, views=3)
     rows = drawn(40).sort().values
     crops = torch.stack([backbone.features(splits[0], "pixels", view=v) for v in range(3)], 1)[rows]  # (40, 3, D)
     assert not torch.equal(crops[:, 0], crops[:, 1]), "random crops, not the images"
@@ -98,14 +98,14 @@ def test_views_are_keyed_by_image(splits: Any) -> None:
 
 def test_more_views_include_the_fewer(splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    original = FrozenBackbone.features
+    original = FeatureExtractor.features
 
-    def spy(self: FrozenBackbone, split: Any, kind: str, rows: Any = slice(None), view: int | None = None) -> Tensor:
+    def spy(self: FeatureExtractor, split: Any, kind: str, rows: Any = slice(None), view: int | None = None) -> Tensor:
         asked.extend([] if view is None else [view])
         return original(self, split, kind, rows, view)
 
-    monkeypatch.setattr(FrozenBackbone, "features", spy)
-    monitors(pixels(), splits, views=4)
+    monkeypatch.setattr(FeatureExtractor, "features", spy)
+    diagnostics(pixels(), splits, views=4)
     assert asked == [0, 1, 2, 3]
 
 
@@ -118,7 +118,7 @@ def test_a_collapsed_network(splits: Any) -> None:
         for name, parameter in network.named_parameters():
             if name.endswith("norm.bias"):
                 parameter.fill_(0.3)
-    found = monitors(FrozenBackbone(network, MEAN, STD, {}), splits)
+    found = diagnostics(FeatureExtractor(network, MEAN, STD, {}), splits)
     assert found["rankme"] == pytest.approx(1, abs=1e-4) and found["below_noise"] == 23
     assert found["mean_cosine"] == pytest.approx(1) and found["alignment"] == pytest.approx(0, abs=1e-9)
     assert found.keys().isdisjoint({"effective_rank", "participation_ratio", "alpha", "alpha_r2", "lidar"})
@@ -151,7 +151,7 @@ def test_nothing_is_predicted_or_chosen(splits: Any) -> None:
     protocol, backbone = Diagnostics(), pixels()
     fit = protocol.fit(backbone, *splits)
     assert protocol.predict(backbone, fit, None) == []  # type: ignore[arg-type]
-    assert fit.features == ("pixels",) and fit.chosen == {} and fit.grid == {} and not fit.on_edge
+    assert fit.features == ("pixels",) and fit.chosen == {} and fit.grid == {} and not fit.at_grid_boundary
 
 
 # --- against another run
@@ -167,15 +167,15 @@ def run_folder(folder: Path, network: Backbone, kind: str = "pretrained", std: t
 
 def test_cka_with_another_run(splits: Any, tmp_path: Path) -> None:
     """Both networks see the same images, each with its own normalisation."""
-    here = FrozenBackbone(vit(), MEAN, STD, {})
-    assert "cka" not in monitors(here, splits)
+    here = FeatureExtractor(vit(), MEAN, STD, {})
+    assert "cka" not in diagnostics(here, splits)
     same = run_folder(tmp_path / "same", vit())
-    assert monitors(here, splits, against=str(same))["cka"] == pytest.approx(1, abs=1e-6)
+    assert diagnostics(here, splits, against=str(same))["cka"] == pytest.approx(1, abs=1e-6)
     other = run_folder(tmp_path / "other", vit(seed=1), std=(0.5, 0.6, 0.7))
-    there = FrozenBackbone(vit(seed=1), MEAN, (0.5, 0.6, 0.7), {})
-    found = monitors(here, splits, against=str(other), images=150)["cka"]
+    there = FeatureExtractor(vit(seed=1), MEAN, (0.5, 0.6, 0.7), {})
+    found = diagnostics(here, splits, against=str(other), images=150)["cka"]
     rows = drawn(150)
-    own, others = (b.features(splits[0], b.headline_kind)[rows] for b in (here, there))
+    own, others = (b.features(splits[0], b.primary_feature_type)[rows] for b in (here, there))
     assert found == pytest.approx(spectra.cka(own, others), rel=1e-6)
     assert 0 < found < 0.99
     assert list((other / "features").glob("train-*.safetensors")), "the other's features are kept for its own use"
@@ -186,11 +186,11 @@ def test_what_cannot_be_compared_with(splits: Any, tmp_path: Path) -> None:
     run_folder(tmp_path / "baseline", vit(), kind="baseline")
     for name, message in (("empty", "no run folder"), ("nowhere", "no run folder"), ("baseline", "no backbone")):
         with pytest.raises(UserError, match=f"--diagnostics.against.*{message}"):
-            monitors(pixels(), splits, against=str(tmp_path / name))
+            diagnostics(pixels(), splits, against=str(tmp_path / name))
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a real data set, against a run; a record with monitors and without a number to rank."""
+    """On a real data set, against a run; a record with diagnostics and without a number to rank."""
     other = run_folder(tmp_path / "other", vit())
     common = ["--runs", str(tmp_path / "runs"), "--device", "cpu", "--data=digits", "--diagnostics.images=200"]
     options = [*common, "--diagnostics.view_images=50", "--diagnostics.views=2", "--diagnostics.against", str(other)]
@@ -198,7 +198,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
     result = read_result(folder / "results" / "diagnostics.json")
     assert result.value is None and result.variants == {}
-    assert 0 < result.monitors["cka"] < 1 and result.monitors["images"] == 200 and "lidar" in result.monitors
+    assert 0 < result.diagnostics["cka"] < 1 and result.diagnostics["images"] == 200 and "lidar" in result.diagnostics
     assert result.options["against"] == str(other)
 
 
@@ -210,4 +210,4 @@ def test_bad_options(options: dict[str, int]) -> None:
 
 def test_too_few_images(splits: Any) -> None:
     with pytest.raises(UserError, match="too few"):
-        monitors(pixels(), (TrainSplit(splits[0].pool, np.arange(3)), splits[1]))
+        diagnostics(pixels(), (TrainSplit(splits[0].pool, np.arange(3)), splits[1]))

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations import distill as page
 from ssl_bench.evaluations.distill import Distill, imitation
 from ssl_bench.finetuning.images import Batch, Batches
-from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import cross_entropy, logits_of
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier, save_classifier
@@ -26,12 +26,12 @@ from ssl_bench.pretraining.checkpoint import write_backbone
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})
-Splits = tuple[TrainSplit, SelectionSplit, TestSplit]
+Splits = tuple[TrainSplit, ValidationSplit, TestSplit]
 
 
-def frozen(options: BackboneOptions = VIT) -> FrozenBackbone:
+def frozen(options: BackboneOptions = VIT) -> FeatureExtractor:
     torch.manual_seed(0)
-    return FrozenBackbone(Backbone(options), (0.5,) * 3, (0.25,) * 3, {}, num_workers=0)
+    return FeatureExtractor(Backbone(options), (0.5,) * 3, (0.25,) * 3, {}, num_workers=0)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def splits() -> Splits:
     ]
     return (
         TrainSplit(pools[0], np.arange(0, 60, 2)),
-        SelectionSplit(pools[0], np.arange(1, 60, 2)),
+        ValidationSplit(pools[0], np.arange(1, 60, 2)),
         TestSplit(pools[1], np.arange(30)),
     )
 
@@ -53,12 +53,14 @@ def splits() -> Splits:
 class Caught:
     """The student's training: what it was given."""
 
-    student: Tuned
+    student: FineTuneModel
     batches: Batches
     recipe: Recipe
     loss: Any
 
-    def __call__(self, model: Tuned, batches: Batches, recipe: Recipe, loss: Any, **_: Any) -> dict[str, list[float]]:
+    def __call__(
+        self, model: FineTuneModel, batches: Batches, recipe: Recipe, loss: Any, **_: Any
+    ) -> dict[str, list[float]]:
         self.student, self.batches, self.recipe, self.loss = model, batches, recipe, loss
         return {"epoch": [1.0], "loss": [0.0]}
 
@@ -133,7 +135,7 @@ def test_teacher_learns_from_the_labelled_images_alone(splits: Splits, monkeypat
     seen: list[list[int]] = []
     original = page.trained
 
-    def spy(recipe: Recipe, backbone: FrozenBackbone, train: TrainSplit, *rest: Any) -> Any:
+    def spy(recipe: Recipe, backbone: FeatureExtractor, train: TrainSplit, *rest: Any) -> Any:
         seen.append(sorted(train.rows.tolist()))
         return original(recipe, backbone, train, *rest)
 
@@ -192,7 +194,11 @@ def test_student_learns_what_the_teacher_knows(alpha: float, splits: Splits) -> 
 def test_teachers_rate_is_chosen_inside_its_labels(caught: Caught, splits: Splits) -> None:
     options = {**QUICK, "teacher_lrs": (1e-6, 0.02, 1e20), "teacher_epochs": 12}
     fit = Distill(**options).fit(frozen(), *splits[:2])
-    assert fit.chosen == {"teacher lr": 0.02} and fit.grid == {"teacher lr": [1e-6, 0.02, 1e20]} and not fit.on_edge
+    assert (
+        fit.chosen == {"teacher lr": 0.02}
+        and fit.grid == {"teacher lr": [1e-6, 0.02, 1e20]}
+        and not fit.at_grid_boundary
+    )
     assert (
         max(fit.curve["teacher accuracy"]) == fit.curve["teacher accuracy"][1]
         and len(fit.curve["teacher accuracy"]) == 3
@@ -204,7 +210,7 @@ def test_all_labels(caught: Caught, splits: Splits) -> None:
     assert (caught.batches._prepared.labels >= 0).all()
 
 
-def taught_by(folder: Path, options: BackboneOptions = RESNET, classes: int = 3) -> FrozenBackbone:
+def taught_by(folder: Path, options: BackboneOptions = RESNET, classes: int = 3) -> FeatureExtractor:
     """Write a run with a classifier; the same network, frozen, with its own constants of normalisation."""
     torch.manual_seed(3)
     backbone, classifier = Backbone(options), Classifier(8, classes, 1)
@@ -212,7 +218,7 @@ def taught_by(folder: Path, options: BackboneOptions = RESNET, classes: int = 3)
     folder.mkdir()
     write_backbone(folder, backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     save_classifier(folder, classifier, tuple("abcdef"[:classes]))
-    return FrozenBackbone(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {}, num_workers=0, classifier=classifier)
+    return FeatureExtractor(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {}, num_workers=0, classifier=classifier)
 
 
 def test_a_run_with_a_classifier_teaches(
@@ -224,7 +230,7 @@ def test_a_run_with_a_classifier_teaches(
     monkeypatch.setattr(page, "chosen_by_folds", None)
     backbone = frozen()
     fit = Distill(teacher=str(tmp_path / "run"), **QUICK).fit(backbone, *splits[:2])
-    assert own.classifier is not None and fit.chosen == {} and not fit.on_edge
+    assert own.classifier is not None and fit.chosen == {} and not fit.at_grid_boundary
     with torch.no_grad():
         expected = own.classifier(own.features(splits[2], "gap"))
     found = logits_of(fit.state.teacher, backbone, splits[2])
@@ -254,7 +260,7 @@ def test_a_teacher_that_does_not_fit(
 
 
 def test_pixels_are_refused() -> None:
-    pixels = FrozenBackbone(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})
+    pixels = FeatureExtractor(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})
     assert Distill().refusal(pixels) == "raw pixels have no network to train" and Distill().refusal(frozen()) is None
 
 

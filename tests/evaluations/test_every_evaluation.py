@@ -12,9 +12,9 @@ import torch
 from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestImages, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.models.backbone import Backbone
 
 CLASSES = 3
@@ -116,7 +116,7 @@ def protocol(request: pytest.FixtureRequest) -> Evaluation[Any]:
 
 
 @pytest.fixture
-def splits() -> tuple[TrainSplit, SelectionSplit, TestSplit]:
+def splits() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
     """Noisy images whose colour tells their class: what is learned can be seen."""
     rng = np.random.default_rng(0)
     labels = np.arange(90) % CLASSES
@@ -132,19 +132,19 @@ def splits() -> tuple[TrainSplit, SelectionSplit, TestSplit]:
     ]
     return (
         TrainSplit(pools[0], np.arange(45)),
-        SelectionSplit(pools[0], np.arange(45, 60)),
+        ValidationSplit(pools[0], np.arange(45, 60)),
         TestSplit(pools[1], np.arange(30)),
     )
 
 
-def frozen(network: str = "vit", batch_size: int = 256) -> FrozenBackbone:
+def frozen(network: str = "vit", batch_size: int = 256) -> FeatureExtractor:
     torch.manual_seed(0)
     built = {"vit": lambda: Backbone(VIT), "resnet": lambda: Backbone(RESNET), "pixels": lambda: Pixels(8)}[network]()
-    return FrozenBackbone(built, (0.5,) * 3, (0.25,) * 3, {}, batch_size=batch_size)
+    return FeatureExtractor(built, (0.5,) * 3, (0.25,) * 3, {}, batch_size=batch_size)
 
 
 def predicted(
-    protocol: Evaluation[Any], backbone: FrozenBackbone, fit: Fit[Any], test: TestSplit
+    protocol: Evaluation[Any], backbone: FeatureExtractor, fit: Fit[Any], test: TestSplit
 ) -> dict[str, list[int]]:
     return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test.unlabelled())}
 
@@ -162,12 +162,12 @@ def test_each_test_image_gets_a_class_from_each_variant(protocol: Evaluation[Any
         predictions = protocol.predict(backbone, fit, splits[2].unlabelled())
         variants = [prediction.variant for prediction in predictions]
         assert len(set(variants)) == len(variants)
-        assert predictions or fit.monitors
-        assert all(np.isfinite(value) for value in fit.monitors.values())
+        assert predictions or fit.diagnostics
+        assert all(np.isfinite(value) for value in fit.diagnostics.values())
         for prediction in predictions:
             assert prediction.labels.shape[-1] == 30 and prediction.labels.dtype == torch.int64
             assert prediction.labels.min() >= 0 and prediction.labels.max() < CLASSES
-        assert set(fit.features) <= set(backbone.kinds)
+        assert set(fit.features) <= set(backbone.feature_types)
         assert fit.chosen.keys() >= fit.grid.keys()
         if predictions:
             accuracy = (predictions[0].labels.numpy() == splits[2].labels).mean()
@@ -197,8 +197,8 @@ def test_fitting_twice_gives_the_same(protocol: Evaluation[Any], splits: Any) ->
 
 
 def test_predictions_do_not_depend_on_the_batch(protocol: Evaluation[Any], splits: Any) -> None:
-    train, selection, test = splits
-    fits = {size: protocol.fit(frozen(batch_size=size), train, selection) for size in (1, 7, 256)}
+    train, validation, test = splits
+    fits = {size: protocol.fit(frozen(batch_size=size), train, validation) for size in (1, 7, 256)}
     found = {size: predicted(protocol, frozen(batch_size=size), fit, test) for size, fit in fits.items()}
     assert found[1] == found[7] == found[256]
     backbone = frozen()
@@ -224,14 +224,16 @@ def test_options_are_kept_under_their_own_names(protocol: Evaluation[Any]) -> No
 def test_fit_has_no_parameter_for_test_images(name: str) -> None:
     hints = get_type_hints(evaluation_class(name).fit)
     hints.pop("return")
-    assert list(hints.values()) == [FrozenBackbone, TrainSplit, SelectionSplit]
+    assert list(hints.values()) == [FeatureExtractor, TrainSplit, ValidationSplit]
     signature = inspect.signature(evaluation_class(name).fit)
-    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values()), "nothing can be slipped in"
+    assert all(p.feature_type is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values()), (
+        "nothing can be slipped in"
+    )
 
 
 def test_the_three_splits_are_no_kinds_of_one_another() -> None:
-    kinds = (TrainSplit, SelectionSplit, TestSplit, TestImages)
-    assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b)
+    feature_types = (TrainSplit, ValidationSplit, TestSplit, TestImages)
+    assert not any(issubclass(a, b) for a in feature_types for b in feature_types if a is not b)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -253,7 +255,7 @@ def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
 
 def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of a pool that holds all of them, either: each row that is looked at is noted."""
-    train, selection, test = splits
+    train, validation, test = splits
     pool = ResidentPool(
         images=torch.cat([train.pool.images, test.pool.images]),
         labels=np.concatenate([train.pool.labels, test.pool.labels]),
@@ -269,5 +271,5 @@ def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeyp
             return self.as_subclass(torch.Tensor)[rows]
 
     watched = replace(pool, images=pool.images.as_subclass(Spied))
-    protocol.fit(frozen(), TrainSplit(watched, train.rows), SelectionSplit(watched, selection.rows))
+    protocol.fit(frozen(), TrainSplit(watched, train.rows), ValidationSplit(watched, validation.rows))
     assert asked and max(asked) < 60, "the test images are the last 30"

@@ -22,9 +22,9 @@ def clusters(count: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.T
     return torch.tensor(features * np.geomspace(0.1, 10, dim) + 5), labels
 
 
-def predicted(backbone: Any, train: Any, selection: Any, test: Any, **options: Any) -> dict[str, np.ndarray]:
+def predicted(backbone: Any, train: Any, validation: Any, test: Any, **options: Any) -> dict[str, np.ndarray]:
     protocol = Fewshot(**options)
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     return {p.variant: p.labels.numpy() for p in protocol.predict(backbone, fit, test)}
 
 
@@ -82,27 +82,27 @@ def test_places_are_an_order_within_each_class() -> None:
 
 
 def test_features_of_several_splits(problem: Callable) -> None:
-    backbone, train, selection, _ = problem({"cls": torch.arange(20.0)[:, None]}, np.zeros(20), 8, 6)
+    backbone, train, validation, _ = problem({"cls": torch.arange(20.0)[:, None]}, np.zeros(20), 8, 6)
     rows = np.array([0, 5, 7, 8, 13])
-    assert features_of(backbone, (train, selection), "cls", rows).flatten().tolist() == rows.tolist()
-    assert features_of(backbone, (train, selection), "cls", rows[3:]).flatten().tolist() == [8, 13]
+    assert features_of(backbone, (train, validation), "cls", rows).flatten().tolist() == rows.tolist()
+    assert features_of(backbone, (train, validation), "cls", rows[3:]).flatten().tolist() == [8, 13]
 
 
 def test_every_draw_against_scikit_learn(problem: Callable) -> None:
     """The labelled images are found out by who asks for their features; then each draw is solved anew."""
     features, labels = clusters(400, 12, 4)
-    backbone, train, selection, test = problem({"cls": features}, labels, 200, 100)
+    backbone, train, validation, test = problem({"cls": features}, labels, 200, 100)
     asked: list[np.ndarray] = []
     original = backbone.features
 
-    def spy(split: Any, kind: str, rows: Any = slice(None), view: int | None = None) -> torch.Tensor:
+    def spy(split: Any, feature_type: str, rows: Any = slice(None), view: int | None = None) -> torch.Tensor:
         if split is not test:
             asked.append(np.atleast_1d(split.rows[rows]))
-        return original(split, kind, rows, view)  # type: ignore[no-any-return]
+        return original(split, feature_type, rows, view)  # type: ignore[no-any-return]
 
     backbone.features = spy
-    found = predicted(backbone, train, selection, test, shots=(1, 5, 10, 25))
-    assert list(found) == ["10-shot", "1-shot", "5-shot", "25-shot"], "the headline first"
+    found = predicted(backbone, train, validation, test, shots=(1, 5, 10, 25))
+    assert list(found) == ["10-shot", "1-shot", "5-shot", "25-shot"], "the primary first"
     used = iter(asked)
     drawn: dict[int, list[set[int]]] = {}
     for draw in range(3):
@@ -124,7 +124,7 @@ def test_every_draw_against_scikit_learn(problem: Callable) -> None:
     for nested in drawn.values():
         assert all(few < more for few, more in zip(nested, nested[1:], strict=False)), "few are among more"
     assert len({frozenset(nested[1]) for nested in drawn.values()}) == 3, "each draw has its own images"
-    assert any(row >= 200 for row in drawn[0][3]), "the selection part is drawn from as well"
+    assert any(row >= 200 for row in drawn[0][3]), "the validation part is drawn from as well"
     accuracy = {name: (labels[300:] == p).mean() for name, p in found.items()}
     assert 0.25 < accuracy["1-shot"] < accuracy["10-shot"] < accuracy["25-shot"] < 1
 
@@ -167,7 +167,7 @@ def test_nothing_is_chosen(problem: Callable) -> None:
     features, labels = clusters(100, 8, 3)
     backbone, *splits = problem({"cls": features}, labels, 60, 10)
     fit = Fewshot().fit(backbone, *splits[:2])
-    assert fit.chosen == {} and fit.grid == {} and not fit.on_edge and fit.features == ("cls",)
+    assert fit.chosen == {} and fit.grid == {} and not fit.at_grid_boundary and fit.features == ("cls",)
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,28 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations import finetune as page
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct
 from ssl_bench.evaluations.finetune_10pct import Finetune10pct
 from ssl_bench.finetuning import few_labels as few_labels_finetuning
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.models.backbone import Backbone
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})
 QUIET: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "randaugment": None, "erase": 0.0, "precision": "32-true"}
 
-Splits = tuple[TrainSplit, SelectionSplit, TestSplit]
+Splits = tuple[TrainSplit, ValidationSplit, TestSplit]
 
 
-def frozen(options: BackboneOptions = VIT, head: nn.Module | None = None) -> FrozenBackbone:
+def frozen(options: BackboneOptions = VIT, head: nn.Module | None = None) -> FeatureExtractor:
     torch.manual_seed(0)
-    return FrozenBackbone(Backbone(options), (0.5,) * 3, (0.25,) * 3, {}, num_workers=0, head=head)
+    return FeatureExtractor(Backbone(options), (0.5,) * 3, (0.25,) * 3, {}, num_workers=0, head=head)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def splits() -> Splits:
     order = rng.permutation(60)
     return (
         TrainSplit(pools[0], np.sort(order[:45])),
-        SelectionSplit(pools[0], np.sort(order[45:])),
+        ValidationSplit(pools[0], np.sort(order[45:])),
         TestSplit(pools[1], np.arange(30)),
     )
 
@@ -56,10 +56,10 @@ class Spy:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Recipe, list[int], Any]] = []
-        self.models: list[Tuned] = []
+        self.models: list[FineTuneModel] = []
 
-    def __call__(self, model: Tuned, batches: Batches, recipe: Recipe, selection: Any = None, **_: Any) -> Any:
-        self.calls.append((recipe, batches._prepared.rows.tolist(), selection))
+    def __call__(self, model: FineTuneModel, batches: Batches, recipe: Recipe, validation: Any = None, **_: Any) -> Any:
+        self.calls.append((recipe, batches._prepared.rows.tolist(), validation))
         self.models.append(model.eval())
         return {"epoch": [1.0], "loss": [float(len(self.calls))]}
 
@@ -68,10 +68,10 @@ class Spy:
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, splits: Splits, best: tuple[float, float, float], **options: Any) -> Any:
-    """The page's fit on networks that answer all selection images rightly with the best of the grid, and else none."""
+    """The page's fit on networks that answer all validation images rightly with the best of the grid, and else none."""
     spy = Spy()
 
-    def answer(model: Tuned, backbone: FrozenBackbone, split: Any) -> Tensor:
+    def answer(model: FineTuneModel, backbone: FeatureExtractor, split: Any) -> Tensor:
         recipe = spy.calls[spy.models.index(model)][0]
         right = (recipe.lr, recipe.layer_decay, recipe.drop_path) == best
         return nn.functional.one_hot(torch.as_tensor(split.labels + (0 if right else 1)) % 3, 3).float()
@@ -91,10 +91,10 @@ def test_the_whole_grid_is_searched_briefly_and_the_best_trained_in_full(
     }
     assert all((r.epochs, r.warmup_epochs) == (10, 2) for r, *_ in spy.calls[:8])
     assert tried[8] == (1e-3, 0.65, 0.2) and (spy.calls[8][0].epochs, spy.calls[8][0].warmup_epochs) == (50, 10)
-    assert fit.chosen == {"lr": 1e-3, "layer_decay": 0.65, "drop_path": 0.2} and fit.on_edge
+    assert fit.chosen == {"lr": 1e-3, "layer_decay": 0.65, "drop_path": 0.2} and fit.at_grid_boundary
     assert fit.grid == {"lr": [5e-4, 1e-3], "layer_decay": [0.65, 0.75], "drop_path": [0.1, 0.2]}
     assert fit.state is spy.models[8] and fit.curve["loss"] == [9.0]
-    audited = [fit.curve[f"{name} tried"] for name in ("lr", "layer_decay", "drop_path", "selection accuracy")]
+    audited = [fit.curve[f"{name} tried"] for name in ("lr", "layer_decay", "drop_path", "validation accuracy")]
     assert list(zip(*audited, strict=True)) == [(*point, float(point == (1e-3, 0.65, 0.2))) for point in tried[:8]]
     assert all(rows == splits[0].rows.tolist() and chosen_on is splits[1] for _, rows, chosen_on in spy.calls)
 
@@ -103,28 +103,30 @@ def test_full_runs_are_not_repeated(monkeypatch: pytest.MonkeyPatch, splits: Spl
     grid: dict[str, Any] = {"lrs": (1e-4, 1e-3, 1e-2), "layer_decays": (0.7,), "drop_paths": (0.1,)}
     fit, spy = searched(monkeypatch, splits, (1e-3, 0.7, 0.1), epochs=50, search_epochs=None, **grid)
     assert [r.epochs for r, *_ in spy.calls] == [50] * 3 and fit.state is spy.models[1] and fit.curve["loss"] == [2.0]
-    assert fit.chosen["lr"] == 1e-3 and not fit.on_edge
+    assert fit.chosen["lr"] == 1e-3 and not fit.at_grid_boundary
 
 
 def test_one_value_each_is_no_search(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
     one: dict[str, Any] = {"lrs": (1e-3,), "layer_decays": (0.7,), "drop_paths": (0.1,)}
     fit, spy = searched(monkeypatch, splits, (0, 0, 0), epochs=50, search_epochs=10, **one)
-    assert [r.epochs for r, *_ in spy.calls] == [50] and fit.chosen == {} and fit.grid == {} and not fit.on_edge
-    train, empty = splits[0], SelectionSplit(splits[0].pool, np.array([], dtype=np.int64))
+    assert (
+        [r.epochs for r, *_ in spy.calls] == [50] and fit.chosen == {} and fit.grid == {} and not fit.at_grid_boundary
+    )
+    train, empty = splits[0], ValidationSplit(splits[0].pool, np.array([], dtype=np.int64))
     monkeypatch.undo()
     assert Finetune(epochs=1, warmup_epochs=0, batch_size=16, **one, **QUIET).fit(frozen(), train, empty).curve["loss"]
 
 
 def test_nothing_to_choose_on(splits: Splits) -> None:
-    empty = SelectionSplit(splits[0].pool, np.array([], dtype=np.int64))
-    with pytest.raises(UserError, match="selection split, on which finetune chooses, is empty"):
+    empty = ValidationSplit(splits[0].pool, np.array([], dtype=np.int64))
+    with pytest.raises(UserError, match="validation split, on which finetune chooses, is empty"):
         Finetune().fit(frozen(), splits[0], empty)
 
 
 def test_rates_that_diverge_are_passed_over(splits: Splits) -> None:
     grid: dict[str, Any] = {"layer_decays": (0.7,), "drop_paths": (0.0,), "batch_size": 16, "epochs": 6, **QUIET}
     fit = Finetune(lrs=(1e20, 0.02), warmup_epochs=1, **grid).fit(frozen(), *splits[:2])
-    assert fit.chosen["lr"] == 0.02 and fit.curve["selection accuracy"][-1] > 0.8
+    assert fit.chosen["lr"] == 0.02 and fit.curve["validation accuracy"][-1] > 0.8
     with pytest.raises(UserError, match="every rate of finetune diverged"):
         Finetune(lrs=(1e20, 1e21), warmup_epochs=1, **grid).fit(frozen(), *splits[:2])
 
@@ -150,7 +152,7 @@ def test_whole_augmentation_runs(splits: Splits) -> None:
 
 
 def test_refusals() -> None:
-    assert Finetune().refusal(FrozenBackbone(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})) == (
+    assert Finetune().refusal(FeatureExtractor(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})) == (
         "raw pixels have no network to train"
     )
     swin = BackboneOptions(
@@ -196,16 +198,20 @@ def test_the_rate_is_chosen_on_folds_inside_the_subset(monkeypatch: pytest.Monke
     spy = Spy()
     held_out: list[list[int]] = []
 
-    def answer(model: Tuned, backbone: FrozenBackbone, split: Any) -> Tensor:
+    def answer(model: FineTuneModel, backbone: FeatureExtractor, split: Any) -> Tensor:
         recipe, rows, _ = spy.calls[spy.models.index(model)]
-        assert isinstance(split, SelectionSplit) and not set(rows) & set(split.rows)
+        assert isinstance(split, ValidationSplit) and not set(rows) & set(split.rows)
         held_out.append(sorted(split.rows.tolist()))
         return nn.functional.one_hot(torch.as_tensor(split.labels + (0 if recipe.lr == 2e-3 else 1)) % 3, 3).float()
 
     monkeypatch.setattr(few_labels_finetuning, "tune", spy)
     monkeypatch.setattr(few_labels_finetuning, "logits_of", answer)
     fit = Finetune10pct(lrs=(1e-3, 2e-3, 4e-3)).fit(frozen(), *splits[:2])
-    assert fit.chosen == {"lr encoder": 2e-3} and fit.grid == {"lr encoder": [1e-3, 2e-3, 4e-3]} and not fit.on_edge
+    assert (
+        fit.chosen == {"lr encoder": 2e-3}
+        and fit.grid == {"lr encoder": [1e-3, 2e-3, 4e-3]}
+        and not fit.at_grid_boundary
+    )
     assert fit.curve["accuracy encoder 0"] == [0, 1, 0]
     assert len(held_out) == 6 and held_out[:2] == held_out[2:4]  # six images, two of each class: two folds
     final, rows, _ = spy.calls[-1]

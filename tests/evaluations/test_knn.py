@@ -44,9 +44,9 @@ def brute_force(
     return predictions
 
 
-def predicted(backbone, train, selection, test, **options) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
+def predicted(backbone, train, validation, test, **options) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
     protocol = Knn(**options)
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     return {p.variant: p.labels.numpy() for p in protocol.predict(backbone, fit, test)}
 
 
@@ -57,7 +57,7 @@ def test_every_k_against_brute_force(problem: Callable, temperature: float) -> N
     expected = brute_force(features[:2000], labels[:2000], features[2000:], KS, temperature)
     for k in KS:
         np.testing.assert_array_equal(found[f"k{k}"], expected[k])
-    assert next(iter(found)) == "k20", "the headline comes first"
+    assert next(iter(found)) == "k20", "the primary comes first"
     assert 0.3 < (expected[20] == labels[2000:]).mean() < 0.99, "the problem is neither trivial nor hopeless"
 
 
@@ -170,22 +170,22 @@ def test_ends_of_cosines_and_ties_are_monitored(problem: Callable) -> None:
     values = torch.tensor(np.concatenate([bank, [[1.0, 0.0]]]))
     backbone, *splits = problem({"cls": values}, np.array([0, 1, 0, 1, 0, 1, 0]), 6, 0)
     for k, tied in ((2, 0.0), (3, 1.0), (5, 0.0)):
-        protocol = Knn(k=(k, 6), headline_k=k)
+        protocol = Knn(k=(k, 6), primary_k=k)
         fit = protocol.fit(backbone, *splits[:2])
         protocol.predict(backbone, fit, splits[2])
-        ends = fit.monitors["smallest cosine"], fit.monitors["largest cosine"]
-        assert ends == pytest.approx((-1, 1)) and fit.monitors[f"tied at k{k}"] == tied
-        assert {"smallest cosine-standardised", f"tied at k{k}-standardised"} <= set(fit.monitors)
+        ends = fit.diagnostics["smallest cosine"], fit.diagnostics["largest cosine"]
+        assert ends == pytest.approx((-1, 1)) and fit.diagnostics[f"tied at k{k}"] == tied
+        assert {"smallest cosine-standardised", f"tied at k{k}-standardised"} <= set(fit.diagnostics)
 
 
 def test_nothing_is_chosen(problem: Callable) -> None:
     features, labels = clusters(60, 8, 3)
     backbone, *splits = problem({"cls": torch.tensor(features)}, labels, 40, 10)
     fit = Knn().fit(backbone, *splits[:2])
-    assert fit.chosen == {} and fit.grid == {} and not fit.on_edge and fit.features == ("cls",)
+    assert fit.chosen == {} and fit.grid == {} and not fit.at_grid_boundary and fit.features == ("cls",)
 
 
-@pytest.mark.parametrize("options", [{"headline_k": 3}, {"k": (0, 20)}, {"temperature": 0.0}])
+@pytest.mark.parametrize("options", [{"primary_k": 3}, {"k": (0, 20)}, {"temperature": 0.0}])
 def test_bad_options(options: dict) -> None:
     with pytest.raises(ValueError, match="add it|above 0"):
         Knn(**options)

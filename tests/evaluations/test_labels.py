@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import few_labels, logistic
 from ssl_bench.evaluation.evaluate_command import parse_evaluate
@@ -38,8 +38,8 @@ def clusters(count: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.T
     return torch.tensor(features), labels
 
 
-def predicted(page: Any, backbone: Any, train: Any, selection: Any, test: Any) -> tuple[np.ndarray, Any]:
-    fit = page.fit(backbone, train, selection)
+def predicted(page: Any, backbone: Any, train: Any, validation: Any, test: Any) -> tuple[np.ndarray, Any]:
+    fit = page.fit(backbone, train, validation)
     (prediction,) = page.predict(backbone, fit, test)
     return prediction.labels.numpy(), fit
 
@@ -70,17 +70,17 @@ def test_a_share_of_each_class() -> None:
 
 def asked(page: Any, given: Any) -> list[set[int]]:
     """Rows of the pool whose features `fit` asks for, draw by draw, but for those that moments are taken of."""
-    backbone, train, selection, _ = given
+    backbone, train, validation, _ = given
     seen: list[set[int]] = []
     original = few_labels.features_of
 
-    def spy(backbone: Any, splits: Any, kind: str, rows: np.ndarray) -> torch.Tensor:
+    def spy(backbone: Any, splits: Any, feature_type: str, rows: np.ndarray) -> torch.Tensor:
         seen.append(set(np.concatenate([split.rows for split in splits])[rows].tolist()))
-        return original(backbone, splits, kind, rows)
+        return original(backbone, splits, feature_type, rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_labels, "features_of", spy)
-        page.fit(backbone, train, selection)
+        page.fit(backbone, train, validation)
     return seen
 
 
@@ -93,7 +93,7 @@ def test_the_pages_nest_draw_by_draw(problem: Callable) -> None:
             held = np.bincount(labels[:1000])
             assert np.bincount(labels[list(rows)]).tolist() == np.floor(count * held + 0.5).tolist()
     assert len(one) == 3 and one[0] != one[1] and one[1] != one[2]
-    assert any(max(rows) >= 700 for rows in ten), "the selection part is drawn from as well"
+    assert any(max(rows) >= 700 for rows in ten), "the validation part is drawn from as well"
 
 
 def test_no_other_label_is_seen(problem: Callable, tmp_path: Path) -> None:
@@ -222,14 +222,14 @@ def test_what_lies_at_an_end_of_the_grid() -> None:
 def test_a_choice_at_the_end_of_the_grid_is_flagged(problem: Callable) -> None:
     given = problem({"cls": clusters(800, 60, 4)[0]}, clusters(800, 60, 4)[1], 500, 100)
     narrow, wide = Labels10pct(cs=(1e-7, 1e-2)), Labels10pct(cs=(1e-7, 1e-2, 1e5))
-    assert predicted(narrow, *given)[1].on_edge and not predicted(wide, *given)[1].on_edge
+    assert predicted(narrow, *given)[1].at_grid_boundary and not predicted(wide, *given)[1].at_grid_boundary
 
 
 def test_one_image_per_class_leaves_nothing_to_choose_on(problem: Callable) -> None:
     features, labels = clusters(300, 8, 4)
     given = problem({"cls": features}, labels, 150, 50)
     found, fit = predicted(Labels1pct(), *given)
-    assert fit.chosen == {} and fit.grid == {} and fit.curve == {} and not fit.on_edge
+    assert fit.chosen == {} and fit.grid == {} and fit.curve == {} and not fit.at_grid_boundary
     x = standardised(features, 200)
     for draw in range(3):
         rows = share(labels[:200], 0.01, derive(0, draw))
@@ -256,7 +256,7 @@ def imagenet(classes: int = 1000, names: str = "train/n{k:08d}/n{k:08d}_{i}.JPEG
     ids = [names.format(k=k, i=i) for k in range(classes) for i in range(3)]
     pool = ResidentPool(images=torch.zeros(3 * classes, 3, 1, 1, dtype=torch.uint8), labels=labels, ids=ids)
     rows = np.arange(3 * classes)
-    return TrainSplit(pool, rows[rows % 3 < 2]), SelectionSplit(pool, rows[rows % 3 == 2])
+    return TrainSplit(pool, rows[rows % 3 < 2]), ValidationSplit(pool, rows[rows % 3 == 2])
 
 
 def write_list(path: Path, names: list[str]) -> tuple[str, str]:
@@ -298,7 +298,7 @@ def test_the_published_lists() -> None:
     "names", ["train/n{k:08d}/n{k:08d}_{i}.JPEG", "n{k:08d}_{i}_n{k:08d}.JPEG", "n{k:08d}_{i}.JPEG"]
 )
 def test_lines_are_found_by_file_name(tmp_path: Path, names: str) -> None:
-    """In a folder, in Hugging Face's parquet files; in the selection part too."""
+    """In a folder, in Hugging Face's parquet files; in the validation part too."""
     splits = imagenet(names=names)
     wanted = [f"n{k:08d}_{2 if k % 2 else 0}.JPEG" for k in range(1000)]
     subset, md5 = write_list(tmp_path / "1percent.txt", wanted[::-1])

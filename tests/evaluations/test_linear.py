@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import ssl_bench.evaluations.linear as page
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, Split, TestSplit, TrainSplit
+from ssl_bench.data.splits import Split, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, full_precision
+from ssl_bench.evaluation.features import FeatureExtractor, full_precision
 from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
 from ssl_bench.evaluations.linear import Candidate, Course, Linear, stream
 from ssl_bench.optim.optimizers import LARS
@@ -36,20 +36,25 @@ class Crops:
     """Given features that differ from view to view, by a shift and a stretch that follow from its number."""
 
     def __init__(self, given: Any) -> None:
-        self.given, self.kinds, self.headline_kind, self.device = given, given.kinds, given.headline_kind, given.device
+        self.given, self.feature_types, self.primary_feature_type, self.device = (
+            given,
+            given.feature_types,
+            given.primary_feature_type,
+            given.device,
+        )
         self.asked: set[tuple[type[Split], int | None]] = set()
 
-    def features(self, split: Split, kind: str, rows: Any = slice(None), view: int | None = None) -> Tensor:
+    def features(self, split: Split, feature_type: str, rows: Any = slice(None), view: int | None = None) -> Tensor:
         self.asked.add((type(split), view))
-        found: Tensor = self.given.features(split, kind, rows)
+        found: Tensor = self.given.features(split, feature_type, rows)
         return found if view is None else found * (1 + 0.1 * view) + view
 
-    moments = FrozenBackbone.moments
+    moments = FeatureExtractor.moments
 
 
 @pytest.fixture
 def crops(problem: Callable) -> Callable:
-    def build(*given: Any) -> tuple[Crops, TrainSplit, SelectionSplit, TestSplit]:
+    def build(*given: Any) -> tuple[Crops, TrainSplit, ValidationSplit, TestSplit]:
         backbone, *splits = problem(*given)
         return Crops(backbone), *splits  # type: ignore[return-value]
 
@@ -91,11 +96,11 @@ def test_each_epoch_takes_every_image_once_from_the_next_view(
 def test_the_backbone_is_asked_for_each_view_and_selection_and_test_images_as_they_are(crops: Callable) -> None:
     features, labels = blobs(100)
     for views, expected in ((3, {0, 1, 2}), (1, {0}), (0, {None})):
-        backbone, train, selection, test = crops({"gap": features}, labels, 60, 20)
+        backbone, train, validation, test = crops({"gap": features}, labels, 60, 20)
         protocol = Linear(iterations=4, batch_size=16, views=views)
-        protocol.predict(backbone, protocol.fit(backbone, train, selection), test)
+        protocol.predict(backbone, protocol.fit(backbone, train, validation), test)
         assert backbone.asked == {(TrainSplit, view) for view in expected} | {
-            (SelectionSplit, None),
+            (ValidationSplit, None),
             (TestSplit, None),
         }
 
@@ -125,8 +130,8 @@ def test_exact_statistics_of_all_views(crops: Callable) -> None:
     features, labels = blobs(200)
     features = features * torch.logspace(-2, 2, 12) + 100
     features[:, 5] = 3.0
-    backbone, train, selection, test = crops({"gap": features}, labels, 120, 40)
-    state = Linear(iterations=2, views=3).fit(backbone, train, selection).state
+    backbone, train, validation, test = crops({"gap": features}, labels, 120, 40)
+    state = Linear(iterations=2, views=3).fit(backbone, train, validation).state
     expected = inputs_over_views(backbone, train, 3)(features[160:].double()).float()
     for head in state.values():
         torch.testing.assert_close(head.norm(backbone.features(test, "gap")), expected, rtol=1e-4, atol=1e-3)
@@ -164,9 +169,9 @@ def first_weights(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def test_the_grid_is_sgd_with_momentum_and_a_cosine(crops: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = blobs(400)
-    backbone, train, selection, _ = crops({"gap": features}, labels, 250, 100)
+    backbone, train, validation, _ = crops({"gap": features}, labels, 250, 100)
     starts = first_weights(monkeypatch)
-    found = Linear(iterations=150, batch_size=64, lrs=(0.8,), views=2, seeds=2).fit(backbone, train, selection)
+    found = Linear(iterations=150, batch_size=64, lrs=(0.8,), views=2, seeds=2).fit(backbone, train, validation)
     norm = inputs_over_views(backbone, train, 2)
     course = Course("gap", still(12), (0.8,), 64, 150)
     batches = [(rows, norm(inputs.double())) for rows, inputs in stream(backbone, train, course, (0, 1), seed=0)]
@@ -184,13 +189,13 @@ def test_the_grid_is_sgd_with_momentum_and_a_cosine(crops: Callable, monkeypatch
 
 
 def test_maes_recipe(crops: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LARS at 0.1 x batch / 256 on the headline features, biases at the raw rate; nine epochs, one of them warm-up."""
+    """LARS at 0.1 x batch / 256 on the primary features, biases at the raw rate; nine epochs, one of them warm-up."""
     monkeypatch.setattr(page, "MAE_BATCH", 50)
     features, labels = blobs(3000)
-    backbone, train, selection, test = crops({"gap": features, "avg": features[:, :3]}, labels, 2500, 200)
+    backbone, train, validation, test = crops({"gap": features, "avg": features[:, :3]}, labels, 2500, 200)
     starts = first_weights(monkeypatch)
-    protocol = Linear(iterations=1, kinds=("avg",), views=2, seeds=2, epochs=9)
-    found = protocol.fit(backbone, train, selection)
+    protocol = Linear(iterations=1, feature_types=("avg",), views=2, seeds=2, epochs=9)
+    found = protocol.fit(backbone, train, validation)
     norm = inputs_over_views(backbone, train, 2)
     course = Course("gap", still(12), (0.1,), 50, 450)
     batches = [(rows, norm(inputs.double())) for rows, inputs in stream(backbone, train, course, (0, 1), seed=0)]
@@ -208,13 +213,13 @@ def test_maes_recipe(crops: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     head = found.state["mae"]
     assert (head.weight - expected.weight).abs().max() < 1e-6 and (head.bias - expected.bias).abs().max() < 1e-5
     assert (head.weight - starts[1][0]).norm() > 0.02 * starts[1][0].norm() and head.bias.abs().max() > 0.01
-    assert head.kind == "gap" and set(found.features) == {"avg", "gap"}
+    assert head.feature_type == "gap" and set(found.features) == {"avg", "gap"}
     assert list(found.state) == ["chosen", "avg", "mae"]
     assert "lr gap" not in found.chosen and found.grid["features"] == ["avg"], "nothing was chosen for it"
     logits = F.linear(norm(features[2500:2700].double()), head.weight.double(), head.bias.double())
-    accuracies = found.curve["mae selection accuracy"]
+    accuracies = found.curve["mae validation accuracy"]
     assert found.curve["mae step"][-1] == 450 and len(accuracies) == len(found.curve["mae step"]) == 20
-    first = (logits.argmax(1).numpy() == selection.labels).mean()
+    first = (logits.argmax(1).numpy() == validation.labels).mean()
     assert accuracies[-1] == pytest.approx(first, abs=2 * found.curve["mae deviation over seeds"][-1] + 1e-9)
     assert [p.variant for p in protocol.predict(backbone, found, test)] == ["chosen", "avg", "mae"]
 
@@ -245,7 +250,7 @@ def test_maes_schedule_and_first_weights(problem: Callable, monkeypatch: pytest.
 
 def test_no_epochs_leave_maes_recipe_out(problem: Callable) -> None:
     features, labels = blobs(100)
-    fit = Linear(iterations=2, kinds=("avg",), epochs=0).fit(
+    fit = Linear(iterations=2, feature_types=("avg",), epochs=0).fit(
         *problem({"cls": features, "avg": features}, labels, 60, 20)[:3]
     )
     assert list(fit.state) == ["chosen", "avg"] and fit.features == ("avg",)
@@ -279,13 +284,13 @@ def test_thirteen_learning_rates_of_dinov2() -> None:
 
 
 def test_the_choice_is_the_selection_splits(problem: Callable) -> None:
-    """Features by which training and test images are told apart perfectly, but not the selection images, lose."""
+    """Features by which training and test images are told apart perfectly, but not the validation images, lose."""
     good, labels = blobs(900, seed=2)
     perfect = torch.eye(4)[labels].clone()
     perfect[500:700] = torch.eye(4)[torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(0))]
-    backbone, train, selection, test = problem({"cls": perfect, "avg": good}, labels, 500, 200)
+    backbone, train, validation, test = problem({"cls": perfect, "avg": good}, labels, 500, 200)
     protocol = Linear(iterations=100, batch_size=128, lrs=(0.05, 0.1))
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     assert fit.chosen["features"] == "avg"
     assert fit.chosen["lr"] == fit.chosen["lr avg"] and set(fit.chosen) == {"lr", "features", "lr cls", "lr avg"}
     assert fit.grid == {"lr": list(protocol.lrs), "features": ["cls", "avg"]}
@@ -297,12 +302,12 @@ def test_the_choice_is_the_selection_splits(problem: Callable) -> None:
 
 def test_the_last_step_is_reported_and_the_curve_kept(problem: Callable) -> None:
     features, labels = blobs(400)
-    backbone, train, selection, _ = problem({"gap": features}, labels, 250, 100)
-    fit = Linear(iterations=205, batch_size=64, seeds=1).fit(backbone, train, selection)
-    logits = fit.state["chosen"].logits(backbone.features(selection, "gap"))
-    accuracy = (logits.argmax(1).numpy() == selection.labels).mean()
-    assert fit.curve["selection accuracy"][-1] == pytest.approx(accuracy)
-    assert len(fit.curve["step"]) == len(fit.curve["selection accuracy"]) == 20
+    backbone, train, validation, _ = problem({"gap": features}, labels, 250, 100)
+    fit = Linear(iterations=205, batch_size=64, seeds=1).fit(backbone, train, validation)
+    logits = fit.state["chosen"].logits(backbone.features(validation, "gap"))
+    accuracy = (logits.argmax(1).numpy() == validation.labels).mean()
+    assert fit.curve["validation accuracy"][-1] == pytest.approx(accuracy)
+    assert len(fit.curve["step"]) == len(fit.curve["validation accuracy"]) == 20
     assert fit.curve["step"][0] == 10 and fit.curve["step"][-1] == 205
     assert fit.curve["deviation over seeds"] == [0.0] * 20
 
@@ -325,8 +330,8 @@ def test_the_mean_over_seeds_chooses_and_the_first_one_predicts(
     monkeypatch.setattr(Heads, "score", spy)
     protocol = Linear(iterations=3, lrs=(0.01, 0.02, 0.05), epochs=0)
     fit = protocol.fit(*problem({"gap": features}, labels, 200, 50)[:3])
-    assert fit.chosen["lr"] == 0.05 and fit.on_edge
-    assert fit.curve["selection accuracy"] == pytest.approx([0.6, 0.59, 0.58])
+    assert fit.chosen["lr"] == 0.05 and fit.at_grid_boundary
+    assert fit.curve["validation accuracy"] == pytest.approx([0.6, 0.59, 0.58])
     assert fit.curve["deviation over seeds"] == pytest.approx([0.1, 0.1, 0.1])
     assert torch.equal(fit.state["chosen"].weight, stacks[-1].weight[:, 6])
 
@@ -361,7 +366,7 @@ def test_ties_go_to_the_lower_loss_then_the_lower_lr() -> None:
 def test_a_choice_on_the_grids_edge_is_flagged(problem: Callable, lrs: tuple[float, ...], edge: bool) -> None:
     features, labels = blobs(400)
     fit = Linear(iterations=50, lrs=lrs).fit(*problem({"gap": features}, labels, 250, 100)[:3])
-    assert fit.on_edge == edge
+    assert fit.at_grid_boundary == edge
 
 
 def test_diverged_heads_are_never_chosen(problem: Callable) -> None:
@@ -375,16 +380,16 @@ def test_diverged_heads_are_never_chosen(problem: Callable) -> None:
 
 
 def test_every_accuracy_of_the_grid_is_kept(problem: Callable) -> None:
-    """So that the choice can be checked, kind by kind; rates that diverged are not among them."""
+    """So that the choice can be checked, feature type by feature type; rates that diverged are not among them."""
     features, labels = blobs(300)
     values = {"cls": features, "avg": features.flip(1)}
     fit = Linear(iterations=20, batch_size=32, views=0, epochs=0, lrs=(1e-3, 1e-2, 1e39)).fit(
         *problem(values, labels, 200, 50)[:3]
     )
-    for kind in ("cls", "avg"):
-        lrs, accuracy = fit.curve[f"lr of {kind}"], fit.curve[f"selection accuracy of {kind}"]
+    for feature_type in ("cls", "avg"):
+        lrs, accuracy = fit.curve[f"lr of {feature_type}"], fit.curve[f"validation accuracy of {feature_type}"]
         assert lrs == [1e-3, 1e-2] and len(accuracy) == 2
-        assert accuracy[lrs.index(fit.chosen[f"lr {kind}"])] == max(accuracy)
+        assert accuracy[lrs.index(fit.chosen[f"lr {feature_type}"])] == max(accuracy)
 
 
 def test_a_diverged_recipe_of_maes_is_left_out(problem: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +413,7 @@ def test_raw_features_are_left_out_unless_asked_for(problem: Callable) -> None:
     features, labels = blobs(200)
     splits = problem({"cls": features, "cls_raw": features}, labels, 120, 40)[:3]
     assert Linear(iterations=2).fit(*splits).features == ("cls",)
-    assert Linear(iterations=2, kinds=("cls_raw",)).fit(*splits).features == ("cls_raw", "cls")
+    assert Linear(iterations=2, feature_types=("cls_raw",)).fit(*splits).features == ("cls_raw", "cls")
 
 
 def test_a_class_that_only_the_selection_split_has(problem: Callable) -> None:
@@ -421,7 +426,7 @@ def test_a_class_that_only_the_selection_split_has(problem: Callable) -> None:
 
 def test_an_empty_selection_split(problem: Callable) -> None:
     features, labels = blobs(100)
-    with pytest.raises(UserError, match="selection_fraction"):
+    with pytest.raises(UserError, match="val_fraction"):
         Linear(iterations=2).fit(*problem({"gap": features}, labels, 80, 0)[:3])
 
 
@@ -443,8 +448,8 @@ def test_options_that_must_be_at_least_0(option: str) -> None:
 class Projected(nn.Module):
     """A random layer on pixels: features of very different scales, far from 0."""
 
-    kinds = ("gap",)
-    headline_kind = "gap"
+    feature_types = ("gap",)
+    primary_feature_type = "gap"
     img_size = 4
     spec = {"architecture": "projected"}
 
@@ -454,7 +459,7 @@ class Projected(nn.Module):
         self.weight = nn.Parameter(0.1 * torch.randn(64, 48, generator=generator))  # tanh is hardly saturated
         self.rounded = rounded  # to five bits of precision, to see that the test would notice
 
-    def features(self, images: Tensor, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    def features(self, images: Tensor, feature_types: tuple[str, ...]) -> dict[str, Tensor]:
         with full_precision():
             found = F.linear(images.flatten(1), self.weight).tanh() * torch.logspace(-1, 3, 64) + 3
         if self.rounded:
@@ -472,7 +477,7 @@ def test_float16_in_the_cache_costs_no_accuracy(problem: Callable) -> None:
     images = (centres[labels] + noise).clamp(0, 255).to(torch.uint8)
     pool = ResidentPool(images=images, labels=labels.numpy(), ids=[str(i) for i in range(16_000)])
     rows = np.arange(16_000)
-    splits = TrainSplit(pool, rows[:5000]), SelectionSplit(pool, rows[5000:6000])
+    splits = TrainSplit(pool, rows[:5000]), ValidationSplit(pool, rows[5000:6000])
     test = TestSplit(pool, rows[6000:])
     protocol = Linear(iterations=200, batch_size=256, lrs=(0.01, 0.05, 0.1), views=0, seeds=1, epochs=0)
 
@@ -485,7 +490,7 @@ def test_float16_in_the_cache_costs_no_accuracy(problem: Callable) -> None:
         exact = network.features((images / 255 - 0.5) / 0.25, ("gap",))["gap"].clone()
     full = right(problem({"gap": exact}, labels.numpy(), 5000, 1000)[0])
     half, coarse = (
-        right(FrozenBackbone(Projected(rounded), (0.5,) * 3, (0.25,) * 3, {}))  # type: ignore[arg-type]
+        right(FeatureExtractor(Projected(rounded), (0.5,) * 3, (0.25,) * 3, {}))  # type: ignore[arg-type]
         for rounded in (False, True)
     )
     assert 0.5 < full < 0.95, "neither chance nor so easy that nothing could be lost"

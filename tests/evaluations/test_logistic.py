@@ -147,20 +147,20 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_the_page_from_end_to_end(problem: Callable) -> None:
-    """C and kind by accuracy on the selection split, then learned from train and selection together."""
+    """C and feature type by accuracy on the validation split, then learned from train and validation together."""
     good, labels = overlapping(900, 20)
     good = good.astype(np.float32).astype(np.float64)
     cls = 30 * torch.tensor(good) + 4
     values = {"avg": torch.tensor(overlapping(900, 6, 5)[0]), "cls": cls, "cls_raw": cls}
-    backbone, train, selection, test = problem(values, labels, 400, 200)
+    backbone, train, validation, test = problem(values, labels, 400, 200)
     protocol = Logistic(cs=CS, tolerance=1e-7)
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     accuracy = []
     for c in CS:
         scaler = StandardScaler().fit(good[:400])
         model = oracle(c).fit(scaler.transform(good[:400]), labels[:400])
         accuracy.append(model.score(scaler.transform(good[400:600]), labels[400:600]))
-    assert fit.chosen["features"] == "cls" and fit.curve["selection accuracy"] == pytest.approx(accuracy)
+    assert fit.chosen["features"] == "cls" and fit.curve["validation accuracy"] == pytest.approx(accuracy)
     best = CS[int(np.argmax(accuracy))]
     assert len(set(accuracy)) > 2 and accuracy.count(max(accuracy)) == 1
     assert fit.chosen["C"] == fit.chosen["C cls"] == best and fit.grid == {"C": list(CS), "features": ["avg", "cls"]}
@@ -192,14 +192,14 @@ def test_no_larger_c_after_four_falls(
     values = torch.cat([torch.tensor([-1.0, 1.0] * 10), (torch.arange(20) + 0.5) / 20])[:, None]
     labels = np.array([0, 1] * 10 + [1] * 20)
     fit = Logistic(cs=tuple(float(c) for c in range(1, 8))).fit(*problem({"cls": values}, labels, 20, 20)[:3])
-    assert fit.curve["selection accuracy"] == pytest.approx(accuracies[:tried])
+    assert fit.curve["validation accuracy"] == pytest.approx(accuracies[:tried])
     assert fit.curve["C"] == list(range(1, tried + 1))
-    assert fit.chosen["C"] == chosen and fit.on_edge == (chosen == 1)
+    assert fit.chosen["C"] == chosen and fit.at_grid_boundary == (chosen == 1)
 
 
 def test_it_needs_a_selection_split(problem: Callable) -> None:
     features, labels = overlapping(60, 4)
-    with pytest.raises(UserError, match="selection_fraction"):
+    with pytest.raises(UserError, match="val_fraction"):
         Logistic().fit(*problem({"cls": torch.tensor(features)}, labels, 40, 0)[:3])
 
 

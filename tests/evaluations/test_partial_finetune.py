@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import Recipe, Tuned, blocks, set_drop_path
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, set_drop_path
 from ssl_bench.finetuning.shared_trunk import Top, logits_of_all, states, tune_together
 from ssl_bench.finetuning.training import SELECTION, Diverged, tune
 from ssl_bench.models.backbone import Backbone
@@ -37,7 +37,7 @@ RECIPE = Recipe(
 QUICK: dict[str, Any] = {"warmup_epochs": 0.5, "batch_size": 32, "lr": 0.02, "randaugment": None}
 QUICK |= {"precision": "32-true", "epochs": (2,)}
 
-Splits = tuple[TrainSplit, SelectionSplit, TestSplit]
+Splits = tuple[TrainSplit, ValidationSplit, TestSplit]
 
 
 def coloured(contrast: float) -> Splits:
@@ -50,7 +50,7 @@ def coloured(contrast: float) -> Splits:
         images=torch.tensor(images.clip(0, 255), dtype=torch.uint8), labels=labels, ids=[str(i) for i in range(80)]
     )
     rows = np.arange(80)
-    return TrainSplit(pool, rows[:32]), SelectionSplit(pool, rows[32:50]), TestSplit(pool, rows[50:])
+    return TrainSplit(pool, rows[:32]), ValidationSplit(pool, rows[32:50]), TestSplit(pool, rows[50:])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def splits() -> Splits:
     return coloured(contrast=120)
 
 
-def frozen(name: str = "vit", **identity: str) -> FrozenBackbone:
+def frozen(name: str = "vit", **identity: str) -> FeatureExtractor:
     torch.manual_seed(0)
     network = Backbone(OPTIONS[name])
     with torch.no_grad():
@@ -68,16 +68,16 @@ def frozen(name: str = "vit", **identity: str) -> FrozenBackbone:
         if isinstance(module, nn.BatchNorm2d):  # statistics that a pass in train mode would not give
             module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-    return FrozenBackbone(network, (0.5,) * 3, (0.25,) * 3, dict(identity))
+    return FeatureExtractor(network, (0.5,) * 3, (0.25,) * 3, dict(identity))
 
 
-def top(subject: FrozenBackbone, depth: float, recipe: Recipe = RECIPE, pooling: Any = "avg") -> Top:
-    return Top(Tuned(subject.trainable(), CLASSES, pooling, recipe.drop_path, recipe.seed), depth, recipe)
+def top(target: FeatureExtractor, depth: float, recipe: Recipe = RECIPE, pooling: Any = "avg") -> Top:
+    return Top(FineTuneModel(target.trainable(), CLASSES, pooling, recipe.drop_path, recipe.seed), depth, recipe)
 
 
-def trained(subject: FrozenBackbone, depths: list[float], splits: Splits, recipe: Recipe = RECIPE) -> list[Top]:
-    tops = [top(subject, depth, recipe) for depth in depths]
-    tune_together(tops, Batches(splits[0], recipe, CLASSES, subject), splits[1], "test")
+def trained(target: FeatureExtractor, depths: list[float], splits: Splits, recipe: Recipe = RECIPE) -> list[Top]:
+    tops = [top(target, depth, recipe) for depth in depths]
+    tune_together(tops, Batches(splits[0], recipe, CLASSES, target), splits[1], "test")
     return tops
 
 
@@ -98,12 +98,12 @@ class Still(nn.Module):
         return self.part(*given, **named)
 
 
-def by_itself(subject: FrozenBackbone, name: str, depth: float, splits: Splits, recipe: Recipe) -> dict[str, Tensor]:
+def by_itself(target: FeatureExtractor, name: str, depth: float, splits: Splits, recipe: Recipe) -> dict[str, Tensor]:
     """A depth trained on the whole network by `finetuning.tune`, with what must not learn frozen by hand: its weights.
 
     Blocks below the cut are wrapped; ``.part`` goes from their names again.
     """
-    model = Tuned(subject.trainable(), CLASSES, "avg", recipe.drop_path, recipe.seed)
+    model = FineTuneModel(target.trainable(), CLASSES, "avg", recipe.drop_path, recipe.seed)
     network: Any = model.backbone.model
     every = blocks(model.backbone)
     learns = ["fc_norm.", "head.", "backbone.model.norm."]
@@ -124,7 +124,7 @@ def by_itself(subject: FrozenBackbone, name: str, depth: float, splits: Splits, 
         network.bn1 = Still(network.bn1)
     if depth == 0.5:
         every[-1].drop_path1 = nn.Identity()
-    tune(model, Batches(splits[0], recipe, CLASSES, subject), recipe)
+    tune(model, Batches(splits[0], recipe, CLASSES, target), recipe)
     return {n.replace(".part", ""): v for n, v in model.state_dict().items()}
 
 
@@ -136,13 +136,13 @@ def by_itself(subject: FrozenBackbone, name: str, depth: float, splits: Splits, 
 )
 def test_together_is_as_one_by_one(name: str, depths: list[float], splits: Splits) -> None:
     """Ten steps of every depth on a shared trunk, against whole networks trained one by one."""
-    subject = frozen(name)
-    before = subject.state_hash()
-    start = subject.network.state_dict()
-    tops = trained(subject, depths, splits)
-    assert subject.state_hash() == before
+    target = frozen(name)
+    before = target.state_hash()
+    start = target.network.state_dict()
+    tops = trained(target, depths, splits)
+    assert target.state_hash() == before
     for some, depth in zip(tops, depths, strict=True):
-        alone = by_itself(subject, name, depth, splits, RECIPE)
+        alone = by_itself(target, name, depth, splits, RECIPE)
         own, learns = some.model.state_dict(), {n for n, p in some.model.named_parameters() if p.requires_grad}
         for parameter, value in own.items():
             torch.testing.assert_close(value, alone[parameter], atol=1e-5, rtol=0, msg=f"{depth} {parameter}")
@@ -158,11 +158,11 @@ def test_together_is_as_one_by_one(name: str, depths: list[float], splits: Split
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_blocks_are_full_fine_tuning(name: str, splits: Splits) -> None:
     """Ten steps with stochastic depth and clipped gradients, bit for bit, next to a depth that shares the batches."""
-    subject, recipe = frozen(name), _with(drop_path=0.3, clip=0.05)
-    total = len(blocks(subject.network))  # type: ignore[arg-type]
-    found = trained(subject, [1, total], splits, recipe)[1]
-    model = Tuned(subject.trainable(), CLASSES, "avg", recipe.drop_path, recipe.seed)
-    curve = tune(model, Batches(splits[0], recipe, CLASSES, subject), recipe, splits[1])
+    target, recipe = frozen(name), _with(drop_path=0.3, clip=0.05)
+    total = len(blocks(target.network))  # type: ignore[arg-type]
+    found = trained(target, [1, total], splits, recipe)[1]
+    model = FineTuneModel(target.trainable(), CLASSES, "avg", recipe.drop_path, recipe.seed)
+    curve = tune(model, Batches(splits[0], recipe, CLASSES, target), recipe, splits[1])
     assert curve["epoch"] == [1, 2, 3, 4, 5]
     assert found.curve["loss"] == pytest.approx(curve["loss"]) and found.curve[SELECTION] == curve[SELECTION]
     for parameter, value in model.state_dict().items():
@@ -171,25 +171,25 @@ def test_all_blocks_are_full_fine_tuning(name: str, splits: Splits) -> None:
 
 def test_stochastic_depth_of_the_blocks_that_learn_alone(splits: Splits) -> None:
     recipe = _with(drop_path=0.4)
-    subject = frozen()
-    for some, depth in zip(trained(subject, [0.5, 2], splits, recipe), (0.5, 2), strict=True):
-        alone = by_itself(subject, "vit", depth, splits, recipe)
+    target = frozen()
+    for some, depth in zip(trained(target, [0.5, 2], splits, recipe), (0.5, 2), strict=True):
+        alone = by_itself(target, "vit", depth, splits, recipe)
         for parameter, value in some.model.state_dict().items():
             torch.testing.assert_close(value, alone[parameter], atol=1e-5, rtol=0, msg=f"{depth} {parameter}")
     # Different from no stochastic depth, so that it was there.
-    assert not torch.equal(some.model.head.weight, trained(subject, [2], splits)[0].model.head.weight)
+    assert not torch.equal(some.model.head.weight, trained(target, [2], splits)[0].model.head.weight)
 
 
 def test_the_trunk_knows_no_stochastic_depth_and_moves_no_statistics(splits: Splits) -> None:
-    subject = frozen()
-    set_drop_path(subject.network, 0.9)  # type: ignore[arg-type]  # as if pretrained with it
+    target = frozen()
+    set_drop_path(target.network, 0.9)  # type: ignore[arg-type]  # as if pretrained with it
     plain = frozen()
-    with_it, without = (trained(some, [1], splits)[0].model.state_dict() for some in (subject, plain))
+    with_it, without = (trained(some, [1], splits)[0].model.state_dict() for some in (target, plain))
     assert all(torch.equal(with_it[name], without[name]) for name in without)
 
 
 def test_at_half_a_block_exactly_these_tensors_learn() -> None:
-    mlp = {f"{part}.{kind}" for part in ("norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")}
+    mlp = {f"{part}.{feature_type}" for part in ("norm2", "mlp.fc1", "mlp.fc2") for feature_type in ("weight", "bias")}
     expected = {f"backbone.model.blocks.2.{name}" for name in mlp} | {"head.weight", "head.bias"}
     norms = {"avg": "fc_norm", "cls": "backbone.model.norm"}
     for name, (pooling, norm) in itertools.product(("vit", "beit"), norms.items()):
@@ -222,19 +222,19 @@ def test_shared_relative_positions_learn_with_all_blocks_alone() -> None:
 
 
 def test_batch_norms_below_the_cut_keep_their_statistics_above_it_they_learn(splits: Splits) -> None:
-    subject = frozen("resnet")
-    start = subject.network.state_dict()
-    own = trained(subject, [2], splits)[0].model.backbone.state_dict()
+    target = frozen("resnet")
+    start = target.network.state_dict()
+    own = trained(target, [2], splits)[0].model.backbone.state_dict()
     for name, value in own.items():
         if "running" in name:
             assert torch.equal(value, start[name]) == (not name.startswith("model.layer4.")), name
 
 
 def test_fewer_epochs_end_earlier_as_if_alone(splits: Splits) -> None:
-    subject, short = frozen(), _with(epochs=2)
-    tops = [top(subject, 1, RECIPE), top(subject, 1, short)]
-    tune_together(tops, Batches(splits[0], RECIPE, CLASSES, subject), splits[1], "test")
-    alone = trained(subject, [1], splits, short)[0]
+    target, short = frozen(), _with(epochs=2)
+    tops = [top(target, 1, RECIPE), top(target, 1, short)]
+    tune_together(tops, Batches(splits[0], RECIPE, CLASSES, target), splits[1], "test")
+    alone = trained(target, [1], splits, short)[0]
     assert tops[0].curve["epoch"][-1] == 5 and tops[1].curve["epoch"][-1] == 2
     for parameter, value in alone.model.state_dict().items():
         assert torch.equal(tops[1].model.state_dict()[parameter], value), parameter
@@ -243,12 +243,12 @@ def test_fewer_epochs_end_earlier_as_if_alone(splits: Splits) -> None:
 
 def test_logits_do_not_depend_on_the_company(splits: Splits) -> None:
     """Nor on which other depths look at the same images."""
-    subject = frozen("resnet")
-    tops = trained(subject, [1, 4], splits)
-    together = logits_of_all(tops, subject, splits[2])
+    target = frozen("resnet")
+    tops = trained(target, [1, 4], splits)
+    together = logits_of_all(tops, target, splits[2])
     for some, logits in zip(tops, together, strict=True):
-        assert torch.equal(logits_of_all([some], subject, splits[2])[0], logits)
-    one = logits_of_all(tops, subject, TestSplit(splits[2].pool, splits[2].rows[4:5]))
+        assert torch.equal(logits_of_all([some], target, splits[2])[0], logits)
+    one = logits_of_all(tops, target, TestSplit(splits[2].pool, splits[2].rows[4:5]))
     torch.testing.assert_close(one[1][0], together[1][4], atol=1e-5, rtol=0)
 
 
@@ -261,14 +261,14 @@ def test_one_pass_of_the_trunk_for_all_depths(splits: Splits, monkeypatch: pytes
 
     monkeypatch.setattr("ssl_bench.finetuning.shared_trunk.states", counted)
     trained(frozen(), [0.5, 1, 2, 3], splits)
-    assert passes.count(16) == 10 and len(passes) == 15  # ten steps, and the selection split after each epoch
+    assert passes.count(16) == 10 and len(passes) == 15  # ten steps, and the validation split after each epoch
 
 
 def test_a_depth_that_diverges_is_left_out_and_all_are_an_error(splits: Splits) -> None:
     """The others learn as if it had not been there."""
-    subject = frozen()
-    wild, tame = top(subject, 1, _with(lr=float("inf"))), top(subject, 2, RECIPE)
-    tune_together([wild, tame], Batches(splits[0], RECIPE, CLASSES, subject), splits[1], "test")
+    target = frozen()
+    wild, tame = top(target, 1, _with(lr=float("inf"))), top(target, 2, RECIPE)
+    tune_together([wild, tame], Batches(splits[0], RECIPE, CLASSES, target), splits[1], "test")
     assert wild.diverged is not None and wild.diverged <= 2 and tame.diverged is None
     (alone,) = trained(frozen(), [2], splits)
     assert tame.curve == alone.curve
@@ -288,13 +288,13 @@ def test_the_page_goes_on_without_a_depth_that_diverged(
         return original(self, backbone, classes, k, pooling, replace(recipe, lr=lr))
 
     monkeypatch.setattr(PartialFinetune, "_top", wild)
-    page, subject = PartialFinetune(**QUICK, depths=(0.5, 1.0, 2.0, float("inf"))), frozen(method="mae")
+    page, target = PartialFinetune(**QUICK, depths=(0.5, 1.0, 2.0, float("inf"))), frozen(method="mae")
     if depth == 2:
         with pytest.raises(Diverged, match="of k2, its number, diverged"):
-            page.fit(subject, *splits[:2])
+            page.fit(target, *splits[:2])
         return
-    fit = page.fit(subject, *splits[:2])
-    variants = [prediction.variant for prediction in page.predict(subject, fit, splits[2])]
+    fit = page.fit(target, *splits[:2])
+    variants = [prediction.variant for prediction in page.predict(target, fit, splits[2])]
     assert variants == ["k2", "k0.5", "all", "k2-cls"]
     assert fit.curve["k"] == [0.5, 2, 3] and len(fit.curve[SELECTION]) == 3
     assert fit.curve["k1 diverged by epoch"][0] in (1, 2) and "k1 loss" not in fit.curve
@@ -308,10 +308,10 @@ def _with(**changes: Any) -> Recipe:
 
 
 def test_variants_and_curve(splits: Splits) -> None:
-    subject = frozen(method="mae")
+    target = frozen(method="mae")
     page = PartialFinetune(**QUICK)
-    fit = page.fit(subject, *splits[:2])
-    variants = [prediction.variant for prediction in page.predict(subject, fit, splits[2])]
+    fit = page.fit(target, *splits[:2])
+    variants = [prediction.variant for prediction in page.predict(target, fit, splits[2])]
     assert variants == ["k2", "k0.5", "k1", "all", "k2-cls", "k0"]  # the most blocks below 4 that are not all
     curve = fit.curve
     assert curve["k"] == [0, 0.5, 1, 2, 3]
@@ -330,11 +330,11 @@ def test_variants_and_curve(splits: Splits) -> None:
 
 
 def test_selection_accuracies_are_those_of_its_predictions(splits: Splits) -> None:
-    """What is stored as accuracy on the selection split is what the same heads predict there."""
-    subject, page = frozen("resnet"), PartialFinetune(**QUICK)
-    fit = page.fit(subject, *splits[:2])
+    """What is stored as accuracy on the validation split is what the same heads predict there."""
+    target, page = frozen("resnet"), PartialFinetune(**QUICK)
+    fit = page.fit(target, *splits[:2])
     as_test = TestSplit(splits[1].pool, splits[1].rows)
-    found = {p.variant: float((p.labels.numpy() == as_test.labels).mean()) for p in page.predict(subject, fit, as_test)}
+    found = {p.variant: float((p.labels.numpy() == as_test.labels).mean()) for p in page.predict(target, fit, as_test)}
     assert list(found) == ["k4", "k1", "k2", "all", "k0"]
     by_depth = dict(zip(fit.curve["k"], fit.curve[SELECTION], strict=True))
     assert by_depth == {0: found["k0"], 1: found["k1"], 2: found["k2"], 4: found["k4"], 8: found["all"]}
@@ -352,34 +352,34 @@ def test_fewest_blocks_within_half_a_point() -> None:
 
 
 def test_epochs_are_chosen_on_the_selection_split() -> None:
-    subject, splits = frozen(), coloured(contrast=5)  # so faint that epochs matter
+    target, splits = frozen(), coloured(contrast=5)  # so faint that epochs matter
     page = PartialFinetune(**QUICK | {"epochs": (6, 1), "depths": (0.5, 1, np.inf), "warmup_epochs": 0.0})
-    fit = page.fit(subject, *splits[:2])
+    fit = page.fit(target, *splits[:2])
     last = {}
     for epochs in (1, 6):
         alone = PartialFinetune(**QUICK | {"epochs": (epochs,), "depths": (0.5, 1, np.inf), "warmup_epochs": 0.0})
-        curve = alone.fit(subject, *splits[:2]).curve
+        curve = alone.fit(target, *splits[:2]).curve
         last[epochs] = {name: curve[f"{name} {SELECTION}"][-1] for name in ("k0.5", "k1", "all")}
     for name in ("k0.5", "k1", "all"):
         better = 6 if last[6][name] > last[1][name] else 1  # of equals the shorter
         assert fit.chosen[f"epochs {name}"] == better and fit.grid[f"epochs {name}"] == [1, 6]
         assert fit.curve[f"{name} {SELECTION}"][-1] == last[better][name] and fit.curve[f"{name} epoch"][-1] == better
-    assert fit.on_edge
+    assert fit.at_grid_boundary
     assert last[1] != last[6], "a problem on which the choice matters"
 
 
 def test_no_blocks_is_the_linear_probe_of_mae(splits: Splits) -> None:
-    subject = frozen()
+    target = frozen()
     page = PartialFinetune(**QUICK | {"depths": (0, 0.5)})
-    fit = page.fit(subject, *splits[:2])
-    linear = Linear(iterations=1, lrs=(0.1,), kinds=("cls",))
-    other = linear.fit(subject, *splits[:2]).state["mae"]
+    fit = page.fit(target, *splits[:2])
+    linear = Linear(iterations=1, lrs=(0.1,), feature_types=("cls",))
+    other = linear.fit(target, *splits[:2]).state["mae"]
     assert fit.state.probe is not None
     torch.testing.assert_close(fit.state.probe.weight, other.weight, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(fit.state.probe.bias, other.bias, atol=1e-6, rtol=1e-5)
     assert fit.features == ("cls",)
-    expected = {p.variant: p.labels for p in linear.predict(subject, linear.fit(subject, *splits[:2]), splits[2])}
-    found = {p.variant: p.labels for p in page.predict(subject, fit, splits[2])}
+    expected = {p.variant: p.labels for p in linear.predict(target, linear.fit(target, *splits[:2]), splits[2])}
+    found = {p.variant: p.labels for p in page.predict(target, fit, splits[2])}
     assert torch.equal(found["k0"], expected["mae"])
 
 
@@ -397,10 +397,10 @@ def test_no_blocks_is_the_linear_probe_of_mae(splits: Splits) -> None:
 )
 def test_pooling(method: str, option: Any, pooled: str) -> None:
     page = PartialFinetune(**QUICK | {"pooling": option})
-    headline, wanted = page._wanted(frozen(method=method), (0, 0.5, 1, 3))
+    primary, wanted = page._wanted(frozen(method=method), (0, 0.5, 1, 3))
     other = "cls" if pooled == "avg" else "avg"
     own = {"k0.5": (0.5, pooled), "k1": (1, pooled), "all": (3, pooled)}
-    assert headline == "k1" and wanted == own | {f"k1-{other}": (1, other)}
+    assert primary == "k1" and wanted == own | {f"k1-{other}": (1, other)}
     assert page._wanted(frozen("resnet", method=method), (1, 8))[1] == {"k1": (1, "avg"), "all": (8, "avg")}
 
 
@@ -422,12 +422,12 @@ def test_depths_that_do_not_exist_are_left_out() -> None:
 
 
 def test_what_it_refuses(splits: Splits) -> None:
-    assert PartialFinetune().refusal(FrozenBackbone(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})) is not None
+    assert PartialFinetune().refusal(FeatureExtractor(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})) is not None
     assert all(PartialFinetune().refusal(frozen(name)) is None for name in OPTIONS)
     assert PartialFinetune(pooling="cls").refusal(frozen("swin")) is not None
     for options in ({"depths": (0.0,)}, {"epochs": ()}, {"epochs": (3,)}):  # fewer than the warm-up
         with pytest.raises(ValueError):
             PartialFinetune(**options)
-    empty = SelectionSplit(splits[1].pool, splits[1].rows[:0])
-    with pytest.raises(UserError, match="selection split"):
+    empty = ValidationSplit(splits[1].pool, splits[1].rows[:0])
+    with pytest.raises(UserError, match="validation split"):
         PartialFinetune(**QUICK).fit(frozen(), splits[0], empty)

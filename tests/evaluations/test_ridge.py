@@ -62,12 +62,12 @@ def test_leave_one_out_against_leaving_each_of_200_out(dim: int, monkeypatch: py
 
 
 def test_the_page_from_end_to_end(problem: Callable) -> None:
-    """Standardised over train and selection, the penalty of the best leave-one-out accuracy, of the better kind."""
+    """Standardised over train and validation, the penalty of the best leave-one-out accuracy, of the better feature type."""
     good, labels = classes(400, 12)
     values = {"avg": torch.tensor(classes(400, 5, seed=3)[0]), "cls": torch.tensor(good), "cls_raw": torch.tensor(good)}
-    backbone, train, selection, test = problem(values, labels, 250, 50)
+    backbone, train, validation, test = problem(values, labels, 250, 50)
     protocol = Ridge(penalties=PENALTIES)
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     assert fit.features == ("avg", "cls") and fit.chosen["features"] == "cls"
     scaler = StandardScaler().fit(good[:300].astype(np.float32).astype(np.float64))
     inputs = scaler.transform(good.astype(np.float32).astype(np.float64))
@@ -85,8 +85,8 @@ def test_the_page_from_end_to_end(problem: Callable) -> None:
 
 def test_without_selection_images(problem: Callable) -> None:
     features, labels = classes(80, 6)
-    backbone, train, selection, test = problem({"cls": torch.tensor(features)}, labels, 60, 0)
-    fit = Ridge().fit(backbone, train, selection)
+    backbone, train, validation, test = problem({"cls": torch.tensor(features)}, labels, 60, 0)
+    fit = Ridge().fit(backbone, train, validation)
     assert Ridge().predict(backbone, fit, test)[0].labels.shape == (20,)
 
 
@@ -95,8 +95,8 @@ def test_scale_shift_and_constant_features_change_nothing(problem: Callable) -> 
     scaled = np.concatenate([features * np.geomspace(1e-3, 1e3, 8) + 10, np.full((300, 2), 7.3)], 1)
     found = []
     for values in (features, scaled):
-        backbone, train, selection, test = problem({"cls": torch.tensor(values)}, labels, 150, 50)
-        fit = Ridge(penalties=(1e-3,)).fit(backbone, train, selection)
+        backbone, train, validation, test = problem({"cls": torch.tensor(values)}, labels, 150, 50)
+        fit = Ridge(penalties=(1e-3,)).fit(backbone, train, validation)
         found.append(Ridge().predict(backbone, fit, test)[0].labels)
     assert torch.equal(*found)
 
@@ -108,11 +108,11 @@ def test_the_end_of_the_grid_is_flagged(problem: Callable) -> None:
     splits = problem({"cls": torch.tensor(features)}, labels, 40, 10)
     low = Ridge(penalties=(1e-9, 1e-8)).fit(*splits[:3])
     enough = Ridge().fit(*splits[:3])
-    assert not enough.on_edge and enough.chosen["penalty"] > 1e-8
+    assert not enough.at_grid_boundary and enough.chosen["penalty"] > 1e-8
     same = low.curve["leave-one-out accuracy"][0] == low.curve["leave-one-out accuracy"][1]
-    assert low.on_edge and low.edge_tied == same
+    assert low.at_grid_boundary and low.boundary_tied == same
     one = Ridge(penalties=(1.0,)).fit(*splits[:3])
-    assert not one.on_edge and one.chosen["penalty"] == 1.0
+    assert not one.at_grid_boundary and one.chosen["penalty"] == 1.0
 
 
 @pytest.mark.parametrize("penalties", [(), (0.0, 1.0), (1.0, 0.1), (1.0, 1.0)])

@@ -16,16 +16,16 @@ from torch import Tensor
 from ssl_bench.config.options import BackboneOptions, DataOptions
 from ssl_bench.data import digits
 from ssl_bench.data.pool import EncodedPool, ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TestSplit, TrainSplit
+from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation import corrupted_test, features
 from ssl_bench.evaluation.corruptions import CORRUPTIONS, corrupted, image_seeds
-from ssl_bench.evaluation.features import FrozenBackbone, Pixels
+from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.robustness import Robustness
 from ssl_bench.evaluations.robustness_finetune import RobustnessFinetune
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.runtime.distributed import together
+from ssl_bench.runtime.distributed import distributed_context
 
 KINDS = list(CORRUPTIONS)
 QUICK_LINEAR: dict[str, Any] = {"iterations": 60, "batch_size": 64, "lrs": (0.01, 0.1), "views": 0, "seeds": 1}
@@ -42,29 +42,29 @@ QUICK_TUNING: dict[str, Any] = {
     "randaugment": None,
     "precision": "32-true",
 }
-Splits = tuple[TrainSplit, SelectionSplit, TestSplit]
+Splits = tuple[TrainSplit, ValidationSplit, TestSplit]
 
 
 def some_digits(test: int = 60) -> Splits:
     source = digits.load(DataOptions())
     assert isinstance(source.train, ResidentPool) and isinstance(source.test, ResidentPool)
     rows = np.arange(500)
-    return TrainSplit(source.train, rows[:400]), SelectionSplit(source.train, rows[400:]), _test(source.test, test)
+    return TrainSplit(source.train, rows[:400]), ValidationSplit(source.train, rows[400:]), _test(source.test, test)
 
 
 def _test(pool: ResidentPool, count: int) -> TestSplit:
     return TestSplit(pool, np.random.default_rng(1).permutation(len(pool))[:count])
 
 
-def frozen() -> FrozenBackbone:
+def frozen() -> FeatureExtractor:
     torch.manual_seed(0)
     network = Backbone(
         BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=2, width=32, depth=2, num_heads=2)
     )
-    return FrozenBackbone(network, (0.3,) * 3, (0.4,) * 3, {}, batch_size=9)
+    return FeatureExtractor(network, (0.3,) * 3, (0.4,) * 3, {}, batch_size=9)
 
 
-def predicted(protocol: Any, backbone: FrozenBackbone, splits: Splits) -> dict[str, Tensor]:
+def predicted(protocol: Any, backbone: FeatureExtractor, splits: Splits) -> dict[str, Tensor]:
     fit = protocol.fit(backbone, *splits[:2])
     return {p.variant: p.labels for p in protocol.predict(backbone, fit, splits[2])}
 
@@ -114,7 +114,7 @@ def test_clean_is_the_plain_evaluation(page: str) -> None:
     protocol: Any = Robustness(**QUICK_LINEAR) if page == "robustness" else RobustnessFinetune(**QUICK_TUNING)
     plain: Any = Linear(**QUICK_LINEAR, epochs=0) if page == "robustness" else Finetune(**QUICK_TUNING)
     fit, expected = protocol.fit(frozen(), *splits[:2]), plain.fit(frozen(), *splits[:2])
-    for name in ("features", "chosen", "grid", "on_edge", "curve"):
+    for name in ("features", "chosen", "grid", "at_grid_boundary", "curve"):
         assert getattr(fit, name) == getattr(expected, name)
     assert fit.grid and fit.chosen
     clean = protocol.predict(frozen(), fit, splits[2])[1]
@@ -125,7 +125,7 @@ def test_clean_is_the_plain_evaluation(page: str) -> None:
 
 def test_variants_and_their_accuracies() -> None:
     splits, protocol = some_digits(510), Robustness(**QUICK_LINEAR)
-    backbone = FrozenBackbone(Pixels(8), (0.3,) * 3, (0.4,) * 3, {})
+    backbone = FeatureExtractor(Pixels(8), (0.3,) * 3, (0.4,) * 3, {})
     predictions = protocol.predict(backbone, protocol.fit(backbone, *splits[:2]), splits[2])
     assert [p.variant for p in predictions] == ["mean", "clean", *KINDS]
     assert [p.labels.shape for p in predictions] == [(50, 510), (510,), *[(5, 510)] * 10]
@@ -153,7 +153,7 @@ def test_fit_makes_no_corrupted_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photographs_are_corrupted_as_images_in_memory_are() -> None:
-    train, selection, test = some_digits(10)
+    train, validation, test = some_digits(10)
     assert isinstance(test.pool, ResidentPool)
     files = []
     for row in range(len(test.pool)):
@@ -163,7 +163,7 @@ def test_photographs_are_corrupted_as_images_in_memory_are() -> None:
     photographs = EncodedPool(labels=test.pool.labels, ids=test.pool.ids, encoded=files)
     protocol, backbone = Robustness(**QUICK_LINEAR), frozen()
     backbone.num_workers = 0
-    fit = protocol.fit(backbone, train, selection)
+    fit = protocol.fit(backbone, train, validation)
     resident = protocol.predict(backbone, fit, test)
     for one, other in zip(resident, protocol.predict(backbone, fit, TestSplit(photographs, test.rows)), strict=True):
         assert torch.equal(one.labels, other.labels)
@@ -203,7 +203,7 @@ def test_options_reach_the_plain_evaluation() -> None:
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    pixels = FrozenBackbone(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})
+    pixels = FeatureExtractor(Pixels(8), (0.5,) * 3, (0.5,) * 3, {})
     assert "no network to train" in str(RobustnessFinetune().refusal(pixels))
     assert Robustness().refusal(pixels) is None and RobustnessFinetune().refusal(frozen()) is None
 
@@ -224,7 +224,7 @@ def test_processes_share_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def _as_one_of_two(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    with together("cpu"):
+    with distributed_context("cpu"):
         # Networks that have learned differently: the first one's must be everyone's.
         for protocol in (Robustness(**QUICK_LINEAR), RobustnessFinetune(**QUICK_TUNING, seed=rank)):
             found = predicted(protocol, frozen(), some_digits(31))

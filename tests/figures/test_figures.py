@@ -18,7 +18,7 @@ from PIL import Image
 from ssl_bench.cli.main import main
 from ssl_bench.config.configuration import parse_fit
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.dataset import STATISTICS, open_data
+from ssl_bench.data.dataset import STATISTICS, load_dataset
 from ssl_bench.figures import write
 from ssl_bench.figures.drawing import LIMIT, Cell, encoded, fitted, folded, font, grid, to_image
 from ssl_bench.figures.opened_run import OpenedRun
@@ -75,7 +75,7 @@ def test_what_is_current_is_not_drawn_again(run: Path, capsys: Capture, monkeypa
     first = times(run)
     assert sorted(first) == sorted(f"{name}.png" for name in QUICK)
     with monkeypatch.context() as patched:
-        patched.setattr(write, "open_data", lambda options: pytest.fail("opened the images for nothing"))
+        patched.setattr(write, "load_dataset", lambda options: pytest.fail("opened the images for nothing"))
         assert main(["figures", str(run), only]) == 0
     assert capsys.readouterr().err.count(": current") == 3 and times(run) == first
     assert main(["figures", str(run), only, "--images=2"]) == 0
@@ -205,7 +205,7 @@ def test_an_imported_run_needs_images(tmp_path: Path, capsys: Capture) -> None:
     assert "would see" in captions["views"]["caption"]
     assert list(captions) == ["reconstruction", "attention", "views"] and "never saw" not in str(captions)
     options = DataOptions("digits")
-    opened = OpenedRun(run, read_run(run), open_data(options), options, False, "cpu")
+    opened = OpenedRun(run, read_run(run), load_dataset(options), options, False, "cpu")
     assert opened.statistics == STATISTICS["imagenet"]  # what its network was given, not the mean of these images
     (run / "checkpoints" / "last.ckpt").unlink()
     assert main(["figures", str(run), "--data=digits", "--only=masks"]) == 0

@@ -12,7 +12,7 @@ from figure_runs import config
 from torch.testing import assert_close
 
 from ssl_bench.config.options import BackboneOptions, DataOptions
-from ssl_bench.data.dataset import open_data
+from ssl_bench.data.dataset import load_dataset
 from ssl_bench.errors import UserError
 from ssl_bench.figures import attention, masks, neighbours, reconstruction
 from ssl_bench.figures import map as feature_map
@@ -21,7 +21,7 @@ from ssl_bench.methods.cae import CAE
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.simmim import SimMIM
 from ssl_bench.models.backbone import Backbone, patchify, unpatchify
-from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchWords
+from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchTokens
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import fit
 from ssl_bench.records.results import read_run
@@ -38,7 +38,7 @@ SWIN = BackboneOptions(
 def opened(folder: Path) -> OpenedRun:
     info = read_run(folder)
     options = DataOptions(**info.options["data"])
-    return OpenedRun(folder, info, open_data(options), options, True, "cpu")
+    return OpenedRun(folder, info, load_dataset(options), options, True, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -148,23 +148,23 @@ def test_words_of_cae_are_drawn_by_the_tokenizers_decoder() -> None:
     method = cae()
     vae = DiscreteVAE(vocabulary=7, dim=4, hidden_dim=4, layers=1, blocks=1)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    method.tokenizer = PatchWords(vae, 3, mean, std)
+    method.tokenizer = PatchTokens(vae, 3, mean, std)
     method.pretext_neck.head = torch.nn.Linear(16, 7)
     images, mask = torch.randn(2, 3, 12, 12), torch.rand(2, 9).argsort(1) < 4
     found = method.eval().reconstruction(images, mask=mask)
     keep, hidden = method.split_patches(2, mask)
     logits, own = method.predict(images, keep, hidden)[1], method.tokenizer(images)
-    words = torch.zeros(2, 3, 3, dtype=torch.int64)
+    visual_tokens = torch.zeros(2, 3, 3, dtype=torch.int64)
     for b in range(2):
         for place in range(9):
             guess = logits[b, hidden[b].tolist().index(place)].argmax() if mask[b, place] else own[b, place]
-            words[b, place // 3, place % 3] = guess
-    vectors = vae.codebook.weight[words].permute(0, 3, 1, 2)
+            visual_tokens[b, place // 3, place % 3] = guess
+    vectors = vae.codebook.weight[visual_tokens].permute(0, 3, 1, 2)
     pixels = torch.nn.functional.interpolate((vae.decoder(vectors) + 1) / 2, (12, 12), mode="bicubic", antialias=True)
     expected = torch.stack([(pixels[:, c].clamp(0, 1) - mean[c]) / std[c] for c in range(3)], 1)
     assert_close(found.prediction, expected.detach())
-    assert torch.equal(found.mask, mask) and "words" in found.note
-    method.tokenizer = PatchWords(DallE(4, 7, 1), 3, mean, std)
+    assert torch.equal(found.mask, mask) and "visual_tokens" in found.note
+    method.tokenizer = PatchTokens(DallE(4, 7, 1), 3, mean, std)
     with pytest.raises(UserError, match="DallE, which has no decoder"):
         method.reconstruction(images)
 

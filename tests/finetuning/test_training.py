@@ -19,13 +19,13 @@ from torch import nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import EncodedPool, ResidentPool
-from ssl_bench.data.splits import SelectionSplit, TrainSplit
+from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FrozenBackbone
+from ssl_bench.evaluation.features import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches, drawing, posterize
 from ssl_bench.finetuning.model import (
+    FineTuneModel,
     Recipe,
-    Tuned,
     blocks,
     groups,
     layer_ids,
@@ -79,8 +79,8 @@ def built(options: BackboneOptions) -> Backbone:
         return Backbone(options)
 
 
-def frozen(options: BackboneOptions = VIT) -> FrozenBackbone:
-    return FrozenBackbone(built(options), MEAN, STD, {}, batch_size=5, num_workers=0)
+def frozen(options: BackboneOptions = VIT) -> FeatureExtractor:
+    return FeatureExtractor(built(options), MEAN, STD, {}, batch_size=5, num_workers=0)
 
 
 def images(count: int = 24, size: int = 8) -> ResidentPool:
@@ -101,7 +101,7 @@ def theirs(name: str) -> str:
 # --- groups
 
 
-def ours(model: Tuned, decay: float) -> dict[str, dict[str, float]]:
+def ours(model: FineTuneModel, decay: float) -> dict[str, dict[str, float]]:
     found = groups(model, decay, 0.05)
     return {
         theirs(name): {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
@@ -114,7 +114,7 @@ def ours(model: Tuned, decay: float) -> dict[str, dict[str, float]]:
 def test_groups_are_those_of_maes_code(pooling: Any) -> None:
     record, _ = golden_files.load("mae_optim_groups")
     expected = record["layer_decay_groups"][f"global_pool_{pooling == 'avg'}.no_wd_timm"]["groups"]
-    found = ours(Tuned(built(VIT), 5, pooling), 0.75)
+    found = ours(FineTuneModel(built(VIT), 5, pooling), 0.75)
     assert found.keys() == expected.keys()
     for name, group in expected.items():
         assert found[name] == pytest.approx(group), name
@@ -125,7 +125,7 @@ def test_groups_are_those_of_simmims_code(case: str, options: BackboneOptions) -
     record, _ = golden_files.load(case)
     expected = record["finetune_layer_decay_0p8"]["groups"]
     backbone = built(options)
-    found = ours(Tuned(backbone, 5, "cls" if case == "simmim_vit" else "avg"), 0.8)
+    found = ours(FineTuneModel(backbone, 5, "cls" if case == "simmim_vit" else "avg"), 0.8)
     if backbone.is_swin:  # timm merges patches when a stage begins, SimMIM when one ends
         found = {name.replace("layers.1.downsample", "layers.0.downsample"): group for name, group in found.items()}
     head = {name: found.pop(name) for name in ("head.weight", "head.bias")}
@@ -146,7 +146,7 @@ def test_groups_are_timms() -> None:
         for parameter in group["params"]:
             expected[named[id(parameter)]] = {name: group[name] for name in ("lr_scale", "weight_decay")}
     options = BackboneOptions("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=4)
-    found = ours(Tuned(built(options), 5, "cls"), 0.7)
+    found = ours(FineTuneModel(built(options), 5, "cls"), 0.7)
     for name in ("norm.weight", "norm.bias"):  # which timm counts to the last block, MAE and SimMIM to the head
         assert expected.pop(name)["lr_scale"] == pytest.approx(0.7) and found.pop(name)["lr_scale"] == 1
     assert found.keys() == expected.keys()
@@ -156,7 +156,7 @@ def test_groups_are_timms() -> None:
 
 @pytest.mark.parametrize("options", [VIT, BEIT, SWIN, RESNET], ids=lambda o: o.name)
 def test_each_parameter_is_in_one_group_and_gets_a_gradient(options: BackboneOptions) -> None:
-    model = Tuned(built(options), 5)
+    model = FineTuneModel(built(options), 5)
     names = [name for group in groups(model, 0.5, 0.05) for name in group["names"]]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     for parameter in model.head.parameters():
@@ -166,7 +166,7 @@ def test_each_parameter_is_in_one_group_and_gets_a_gradient(options: BackboneOpt
 
 
 def test_layers_of_a_resnet_are_its_stages() -> None:
-    ids, top = layer_ids(Tuned(built(RESNET), 5))
+    ids, top = layer_ids(FineTuneModel(built(RESNET), 5))
     assert top == 5
     found = {theirs(name): layer for name, layer in ids.items()}
     assert found["conv1.weight"] == found["bn1.bias"] == 0
@@ -179,7 +179,7 @@ def test_layers_of_a_resnet_are_its_stages() -> None:
 )
 def test_layer_decay_changes_the_steps(options: BackboneOptions, layers: int) -> None:
     """With SGD and the same gradient for all, a step is the rate: each layer's is 0.5 of the one above."""
-    model = Tuned(built(options), 5)
+    model = FineTuneModel(built(options), 5)
     recipe = replace(PLAIN, optimizer="sgd", momentum=0.0, weight_decay=0.0, layer_decay=0.5)
     sgd = optimizer(model, recipe)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -195,7 +195,7 @@ def test_layer_decay_changes_the_steps(options: BackboneOptions, layers: int) ->
 
 
 def test_weight_decay_spares_what_it_should() -> None:
-    model = Tuned(built(VIT), 5)
+    model = FineTuneModel(built(VIT), 5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     adamw = optimizer(model, replace(PLAIN, weight_decay=0.5))
     for parameter in model.parameters():
@@ -209,7 +209,7 @@ def test_weight_decay_spares_what_it_should() -> None:
 
 def test_rates_are_those_of_maes_code() -> None:
     record, _ = golden_files.load("mae_optim_groups")
-    model = Tuned(built(VIT), 5)
+    model = FineTuneModel(built(VIT), 5)
     for case in record["lr_sched"]:
         steps = case["iters_per_epoch"]
         recipe = Recipe(case["epochs"], case["warmup"], lr=case["lr"], min_lr=case["min_lr"], layer_decay=0.5)
@@ -251,7 +251,7 @@ def test_mean_patch_goes_through_a_fresh_norm_as_in_maes_fine_tuning() -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         raw = backbone.features(x, ("avg_raw",))["avg_raw"]
-        model = Tuned(backbone, 5)
+        model = FineTuneModel(backbone, 5)
         expected = F.layer_norm(raw, (24,), eps=1e-6) @ model.head.weight.T
         assert_close(model(x), expected)
         tokens = backbone._trunk(backbone._embed(x, None, None, None))
@@ -259,29 +259,29 @@ def test_mean_patch_goes_through_a_fresh_norm_as_in_maes_fine_tuning() -> None:
     assert model.pooling == "avg"
 
 
-@pytest.mark.parametrize(("options", "kind"), [(VIT, "cls"), (SWIN, "avg"), (RESNET, "gap")])
-def test_other_poolings_keep_the_networks_own_norm(options: BackboneOptions, kind: str) -> None:
+@pytest.mark.parametrize(("options", "feature_type"), [(VIT, "cls"), (SWIN, "avg"), (RESNET, "gap")])
+def test_other_poolings_keep_the_networks_own_norm(options: BackboneOptions, feature_type: str) -> None:
     backbone = built(options).eval()
     x = torch.randn(2, 3, backbone.img_size, backbone.img_size)
-    model = Tuned(backbone, 5, "cls" if options is VIT else "avg").eval()
+    model = FineTuneModel(backbone, 5, "cls" if options is VIT else "avg").eval()
     with torch.no_grad():
-        expected = backbone.features(x, (kind,))[kind] @ model.head.weight.T
+        expected = backbone.features(x, (feature_type,))[feature_type] @ model.head.weight.T
         assert_close(model(x), expected)
-    assert model.pooling == kind and isinstance(model.fc_norm, nn.Identity)
+    assert model.pooling == feature_type and isinstance(model.fc_norm, nn.Identity)
 
 
 def test_head_starts_small_and_from_the_seed() -> None:
-    weights = [Tuned(built(VIT), 500, seed=seed).head.weight for seed in (0, 0, 1)]
+    weights = [FineTuneModel(built(VIT), 500, seed=seed).head.weight for seed in (0, 0, 1)]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
     assert weights[0].std().item() == pytest.approx(2e-5, rel=0.05)
-    assert not Tuned(built(VIT), 5).head.bias.any()
+    assert not FineTuneModel(built(VIT), 5).head.bias.any()
 
 
 def test_a_pretrained_layer_lies_between_headline_features_and_head() -> None:
     first = nn.Sequential(nn.Linear(24, 40), nn.ReLU())
     backbone = built(VIT)
     x = torch.randn(2, 3, 8, 8)
-    model = Tuned(backbone, 5, first=first)
+    model = FineTuneModel(backbone, 5, first=first)
     assert model.head.in_features == 40 and model.pooling == "cls"
     with torch.no_grad():
         assert_close(model(x), first(backbone(x)) @ model.head.weight.T)
@@ -291,7 +291,7 @@ def test_a_pretrained_layer_lies_between_headline_features_and_head() -> None:
 def test_no_class_token_no_cls_pooling() -> None:
     backbone = built(replace(VIT, timm_args={"class_token": False, "global_pool": "avg"}))
     with pytest.raises(UserError, match="no class token"):
-        Tuned(backbone, 5, "cls")
+        FineTuneModel(backbone, 5, "cls")
 
 
 # --- the images
@@ -356,7 +356,10 @@ def test_random_numbers_of_the_process_stay_as_they_were() -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
-    model, recipe = Tuned(frozen().trainable(), 3, drop_path=0.5), Recipe(epochs=1, warmup_epochs=0, batch_size=6)
+    model, recipe = (
+        FineTuneModel(frozen().trainable(), 3, drop_path=0.5),
+        Recipe(epochs=1, warmup_epochs=0, batch_size=6),
+    )
     tune(model, Batches(split(), recipe, 3, frozen()), recipe)
     assert drawn() == expected
 
@@ -478,8 +481,8 @@ def test_unknown_randaugment_is_refused() -> None:
 def test_ten_steps_are_those_of_a_plain_loop() -> None:
     recipe = replace(PLAIN, epochs=3, warmup_epochs=0.5, lr=0.1, weight_decay=0.1, min_lr=1e-4)
     batches = Batches(split(), recipe, 3, frozen())
-    model = Tuned(frozen().trainable(), 3)
-    plain = Tuned(frozen().trainable(), 3)
+    model = FineTuneModel(frozen().trainable(), 3)
+    plain = FineTuneModel(frozen().trainable(), 3)
     bare = [p for n, p in plain.named_parameters() if p.ndim < 2 or n.endswith(("cls_token", "pos_embed"))]
     rest = [p for p in plain.parameters() if not any(p is other for other in bare)]
     adamw = torch.optim.AdamW([{"params": rest, "weight_decay": 0.1}, {"params": bare, "weight_decay": 0.0}], lr=0.1)
@@ -508,19 +511,19 @@ def test_ten_steps_are_those_of_a_plain_loop() -> None:
 def test_training_twice_gives_the_same_and_ends_in_eval_mode() -> None:
     recipe = Recipe(epochs=2, warmup_epochs=1, batch_size=6, precision="32-true")
     some = split()
-    selection = SelectionSplit(some.pool, np.arange(5))
+    validation = ValidationSplit(some.pool, np.arange(5))
     found = []
     for _ in range(2):
-        model = Tuned(frozen(RESNET).trainable(), 3, drop_path=0.5)
-        curve = tune(model, Batches(some, recipe, 3, frozen(RESNET)), recipe, selection)
+        model = FineTuneModel(frozen(RESNET).trainable(), 3, drop_path=0.5)
+        curve = tune(model, Batches(some, recipe, 3, frozen(RESNET)), recipe, validation)
         assert not model.training
         found.append((curve, model.state_dict()))
-    assert found[0][0] == found[1][0] and len(found[0][0]["selection accuracy"]) == 2
+    assert found[0][0] == found[1][0] and len(found[0][0]["validation accuracy"]) == 2
     assert all(found[0][1][name].equal(tensor) for name, tensor in found[1][1].items())
 
 
 def test_running_statistics_are_learned_in_training_and_used_afterwards() -> None:
-    model = Tuned(frozen(RESNET).trainable(), 3)
+    model = FineTuneModel(frozen(RESNET).trainable(), 3)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batches = Batches(split(), PLAIN, 3, frozen(RESNET))
     tune(model, batches, PLAIN)
@@ -537,7 +540,7 @@ def test_running_statistics_are_learned_in_training_and_used_afterwards() -> Non
 
 def test_logits_come_in_the_splits_order_and_leave_the_mode() -> None:
     backbone, some = frozen(), split()
-    model = Tuned(backbone.trainable(), 3, drop_path=0.9)
+    model = FineTuneModel(backbone.trainable(), 3, drop_path=0.9)
     nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     found = logits_of(model, backbone, some)
     assert model.training
@@ -553,7 +556,7 @@ def test_logits_come_in_the_splits_order_and_leave_the_mode() -> None:
 def test_a_rate_too_high_is_said() -> None:
     recipe = replace(PLAIN, lr=1e20, optimizer="sgd", epochs=3)
     with pytest.raises(Diverged, match="smaller lr"):
-        tune(Tuned(frozen().trainable(), 3), Batches(split(), recipe, 3, frozen()), recipe)
+        tune(FineTuneModel(frozen().trainable(), 3), Batches(split(), recipe, 3, frozen()), recipe)
 
 
 def test_gradients_are_clipped() -> None:
@@ -561,7 +564,7 @@ def test_gradients_are_clipped() -> None:
     for clip in (None, 1e-3):
         recipe = replace(PLAIN, optimizer="sgd", momentum=0.0, epochs=1, warmup_epochs=0, batch_size=24, clip=clip)
         recipe = replace(recipe, weight_decay=0.0, lr=1.0)
-        model = Tuned(frozen().trainable(), 3)
+        model = FineTuneModel(frozen().trainable(), 3)
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
         tune(model, Batches(split(), recipe, 3, frozen()), recipe)
         after = torch.cat([p.detach().flatten() for p in model.parameters()])

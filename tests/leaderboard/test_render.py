@@ -39,9 +39,9 @@ def benchmark(runs: Runs) -> Runs:
         runs.add("mae", seed, {"knn": 0.5 + 0.011 * seed, "linear": 0.7 + 0.0035 * seed})
         runs.add("simclr", seed, {"linear": 0.72 - 0.007 * seed})
     runs.add("simclr", 3, {"knn": 0.6})
-    edge = {"selected": Selected(on_edge=True, selection_split="selection")}
+    edge = {"selected": Selected(at_grid_boundary=True, selected_on="validation")}
     runs.add("dino", 0, {"linear": 0.6115}, epochs=100.0, result=edge)
-    runs.add("ibot", 0, {"linear": 0.9}, result={"selected": Selected(selection_equals_report=True)})
+    runs.add("ibot", 0, {"linear": 0.9}, result={"selected": Selected(selected_on_test=True)})
     runs.baselines(knn=0.4, linear=0.45)
     runs.add("byol", 0, status="failed", error="NaN in the loss at step 812")
     return runs
@@ -95,7 +95,7 @@ def test_all_formats_have_the_same_numbers(benchmark: Runs) -> None:
         assert [float(line[key]) for key in ("mean", "low", "high")] == [cell["mean"], cell["low"], cell["high"]]
         assert [float(value) for value in line["values"].split()] == cell["values"]
         assert [int(seed) for seed in line["seeds"].split()] == cell["seeds"]
-        for flag in ("best", "unbeaten", "on_edge"):
+        for flag in ("best", "unbeaten", "at_grid_boundary"):
             assert line[flag] == str(cell[flag])
         assert line["budget"] == str(block["budget"])
         assert line["runs"].split() == row["runs"]
@@ -113,7 +113,7 @@ def test_all_formats_have_the_same_numbers(benchmark: Runs) -> None:
         seeds = len(cell["seeds"])
         rounded.append(
             f"{100 * cell['mean']:.1f} ±{100 * half:.1f}{f' n={seeds}' if seeds != len(row['seeds']) else ''}"
-            f"{'*' if cell['unbeaten'] else ''}{'†' if cell['on_edge'] else ''}"
+            f"{'*' if cell['unbeaten'] else ''}{'†' if cell['at_grid_boundary'] else ''}"
         )
     score = re.compile(r"\d+\.\d ±\d+\.\d(?: n=\d+)?[*†]*")
     assert score.findall(shown["markdown"].replace("\\*", "*")) == rounded

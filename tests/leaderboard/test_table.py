@@ -166,7 +166,7 @@ def test_transfer_has_a_column_of_its_own_with_its_baselines(runs: Runs) -> None
     [
         ({"options": {"k": 200}}, {"knn (k=20)", "knn (k=200)"}),
         ({"version": 2}, {"knn (version=1)", "knn (version=2)"}),
-        ({"headline": "k200"}, {"knn (variant=k20)", "knn (variant=k200)"}),
+        ({"primary": "k200"}, {"knn (variant=k20)", "knn (variant=k200)"}),
         ({"geometry": {"size": 64}}, {"knn (size=32)", "knn (size=64)"}),
         (
             {"splits": {"train": SplitRecord("train", 40_000), "test": SplitRecord("test", 2000)}},
@@ -186,7 +186,7 @@ def test_an_oracle_has_a_flagged_column_last_and_is_not_ranked(runs: Runs) -> No
     runs.add("mae", 0, {"linear": 0.7})
     runs.add("simclr", 0, {"linear": 0.6})
     for method in ("dino", "ibot"):
-        runs.add(method, 0, {"linear": 0.9}, result={"selected": Selected(selection_equals_report=True)})
+        runs.add(method, 0, {"linear": 0.9}, result={"selected": Selected(selected_on_test=True)})
     block = only_block(runs)
     assert [(column.title, column.oracle) for column in block.columns] == [("linear", False), ("linear oracle", True)]
     assert {row.name for row in block.rows if (cell := row.cells[0]) and cell.best} == {"mae"}
@@ -246,8 +246,8 @@ def test_unfinished_runs_are_listed_and_not_ranked(runs: Runs) -> None:
 
 def test_a_choice_at_the_end_of_its_grid_is_carried(runs: Runs) -> None:
     runs.add("mae", 0, {"linear": 0.7})
-    runs.add("mae", 1, {"linear": 0.7}, result={"selected": Selected(on_edge=True, selection_split="selection")})
-    assert only_block(runs).rows[0].cells[0].on_edge  # type: ignore[union-attr]
+    runs.add("mae", 1, {"linear": 0.7}, result={"selected": Selected(at_grid_boundary=True, selected_on="validation")})
+    assert only_block(runs).rows[0].cells[0].at_grid_boundary  # type: ignore[union-attr]
 
 
 def test_cost_is_the_mean_over_runs(runs: Runs) -> None:
@@ -294,7 +294,7 @@ def test_runs_of_other_global_batches_are_other_rows(
 
 def test_a_run_of_diagnostics_alone_is_listed(runs: Runs) -> None:
     folder = runs.add("mae", 0, folder="a")
-    blank = dataclasses.replace(score("diagnostics", 0.5), headline="", value=None, interval=None, variants={})
+    blank = dataclasses.replace(score("diagnostics", 0.5), primary="", value=None, interval=None, variants={})
     write_result(folder, blank, Predictions([], [], {}))
     found = table(runs)
     assert not found.blocks

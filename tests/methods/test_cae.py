@@ -59,7 +59,7 @@ def golden_method(record: dict[str, Any], **given: Any) -> CAE:
         align_weight=c["align"],
         **given,
     )
-    method.pretext_neck.head = torch.nn.Linear(c["ddim"], c["K"])  # words without a tokenizer
+    method.pretext_neck.head = torch.nn.Linear(c["ddim"], c["K"])  # visual tokens without a tokenizer
     return method
 
 
@@ -97,7 +97,7 @@ def test_outputs_of_the_official_code(golden: Golden) -> None:
 
 def test_loss_and_gradients_of_the_official_code(golden: Golden) -> None:
     method, record, tensors = golden
-    drawn = {"mask": tensors["mask"].bool(), "words": tensors["token_ids"]}
+    drawn = {"mask": tensors["mask"].bool(), "visual_tokens": tensors["token_ids"]}
     loss = method.loss([tensors["images"]], **drawn)
     loss.backward()
     assert_close(loss, record["losses_float64"]["loss"])
@@ -337,12 +337,12 @@ def test_another_width_goes_through_a_layer_that_the_target_shares() -> None:
 
 def test_words_are_those_of_the_hidden_patches_in_their_order() -> None:
     method = cae()
-    words = torch.arange(128).view(2, 64) % 48
+    visual_tokens = torch.arange(128).view(2, 64) % 48
     _, hidden = method.split_patches(2)
-    right = torch.nn.functional.one_hot(words.gather(1, hidden), 48) * 100.0
+    right = torch.nn.functional.one_hot(visual_tokens.gather(1, hidden), 48) * 100.0
     images = torch.zeros(2, 3, 32, 32)
-    assert method.pretext(right, images, hidden, words) == 0
-    assert method.pretext(right.flip(1), images, hidden, words) > 10
+    assert method.pretext(right, images, hidden, visual_tokens) == 0
+    assert method.pretext(right.flip(1), images, hidden, visual_tokens) > 10
 
 
 def test_pixels_are_normalised_per_patch() -> None:
@@ -369,14 +369,14 @@ def test_words_of_a_tokenizer_do_not_depend_on_how_views_are_normalised(tmp_path
     statistics = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
     method = cae(tokenizer=str(tmp_path), statistics=statistics)
-    words = method.tokenizer((pixels - mean) / std)
-    assert torch.equal(words, vae.words(pixels).flatten(1))
-    with torch.autocast("cpu", torch.bfloat16):  # in which many words would be others
-        assert torch.equal(method.tokenizer((pixels - mean) / std), words)
+    visual_tokens = method.tokenizer((pixels - mean) / std)
+    assert torch.equal(visual_tokens, vae.visual_tokens(pixels).flatten(1))
+    with torch.autocast("cpu", torch.bfloat16):  # in which many visual tokens would be others
+        assert torch.equal(method.tokenizer((pixels - mean) / std), visual_tokens)
     assert method.pretext_neck.head.out_features == 11
     drawn = {"mask": torch.zeros(2, 64, dtype=torch.bool).index_fill(1, torch.arange(0, 64, 2), True)}
     views = [(pixels - mean) / std]
-    assert torch.equal(method.loss(views, **drawn), method.loss(views, words=words, **drawn))
+    assert torch.equal(method.loss(views, **drawn), method.loss(views, visual_tokens=visual_tokens, **drawn))
     assert not any(name.startswith("tokenizer") for name in method.state_dict())
     assert not any(name.startswith("tokenizer") for name, _ in method.named_parameters())
 

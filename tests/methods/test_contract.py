@@ -18,7 +18,7 @@ from ssl_bench.models.dino_head import Centre
 from ssl_bench.models.tokenizers import DiscreteVAE
 from ssl_bench.optim.optimizers import build_optimizer
 from ssl_bench.optim.schedules import cosine
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import SeedEachBatch
 
@@ -56,8 +56,8 @@ def loss_of(method: Method, views: list[Tensor], seed: int = 0) -> Tensor:
     return method.loss(views, **labels)
 
 
-def teachers_of(method: Method) -> list[Teacher]:
-    return [module for module in method.children() if isinstance(module, Teacher)]
+def teachers_of(method: Method) -> list[EMATeacher]:
+    return [module for module in method.children() if isinstance(module, EMATeacher)]
 
 
 def test_every_method_takes_a_vit_or_a_resnet() -> None:
@@ -175,9 +175,9 @@ def test_accumulated_batches_make_one_step_and_one_update_of_the_teacher(
 ) -> None:
     method = make()
     updates: list[tuple[int, int]] = []
-    update = Teacher.update
+    update = EMATeacher.update
 
-    def recorded(teacher: Teacher, step: int, total: int) -> None:
+    def recorded(teacher: EMATeacher, step: int, total: int) -> None:
         before = [own.clone() for own, _ in teacher.pairs]
         update(teacher, step, total)
         updates.append((step, total))
@@ -185,7 +185,7 @@ def test_accumulated_batches_make_one_step_and_one_update_of_the_teacher(
         for old, (own, student) in zip(before, teacher.pairs, strict=True):
             torch.testing.assert_close(own, old + (1 - momentum) * (student - old))
 
-    monkeypatch.setattr(Teacher, "update", recorded)
+    monkeypatch.setattr(EMATeacher, "update", recorded)
     steps: list[int] = []
     monkeypatch.setattr(method, "on_before_optimizer_step", lambda optimizer: steps.append(method.trainer.global_step))
     before = {name: p.clone() for name, p in method.named_parameters() if p.requires_grad}

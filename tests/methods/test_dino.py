@@ -231,7 +231,7 @@ def test_what_decays_in_the_official_code() -> None:
     """Positions, the class token and the prototypes' lengths do."""
     method, record = golden_dino(), load("dino_step")[0]
     names = {id(p): name for name, p in method.named_parameters()}
-    groups = [{names[id(p)] for p in group["params"]} for group in parameter_groups(method, method.undecayed)]
+    groups = [{names[id(p)] for p in group["params"]} for group in parameter_groups(method, method.no_weight_decay)]
     assert groups == [{ours(name) for name in group["params"]} for group in record["param_groups"]]
 
 

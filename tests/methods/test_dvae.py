@@ -102,9 +102,9 @@ def test_it_learns_words_that_differ_between_patches() -> None:
         optimizer.zero_grad()
         method.loss([images]).backward()
         optimizer.step()
-    words = method.tokenizer.words(images)
-    hard = torch.nn.functional.one_hot(words, 12).movedim(-1, 1).float()
-    assert len(words.unique()) >= 3
+    visual_tokens = method.tokenizer.visual_tokens(images)
+    hard = torch.nn.functional.one_hot(visual_tokens, 12).movedim(-1, 1).float()
+    assert len(visual_tokens.unique()) >= 3
     assert torch.nn.functional.mse_loss(method.tokenizer.decode(hard), images) < 0.7 * images.var()
 
 
@@ -154,25 +154,25 @@ def test_from_digits_to_a_tokenizer_to_a_backbone(tmp_path: Path, capfd: pytest.
         assert error.count("\n") == 0
         return error
 
-    words = done(*VAE)
-    assert words.name.startswith("dvae-digits-s0-")
-    info = read_run(words)
+    vocabulary = done(*VAE)
+    assert vocabulary.name.startswith("dvae-digits-s0-")
+    info = read_run(vocabulary)
     assert (info.kind, info.status, info.backbone) == ("tokenizer", "finished", None)
     assert info.steps == 3 and info.cost.flops > 0
-    assert not list(words.glob("backbone.*"))
-    assert json.loads((words / "tokenizer.json").read_text())["vocabulary"] == 16
-    checkpoint = torch.load(words / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    saved = load_file(words / "tokenizer.safetensors")
+    assert not list(vocabulary.glob("backbone.*"))
+    assert json.loads((vocabulary / "tokenizer.json").read_text())["vocabulary"] == 16
+    checkpoint = torch.load(vocabulary / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(vocabulary / "tokenizer.safetensors")
     assert {f"tokenizer.{name}" for name in saved} == set(checkpoint)
     assert all(torch.equal(tensor, checkpoint[f"tokenizer.{name}"]) for name, tensor in saved.items())
-    assert "knn" not in (words / "metrics.csv").read_text()
-    assert done(*VAE) == words  # is done already
+    assert "knn" not in (vocabulary / "metrics.csv").read_text()
+    assert done(*VAE) == vocabulary  # is done already
 
-    assert "is a tokenizer, which has no features" in refused("evaluate", str(words))
-    assert "is a tokenizer's run, which has no backbone" in refused("evaluate", f"random:{words}")
+    assert "is a tokenizer, which has no features" in refused("evaluate", str(vocabulary))
+    assert "is a tokenizer's run, which has no backbone" in refused("evaluate", f"random:{vocabulary}")
     assert "no option --backbone.name" in refused(*VAE, "--backbone=resnet_nano")
 
-    pretrained = done(*CAE, f"--method.tokenizer={words}")
+    pretrained = done(*CAE, f"--method.tokenizer={vocabulary}")
     assert (pretrained / "backbone.safetensors").exists()
     head = torch.load(pretrained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert head["pretext_neck.head.weight"].shape == (16, 16)
@@ -183,13 +183,15 @@ def test_from_digits_to_a_tokenizer_to_a_backbone(tmp_path: Path, capfd: pytest.
 
 def test_a_cae_sees_the_words_of_its_views_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*VAE, f"--runs={tmp_path}"]) == 0
-    words = Path(capfd.readouterr().out.strip().splitlines()[-1])
-    config = parse_fit([*CAE[1:], f"--method.tokenizer={words}"], {}).config
+    vocabulary = Path(capfd.readouterr().out.strip().splitlines()[-1])
+    config = parse_fit([*CAE[1:], f"--method.tokenizer={vocabulary}"], {}).config
     data, method, module = build(config)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     assert mean.min() > 0.05
-    assert torch.equal(method.tokenizer((pixels - mean) / std), load_tokenizer(str(words)).words(pixels).flatten(1))
+    assert torch.equal(
+        method.tokenizer((pixels - mean) / std), load_tokenizer(str(vocabulary)).vocabulary(pixels).flatten(1)
+    )
 
 
 def test_where_a_tokenizer_lies_is_not_what_it_is() -> None:

@@ -170,7 +170,7 @@ def test_parameter_groups_of_the_official_code(golden: Golden) -> None:
     """Class token, positions and mask token are decayed; the prototypes' lengths too."""
     method, record, _ = golden
     names = {id(parameter): name for name, parameter in method.named_parameters()}
-    for group, expected in zip(parameter_groups(method, method.undecayed), record["param_groups"], strict=True):
+    for group, expected in zip(parameter_groups(method, method.no_weight_decay), record["param_groups"], strict=True):
         assert group["decay"] is expected["weight_decay_follows_schedule"]
         assert {names[id(p)] for p in group["params"]} == {ours(f"student/{name}") for name in expected["params"]}
 
@@ -205,7 +205,7 @@ def test_one_step_of_the_official_code(golden: Golden, monkeypatch: pytest.Monke
     details = record["steps"]["step"]
     in_epoch(monkeypatch, details["epoch"])
     step = details["iterations"][0]
-    optimizer = build_optimizer(method, method.optim, method.undecayed)
+    optimizer = build_optimizer(method, method.optim, method.no_weight_decay)
     StepSchedule(method.optim, 256, 20, 4).apply(optimizer, step)
     views, mask = golden_views(tensors)
     method.loss(views, mask=mask).backward()

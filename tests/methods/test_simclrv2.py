@@ -208,7 +208,7 @@ def test_lars_scales_every_layer_but_the_classifier() -> None:
     """v = lr * trust * g, w -= v: trust 0.001 |w| / |g| for the head's hidden layer, 1 for the linear one."""
     method = finetune(network(VIT))
     nn.init.normal_(method.head.linear.weight)
-    optimizer = build_optimizer(method, method.optim, method.undecayed)
+    optimizer = build_optimizer(method, method.optim, method.no_weight_decay)
     for group in optimizer.param_groups:
         group["lr"] = 0.3
     method.loss(views_of(method, 8), labels=labels_of(8)).backward()

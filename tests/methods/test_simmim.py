@@ -152,7 +152,7 @@ def test_loss_of_all_and_of_no_pixels(golden: Golden) -> None:
 def test_what_decays_in_the_official_code(golden: Golden) -> None:
     method, record, _ = golden
     names = {id(p): name for name, p in method.named_parameters()}
-    groups = parameter_groups(method, method.undecayed)
+    groups = parameter_groups(method, method.no_weight_decay)
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in groups)
     official = record["weight_decay_groups"]
     assert (decayed, plain) == ({ours(n) for n in official["decay"]}, {ours(n) for n in official["no_decay"]})
@@ -434,7 +434,7 @@ def test_what_decays_with_other_positions() -> None:
     ):
         method = simmim(name, backbone=backbone)
         names = {id(p): name for name, p in method.named_parameters()}
-        decayed, plain = ({names[id(p)] for p in g["params"]} for g in parameter_groups(method, method.undecayed))
+        decayed, plain = ({names[id(p)] for p in g["params"]} for g in parameter_groups(method, method.no_weight_decay))
         assert {n for n in plain if method.get_parameter(n).ndim > 1} == spared
         assert {n for n in names.values() if n.endswith("bias_table")} <= decayed
 
@@ -443,7 +443,7 @@ def test_a_step_is_adamws_on_gradients_clipped_at_five() -> None:
     """By hand: the first step of AdamW moves each weight by the rate, and by rate * 0.05 of itself where it decays."""
     method = simmim(SWIN)
     schedule = StepSchedule(method.optim, 2048, 100, 5)
-    optimizer = build_optimizer(method, method.optim, method.undecayed)
+    optimizer = build_optimizer(method, method.optim, method.no_weight_decay)
     (100 * method.loss([torch.randn(2, 3, 32, 32)])).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.stack([p.grad.norm() for p in parameters]).norm()

@@ -421,19 +421,19 @@ def test_kinds_of_features(name: str) -> None:
     images, prefix = images_for(backbone), backbone.model.num_prefix_tokens
     raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")[0]
     normed = backbone.model.forward_features(images)
-    found = backbone.features(images, backbone.kinds)
-    assert tuple(found) == backbone.kinds
+    found = backbone.features(images, backbone.feature_types)
+    assert tuple(found) == backbone.feature_types
     assert_close(found["avg"], normed[:, prefix:].mean(1))
     assert_close(found["avg_raw"], raw.mean(1))
     if backbone.model.has_class_token:
-        assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
+        assert backbone.feature_types == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
         assert_close(found["cls"], normed[:, 0])
         assert_close(found["cls+avg"], torch.cat([normed[:, 0], normed[:, prefix:].mean(1)], dim=1))
         assert_close(found["cls_4"], last_class_tokens(backbone, images))
         assert_close(backbone.model.norm(found["cls_raw"]), normed[:, 0])
     else:
-        assert backbone.kinds == ("avg", "avg_raw")
-    assert_close(backbone(images), found[backbone.headline_kind])
+        assert backbone.feature_types == ("avg", "avg_raw")
+    assert_close(backbone(images), found[backbone.primary_feature_type])
     assert backbone(images).shape == (3, backbone.dim)
 
 
@@ -441,18 +441,18 @@ def test_kinds_of_features(name: str) -> None:
 def test_kinds_of_features_of_beits_and_swins(case: str) -> None:
     backbone = other(case)
     images = images_for(backbone)
-    found = backbone.features(images, backbone.kinds)
-    assert tuple(found) == backbone.kinds
+    found = backbone.features(images, backbone.feature_types)
+    assert tuple(found) == backbone.feature_types
     assert_close(backbone(images), backbone.model(images))
     normed = backbone.model.forward_features(images)
     if backbone.is_swin:
-        assert backbone.kinds == ("avg",)
+        assert backbone.feature_types == ("avg",)
         assert_close(found["avg"], normed.mean((1, 2)))
         with pytest.raises(KeyError):
             backbone.features(images, ("cls",))
         return
     raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")[0]
-    assert backbone.kinds == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
+    assert backbone.feature_types == ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw")
     assert_close(found["cls"], normed[:, 0])
     assert_close(found["avg"], normed[:, 1:].mean(1))
     assert_close(found["cls+avg"], torch.cat([normed[:, 0], normed[:, 1:].mean(1)], dim=1))
@@ -506,7 +506,12 @@ def test_features_of_a_resnet_are_timms(img_size: int) -> None:
     maps = backbone.model.forward_features(images)
     assert maps.shape == (3, 256, img_size // (8 if img_size == 32 else 32), img_size // (8 if img_size == 32 else 32))
     assert_close(backbone(images), maps.mean((2, 3)))
-    assert (backbone.kinds, backbone.headline_kind, backbone.dim, backbone.is_vit) == (("gap",), "gap", 256, False)
+    assert (backbone.feature_types, backbone.primary_feature_type, backbone.dim, backbone.is_vit) == (
+        ("gap",),
+        "gap",
+        256,
+        False,
+    )
     with pytest.raises(AssertionError, match="ResNet has no tokens"):
         backbone.tokens(images)
 

@@ -13,19 +13,19 @@ from golden_files import assert_close, load, weights
 from paths import ROOT
 from torch import Tensor, nn
 
-from ssl_bench.models.dino_head import Centre, PrototypeHead, Prototypes
+from ssl_bench.models.dino_head import Centre, DINOHead, Prototypes
 
 
-def head(**given: Any) -> PrototypeHead:
+def head(**given: Any) -> DINOHead:
     torch.manual_seed(0)
-    return PrototypeHead(20, **{"hidden": 40, "bottleneck": 12, "prototypes": 30} | given)
+    return DINOHead(20, **{"hidden": 40, "bottleneck": 12, "prototypes": 30} | given)
 
 
 def test_logits_of_the_official_code() -> None:
     """Under the names of its checkpoints; from the features of its backbone for a global and a local crop."""
     c, official = load("dino_weights")[0]["config"], load("dino_weights")[1]
     record, tensors = load("dino_step")
-    ours = PrototypeHead(c["dim"], c["hid"], c["bot"], c["K"], norm_last_layer=c["norm_last"])
+    ours = DINOHead(c["dim"], c["hid"], c["bot"], c["K"], norm_last_layer=c["norm_last"])
     for whose in ("teacher", "student"):
         ours.load_state_dict(weights(official, f"{whose}/head."))
     crops = tensors["out.student_out"].unflatten(0, (-1, c["B"]))
@@ -78,7 +78,7 @@ def test_length_one_is_frozen_or_not(frozen: bool) -> None:
 
 def test_starts_as_the_official_code_does() -> None:
     torch.manual_seed(0)
-    ours = PrototypeHead(384, prototypes=4096)
+    ours = DINOHead(384, prototypes=4096)
     for linear in ours.mlp[::2]:
         assert linear.weight.std().item() == pytest.approx(0.02, rel=0.01)
         assert not linear.bias.any()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchWords, Tokenizer, load_tokenizer
+from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchTokens, Tokenizer, load_tokenizer
 
 
 def official_weights(hidden: int = 8, vocabulary: int = 16, blocks: int = 2) -> dict[str, Tensor]:
@@ -67,18 +67,20 @@ def official_logits(weights: dict[str, Tensor], images: Tensor, blocks: int = 2)
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_the_published_encoder(blocks: int, ending: str, tmp_path: Path) -> None:
     weights, images = official_weights(blocks=blocks), torch.rand(3, 3, 24, 40)
-    weights["blocks.output.conv.b"] -= official_logits(weights, images, blocks).mean((0, 2, 3)).float()  # all words
+    weights["blocks.output.conv.b"] -= (
+        official_logits(weights, images, blocks).mean((0, 2, 3)).float()
+    )  # all visual tokens
     file = tmp_path / f"encoder.{ending}"
     torch.save(weights, file) if ending == "pth" else save_file(weights, file)
     encoder = load_tokenizer(str(file))
     expected = official_logits(weights, images, blocks)
     assert_close(encoder.logits(images), expected)
-    words = encoder.words(images)
-    assert words.shape == (3, 3, 5)
-    assert torch.equal(words, expected.argmax(1))
-    assert len(words.unique()) > 3
+    visual_tokens = encoder.visual_tokens(images)
+    assert visual_tokens.shape == (3, 3, 5)
+    assert torch.equal(visual_tokens, expected.argmax(1))
+    assert len(visual_tokens.unique()) > 3
     with torch.autocast("cpu", torch.bfloat16):
-        assert encoder.logits(images).dtype == torch.float32  # or words would tie
+        assert encoder.logits(images).dtype == torch.float32  # or visual tokens would tie
 
 
 def test_the_published_size() -> None:
@@ -93,10 +95,10 @@ def test_discrete_vae_goes_to_words_and_back() -> None:
     images = torch.rand(2, 3, 16, 32)
     logits = vae.logits(images)
     assert logits.shape == (2, 10, 2, 4) and vae.stride == 8
-    assert torch.equal(vae.words(images), logits.argmax(1))
-    one = F.one_hot(vae.words(images), 10).movedim(-1, 1).float()
+    assert torch.equal(vae.visual_tokens(images), logits.argmax(1))
+    one = F.one_hot(vae.visual_tokens(images), 10).movedim(-1, 1).float()
     assert vae.decode(one).shape == images.shape
-    embedded = vae.codebook(vae.words(images)).movedim(-1, 1)
+    embedded = vae.codebook(vae.visual_tokens(images)).movedim(-1, 1)
     torch.testing.assert_close(vae.decode(one), (vae.decoder(embedded) + 1) / 2)
 
 
@@ -109,7 +111,7 @@ class Brightness(Tokenizer):
         super().__init__()
         self.norm = torch.nn.BatchNorm2d(1)
 
-    def words(self, images: Tensor) -> Tensor:
+    def visual_tokens(self, images: Tensor) -> Tensor:
         assert not self.training and not self.norm.training
         return (images.mean(1)[:, 1::4, 1::4] * 255).round().long()
 
@@ -120,15 +122,15 @@ def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_words_of_patches_are_row_by_row_at_any_size() -> None:
-    frozen = PatchWords(Brightness(), grid=4, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    frozen = PatchTokens(Brightness(), grid=4, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     frozen.train()
     level = torch.arange(16) * 16  # each patch its own
     cells = (level / 255).view(1, 1, 4, 4).expand(2, 3, 4, 4)
     for patch, tolerance in ((4, 0), (8, 8), (3, 12)):  # as many pixels as the tokenizer's, more, fewer
         pixels = cells.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-        words = frozen((pixels - 0.5) / 0.25)
-        assert words.shape == (2, 16)
-        assert (words - level).abs().max() <= tolerance
+        visual_tokens = frozen((pixels - 0.5) / 0.25)
+        assert visual_tokens.shape == (2, 16)
+        assert (visual_tokens - level).abs().max() <= tolerance
     assert not frozen.state_dict() and not list(frozen.parameters())
     assert frozen(torch.full((1, 3, 16, 16), 9.0)).max() == 255  # beyond white is white
 
@@ -154,7 +156,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     folder.mkdir()
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "tokenizer.json").write_text(json.dumps({"words": 1}))
+    (broken / "tokenizer.json").write_text(json.dumps({"visual_tokens": 1}))
     unfit = tmp_path / "unfit"
     unfit.mkdir()
     (unfit / "tokenizer.json").write_text(json.dumps(DiscreteVAE(4, 4, 4, 1, 0).spec))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 
 
 class Network(nn.Module):
@@ -35,7 +35,7 @@ def move(student: nn.Module, by: float) -> None:
 def test_starts_as_a_copy_of_its_own() -> None:
     student = Network()
     student.norm.running_mean.add_(2.0)  # type: ignore[union-attr]
-    teacher = Teacher(student, 0.9)
+    teacher = EMATeacher(student, 0.9)
     for name, value in teacher.module.state_dict().items():
         assert torch.equal(value, student.state_dict()[name])
         assert value.data_ptr() != student.state_dict()[name].data_ptr()
@@ -47,7 +47,7 @@ def test_average_by_hand() -> None:
     """From 1 towards a student at 3, then at 5, with m = 0.9 throughout: 1.2, then 1.58."""
     student = nn.Linear(1, 1)
     nn.init.ones_(student.weight)
-    teacher = Teacher(student, 0.9, final_momentum=0.9)
+    teacher = EMATeacher(student, 0.9, final_momentum=0.9)
     found = []
     for value in (3.0, 5.0):
         nn.init.constant_(student.weight, value)
@@ -59,7 +59,7 @@ def test_average_by_hand() -> None:
 def test_momentum_goes_from_start_to_end_in_a_cosine() -> None:
     """Of ten steps: 0.5 at the first, 0.75 in the middle, 1 at the end, where nothing moves."""
     student = nn.Linear(1, 1, bias=False)
-    teacher = Teacher(student, 0.5)
+    teacher = EMATeacher(student, 0.5)
     for step, moved in ((0, 0.5), (5, 0.25), (10, 0.0)):
         nn.init.ones_(student.weight)
         nn.init.zeros_(teacher.module.weight)
@@ -70,7 +70,7 @@ def test_momentum_goes_from_start_to_end_in_a_cosine() -> None:
 def test_follows_what_it_was_copied_from_and_nothing_that_came_later() -> None:
     """iBOT gives its student a head of its own after the copy."""
     student = Network()
-    teacher = Teacher(student, 0.75, 0.75)
+    teacher = EMATeacher(student, 0.75, 0.75)
     before = {name: p.clone() for name, p in teacher.module.named_parameters()}
     student.later = nn.Linear(1, 1)
     move(student, 4.0)
@@ -83,14 +83,14 @@ def test_follows_what_it_was_copied_from_and_nothing_that_came_later() -> None:
 @pytest.mark.parametrize("momentum", [-0.1, 1.5])
 def test_a_momentum_that_is_none_is_refused(momentum: float) -> None:
     with pytest.raises(UserError, match=f"--method.momentum {momentum} must lie between 0 and 1"):
-        Teacher(Network(), momentum)
+        EMATeacher(Network(), momentum)
 
 
 def test_a_parameter_with_two_names_moves_once() -> None:
     """A head shared by two outputs (iBOT)."""
     student = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     student[1].weight = student[0].weight
-    teacher = Teacher(student, 0.5, 0.5)
+    teacher = EMATeacher(student, 0.5, 0.5)
     before = teacher.module[0].weight.clone()
     move(student, 1.0)
     teacher.update(0, 1)
@@ -102,7 +102,7 @@ def test_buffers_are_its_own() -> None:
     """Batch norm in training mode: batch statistics in the output, running ones from what the teacher saw."""
     torch.manual_seed(0)
     student = Network()
-    teacher = Teacher(student, 0.0, 0.0)
+    teacher = EMATeacher(student, 0.0, 0.0)
     x = torch.randn(64, 3) + 5
     output = teacher(x)
     assert output.mean(0).abs().max() < 1e-5
@@ -115,7 +115,7 @@ def test_buffers_are_its_own() -> None:
 
 def test_has_no_gradient() -> None:
     student = Network()
-    teacher = Teacher(student, 0.9)
+    teacher = EMATeacher(student, 0.9)
     x = torch.randn(4, 3, requires_grad=True)
     assert not teacher(x).requires_grad
     (student(x) - teacher(x)).square().sum().backward()
@@ -129,7 +129,7 @@ def test_has_no_stochastic_depth() -> None:
     """In training mode its output does not vary, while its student's does."""
     torch.manual_seed(0)
     student = Backbone(BackboneOptions("vit_pico_patch4_32", drop_path=0.5))
-    teacher = Teacher(student, 0.9).train()
+    teacher = EMATeacher(student, 0.9).train()
     images = torch.rand(8, 3, 32, 32)
     assert torch.equal(teacher(images), teacher(images))
     assert torch.equal(teacher(images), student.eval()(images))
@@ -139,7 +139,7 @@ def test_has_no_stochastic_depth() -> None:
 
 def test_a_copy_of_both_follows_its_own_student() -> None:
     both = nn.ModuleDict({"student": nn.Linear(1, 1)})
-    both["teacher"] = Teacher(both["student"], 0.5, 0.5)
+    both["teacher"] = EMATeacher(both["student"], 0.5, 0.5)
     copied = copy.deepcopy(both)
     before = both["teacher"].module.weight.clone()
     move(copied["student"], 1.0)
@@ -150,7 +150,7 @@ def test_a_copy_of_both_follows_its_own_student() -> None:
 
 def test_loaded_weights_are_followed() -> None:
     both = nn.ModuleDict({"student": nn.Linear(1, 1)})
-    both["teacher"] = Teacher(both["student"], 0.0, 0.0)
+    both["teacher"] = EMATeacher(both["student"], 0.0, 0.0)
     both.load_state_dict({name: torch.full_like(value, 7.0) for name, value in both.state_dict().items()})
     both.double()
     move(both["student"], 1.0)

@@ -13,7 +13,7 @@ from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
 from ssl_bench.data.batch import Batch
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.schedules import warmup_cosine
-from ssl_bench.pretraining.ema_teacher import Teacher
+from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 
 
@@ -24,7 +24,7 @@ class Follow(Method):
         torch.manual_seed(0)
         super().__init__(Backbone(BackboneOptions("vit_pico_patch4_32", depth=1)), optim)
         self.head = nn.Linear(48, 4)
-        self.teacher = Teacher(self.head, 0.5)
+        self.teacher = EMATeacher(self.head, 0.5)
         self.at_updates: list[tuple[int, float]] = []
 
     def views(self) -> Views:
@@ -88,9 +88,9 @@ def test_teacher_follows_after_each_step_with_that_steps_momentum(monkeypatch: p
     """Where the rate is 0.1: once a step, towards weights that have moved already, from 0.5 to 1 in a cosine."""
     method = Follow(Optim("sgd", base_lr=0.1, scaling="none", warmup_epochs=0, momentum=0.0, weight_decay=0.0))
     seen: list[tuple[int, int]] = []
-    update = Teacher.update
+    update = EMATeacher.update
 
-    def recorded(teacher: Teacher, step: int, total: int) -> None:
+    def recorded(teacher: EMATeacher, step: int, total: int) -> None:
         assert teacher.module.training
         weight, student = teacher.module.weight.clone(), method.head.weight
         assert step > 0 or not torch.equal(weight, student), "the student has not moved yet"
@@ -99,7 +99,7 @@ def test_teacher_follows_after_each_step_with_that_steps_momentum(monkeypatch: p
         torch.testing.assert_close(teacher.module.weight, momentum * weight + (1 - momentum) * student)
         seen.append((step, total))
 
-    monkeypatch.setattr(Teacher, "update", recorded)
+    monkeypatch.setattr(EMATeacher, "update", recorded)
     fit(method, 4, max_epochs=2, accumulate_grad_batches=2)
     assert seen == [(step, 4) for step in range(4)]
 

@@ -72,7 +72,7 @@ def test_pretrain_finetune_distill_evaluate(run: Run) -> None:
     for folder in folders[1:]:
         result = json.loads((folder / "results" / "classifier.json").read_text())
         low, high = result["interval"]
-        assert result["n_test"] == 510 and low <= result["value"] <= high and result["headline"] == "own"
+        assert result["n_test"] == 510 and low <= result["value"] <= high and result["primary"] == "own"
     assert "no classifier for these images" in run("evaluate", pretrained, "--protocols=classifier", code=2)
     assert main(["leaderboard", "runs"]) == 0
     table = run.capsys.readouterr().out

@@ -11,7 +11,7 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime import distributed as collectives
-from ssl_bench.runtime.distributed import SyncedBatchNorm, SyncNorms, gather, rank, total, world_size
+from ssl_bench.runtime.distributed import SyncedBatchNorm, SyncNorms, all_reduce_sum, gather, rank, world_size
 
 
 class Network(nn.Module):
@@ -34,7 +34,7 @@ def test_one_process_gathers_and_sums_nothing() -> None:
     x = torch.rand(3, 2)
     assert (world_size(), rank()) == (1, 0)
     assert gather(x) is x
-    assert total(x) is x
+    assert all_reduce_sum(x) is x
 
 
 def test_norms_are_replaced_around_the_same_tensors_and_put_back() -> None:

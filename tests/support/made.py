@@ -57,7 +57,7 @@ VARIANTS = {
     "labels-10pct": {"logistic": 0.0},
     "partial-finetune": {"k4": 0.0, "k0": -0.13, "k0.5": -0.1, "k1": -0.06, "k2": -0.03, "all": 0.1},
 }
-SPLITS = {"train": SplitRecord("train", 45_000), "selection": SplitRecord("selection", 5000)}
+SPLITS = {"train": SplitRecord("train", 45_000), "validation": SplitRecord("validation", 5000)}
 
 
 def full_run(
@@ -110,10 +110,10 @@ def full_run(
         _write_metrics(path, skill, rng)
     for protocol in protocols:
         write_result(path, *_result(protocol, skill, n_test, rng))
-    monitors = {"rankme": 90.0 + 100 * skill, "effective_rank": 45.0, "alpha": 1.1, "alignment": 0.4}
+    diagnostics = {"rankme": 90.0 + 100 * skill, "effective_rank": 45.0, "alpha": 1.1, "alignment": 0.4}
     blank = _result("knn", skill, 4, rng)[0]
-    gone = {"headline": "", "value": None, "interval": None, "variants": {}}
-    diagnostics = Result(**{**vars(blank), **gone, "protocol": "diagnostics", "monitors": monitors})
+    gone = {"primary": "", "value": None, "interval": None, "variants": {}}
+    diagnostics = Result(**{**vars(blank), **gone, "protocol": "diagnostics", "diagnostics": diagnostics})
     write_result(path, diagnostics, Predictions([], [], {}))
     if pictures:
         for figure, size in (("reconstruction", (320, 120)), ("attention", (320, 160)), ("map", (240, 240))):
@@ -141,15 +141,15 @@ def _result(protocol: str, skill: float, n_test: int, rng: np.random.Generator) 
         predictions[name] = np.where(right, labels, wrong).tolist()
         value, interval = over_images(np.asarray(predictions[name]) == labels)
         scores[name] = Score(value, interval)
-    headline = next(iter(variants))
+    primary = next(iter(variants))
     curve = {"k": [0.0, 0.5, 1.0, 2.0, 4.0, 12.0]} if protocol == "partial-finetune" else {}
     result = Result(
         protocol=protocol,
         version=1,
         options={},
-        headline=headline,
-        value=scores[headline].value,
-        interval=scores[headline].interval,
+        primary=primary,
+        value=scores[primary].value,
+        interval=scores[primary].interval,
         n_test=n_test,
         data=DATA,
         variants=scores,

@@ -52,14 +52,14 @@ class Runs:
         write_run(path, RunInfo(method=method, backbone=backbone, seed=seed, **{**record, **info}))
         for name, value in (scores or {}).items():
             made = score(name, value, n_test, **(result or {}))
-            write_result(path, made, Predictions([], [], {made.headline: []}))
+            write_result(path, made, Predictions([], [], {made.primary: []}))
         return path
 
     def baselines(self, **scores: float) -> None:
         """`random` and `pixels`, pixels two points below."""
         self.add("random", scores=scores, kind="baseline")
         below = {name: value - 0.02 for name, value in scores.items()}
-        pixels = {"headline": "pixels", "geometry": {"size": 28}}
+        pixels = {"primary": "pixels", "geometry": {"size": 28}}
         self.add("pixels", scores=below, kind="baseline", backbone=None, result=pixels)
 
 
@@ -69,7 +69,7 @@ def score(name: str, value: float, n_test: int = 2000, **fields: Any) -> Result:
     record: dict[str, Any] = {
         "version": 1,
         "options": {"k": 20} if protocol == "knn" else {},
-        "headline": VARIANTS.get(protocol, "all"),
+        "primary": VARIANTS.get(protocol, "all"),
         "interval": wilson(round(value * n_test), n_test),
         "data": DATA[data or "cifar10"],
         "splits": {"train": SplitRecord("train", 45_000), "test": SplitRecord("test", n_test)},

@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     info = RunInfo("finished", "pretrained", "mae", data, options, seed=3, epochs=2.0, steps=8, cost=cost)
     write_run(path, info)
     (path / "metrics.csv").write_text("step,loss,knn\n0,2.0,\n4,1.5,0.5\n8,1.25,\n")
-    curve = {"step": [0.0, 10.0], "selection accuracy": [0.2, 0.6]}
+    curve = {"step": [0.0, 10.0], "validation accuracy": [0.2, 0.6]}
     variants = {"chosen": Score(0.625, (0.5, 0.75)), "cls": Score(0.5, (0.4, 0.6))}
     result = Result("linear", 1, {}, "chosen", 0.625, (0.5, 0.75), 64, data, variants=variants, curve=curve)
     write_result(path, result, Predictions([], [], {"chosen": []}))
@@ -110,7 +110,7 @@ def test_a_run_folder_arrives_whole(server: WandbServer, folder: Path) -> None:
         ["linear", "chosen", True, 0.625, 0.5, 0.75],
         ["linear", "cls", False, 0.5, 0.4, 0.6],
     ]
-    assert table(arrived, "linear/curves/selection accuracy_table") == [[0.0, 0.2], [10.0, 0.6]]
+    assert table(arrived, "linear/curves/validation accuracy_table") == [[0.0, 0.2], [10.0, 0.6]]
     picture = arrived.summary["figures/attention"]
     assert arrived.files[picture["path"]] == (folder / "figures" / "attention.png").read_bytes()
     (checkpoint,) = [one for one in server.artifacts if one.type == "checkpoint"]

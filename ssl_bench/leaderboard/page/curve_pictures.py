@@ -157,8 +157,8 @@ def _shares(protocols: Mapping[str, float]) -> Callable[[Result], dict[str, floa
     def read(result: Result) -> dict[str, float]:
         if result.protocol not in protocols:
             return {}
-        labelled = sum(split.count for name, split in result.splits.items() if name in ("train", "selection"))
-        return {result.headline: max(1.0, protocols[result.protocol] * labelled)} if labelled else {}
+        labelled = sum(split.count for name, split in result.splits.items() if name in ("train", "validation"))
+        return {result.primary: max(1.0, protocols[result.protocol] * labelled)} if labelled else {}
 
     return read
 
@@ -224,6 +224,6 @@ def online_probes(view: View) -> Picture | None:
         names |= {name: view.styles.get(name, 0) for name in found}
     if not panels:
         return None
-    note = "Mean over seeds, on a part of the selection images, never on test images: a monitor, not a result."
+    note = "Mean over seeds, on a part of the validation images, never on test images: a monitor, not a result."
     body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
     return Picture(title, body, note)

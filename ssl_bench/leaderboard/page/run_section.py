@@ -147,10 +147,10 @@ def _results(results: Sequence[Result]) -> str:
     rows = ""
     for result in results:
         if result.value is not None and result.interval is not None:
-            others = [f"{name} {percent(s.value)}" for name, s in result.variants.items() if name != result.headline]
+            others = [f"{name} {percent(s.value)}" for name, s in result.variants.items() if name != result.primary]
             name = result.protocol + (f" ({result.branch})" if result.branch else "")
             rows += f"<tr><th scope=row>{bdi(name)}<td>{percent(result.value)}<td>{_ends(result.interval)}"
-            rows += f"<td>{bdi(f'{result.headline}; ' + ', '.join(others[:8]) if others else result.headline)}\n"
+            rows += f"<td>{bdi(f'{result.primary}; ' + ', '.join(others[:8]) if others else result.primary)}\n"
     if not rows:
         return ""
     heads = "".join(f"<th scope=col>{name}" for name in ("protocol", "%", "95 %", "variant; others"))
@@ -177,7 +177,7 @@ def _classes(run: Run) -> str:
 
 
 def _monitors(results: Sequence[Result]) -> str:
-    found = {name: value for result in results for name, value in result.monitors.items()}
+    found = {name: value for result in results for name, value in result.diagnostics.items()}
     facts = _facts((name.replace("_", " "), f"{value:.4g}") for name, value in found.items())
     return f"<h4>Diagnostics</h4>{facts}" if found else ""
 
