@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from ssl_bench.augment import DeviceViews
+from ssl_bench.augment.executors import DeviceViews
 from ssl_bench.augment.views import View
 from ssl_bench.runtime.acceleration import keep_freed_memory
 

@@ -47,8 +47,8 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.evaluation.knn_search import neighbours
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.evaluations.diagnostics import Diagnostics
 from ssl_bench.evaluations.fewshot import Fewshot
 from ssl_bench.evaluations.knn import BANK_VALUES, Knn, votes

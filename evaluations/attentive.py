@@ -1,6 +1,6 @@
 """Attentive probe: what a head that looks at all tokens, not at one pooled vector, can tell apart.
 
-Two feature types of heads, each with several learning rates, all trained at once on the same tokens of a frozen backbone:
+Two kinds of heads, each with several learning rates, all trained at once on the same tokens of a frozen backbone:
 - cae: the cross-attention of Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2024
   (https://arxiv.org/abs/2202.03026, https://github.com/lxtGH/CAE).
 - ep: efficient probing, Psomas et al., ICLR 2026 (https://arxiv.org/abs/2506.10178,
@@ -23,7 +23,7 @@ Ours, and why:
 
 With several processes each trains the same heads on all images: the same result, in the same time.
 
-Shapes: N images, B of a batch, T tokens, D features, H heads of a feature type, one per learning rate.
+Shapes: N images, B of a batch, T tokens, D features, H heads of a kind, one per learning rate.
 """
 
 import dataclasses
@@ -38,16 +38,19 @@ from torch import Tensor, nn
 from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.attention_heads import (
+from ssl_bench.evaluation.cost import Cost, progress, split_name
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor, crops
+from ssl_bench.evaluation.pixels import Pixels
+from ssl_bench.evaluation.solvers.attention_heads import (
     AttentiveHeads,
     CrossAttentionPool,
     HeadOptimizer,
     QueryPool,
     exact_statistics,
 )
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import Cost, FeatureExtractor, Pixels, crops, full_precision, progress, split_name
 from ssl_bench.optim.schedules import warmup_cosine
+from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 KEPT = 2**31  # bytes of tokens that are kept in memory
@@ -58,16 +61,16 @@ class Head:
     """A trained head and how it fared on the validation split.
 
     Args:
-        feature_type: cae or ep.
+        kind: cae or ep.
         heads: The head, alone.
         lr: Its learning rate, for 256 images.
         accuracy: On the validation split.
         loss: Likewise.
         curve: Its accuracy there after each of some steps.
-        tried: Rates of its feature type that did not diverge, and the accuracy with each.
+        tried: Rates of its kind that did not diverge, and the accuracy with each.
     """
 
-    feature_type: str
+    kind: str
     heads: AttentiveHeads
     lr: float
     accuracy: float
@@ -87,7 +90,7 @@ class Trained:
 
     Args:
         unit: What tokens are divided by.
-        best: The chosen head, then the best of each feature type.
+        best: The chosen head, then the best of each kind.
     """
 
     unit: float
@@ -96,7 +99,7 @@ class Trained:
 
 @final
 class Attentive(Evaluation[Trained]):
-    """Heads that attend to the tokens of a frozen backbone; feature type and learning rate are chosen on the validation split.
+    """Heads that attend to the tokens of a frozen backbone; kind and learning rate are chosen on the validation split.
 
     Args:
         iterations: Steps of training.
@@ -144,35 +147,31 @@ class Attentive(Evaluation[Trained]):
         tokens, everyone = Tokens(backbone, KEPT), torch.arange(len(train))
         with full_precision():
             tokens.unit = self._unit(tokens, train)
-            feature_types = self._heads(backbone, int(train.labels.max()) + 1)
-            curves = self._train(feature_types, tokens, train, validation)
-            exact_statistics(list(feature_types.values()), tokens.batches(train, None, everyone, self.batch_size))
-            per_kind = [self._best(k, heads, tokens, validation, curves[k]) for k, heads in feature_types.items()]
+            kinds = self._heads(backbone, int(train.labels.max()) + 1)
+            curves = self._train(kinds, tokens, train, validation)
+            exact_statistics(list(kinds.values()), tokens.batches(train, None, everyone, self.batch_size))
+            per_kind = [self._best(k, heads, tokens, validation, curves[k]) for k, heads in kinds.items()]
         best = min(per_kind, key=lambda head: head.order)
         return Fit(
             Trained(tokens.unit, [best, *per_kind]),
-            chosen={"head": best.feature_type} | {f"lr {head.feature_type}": head.lr for head in per_kind},
-            grid={"head": list(feature_types)}
-            | {f"lr {feature_type}": list(lrs) for feature_type, lrs in self._lrs.items()},
-            at_grid_boundary=len(grid := self._lrs[best.feature_type]) > 1 and best.lr in (min(grid), max(grid)),
+            chosen={"head": best.kind} | {f"lr {head.kind}": head.lr for head in per_kind},
+            grid={"head": list(kinds)} | {f"lr {kind}": list(lrs) for kind, lrs in self._lrs.items()},
+            at_grid_boundary=len(grid := self._lrs[best.kind]) > 1 and best.lr in (min(grid), max(grid)),
             curve={"step": [float(step) for step in self._watched()], "validation accuracy": best.curve}
-            | {f"lr of {head.feature_type}": [lr for lr, _ in head.tried] for head in per_kind}
-            | {
-                f"validation accuracy of {head.feature_type}": [accuracy for _, accuracy in head.tried]
-                for head in per_kind
-            },
+            | {f"lr of {head.kind}": [lr for lr, _ in head.tried] for head in per_kind}
+            | {f"validation accuracy of {head.kind}": [accuracy for _, accuracy in head.tried] for head in per_kind},
         )
 
     def predict(self, backbone: FeatureExtractor, fit: Fit[Trained], test: TestImages) -> list[Prediction]:
         tokens = Tokens(backbone, 0, fit.state.unit)
         best, *per_kind = fit.state.best
-        found: dict[str, list[Tensor]] = {head.feature_type: [] for head in per_kind}
+        found: dict[str, list[Tensor]] = {head.kind: [] for head in per_kind}
         with full_precision(), torch.no_grad():
             for batch in tokens.batches(test, None, torch.arange(len(test)), backbone.batch_size):
                 for head in per_kind:
-                    found[head.feature_type].append(head.heads(batch)[:, 0].argmax(1).cpu())
-        labels = {feature_type: torch.cat(parts) for feature_type, parts in found.items()}
-        return [Prediction("chosen", labels[best.feature_type]), *(Prediction(*item) for item in labels.items())]
+                    found[head.kind].append(head.heads(batch)[:, 0].argmax(1).cpu())
+        labels = {kind: torch.cat(parts) for kind, parts in found.items()}
+        return [Prediction("chosen", labels[best.kind]), *(Prediction(*item) for item in labels.items())]
 
     @property
     def _lrs(self) -> dict[str, tuple[float, ...]]:
@@ -189,7 +188,7 @@ class Attentive(Evaluation[Trained]):
         return unit or 1.0
 
     def _heads(self, backbone: FeatureExtractor, classes: int) -> dict[str, AttentiveHeads]:
-        """The heads of each feature type, one per learning rate."""
+        """The heads of each kind, one per learning rate."""
         network = backbone.network
         assert not isinstance(network, Pixels)
         dim = network.dim
@@ -207,27 +206,27 @@ class Attentive(Evaluation[Trained]):
         return {"cae": cae.to(backbone.device), "ep": ep.to(backbone.device)}
 
     def _train(
-        self, feature_types: dict[str, AttentiveHeads], tokens: "Tokens", train: TrainSplit, validation: ValidationSplit
+        self, kinds: dict[str, AttentiveHeads], tokens: "Tokens", train: TrainSplit, validation: ValidationSplit
     ) -> dict[str, list[Tensor]]:
-        """All steps of all heads; feature type -> (H,) accuracies on the validation split at each watched step but the last.
+        """All steps of all heads; kind -> (H,) accuracies on the validation split at each watched step but the last.
 
         The batch norms have running statistics then: of the crops, and of weights that were still moving.
         """
         labels = torch.as_tensor(train.labels).to(tokens.backbone.device)
         batch_size = min(self.batch_size, len(train))
         optimizers = {
-            feature_type: HeadOptimizer(heads, [lr * batch_size / 256 for lr in self._lrs[feature_type]])
-            for feature_type, heads in feature_types.items()
+            kind: HeadOptimizer(heads, [lr * batch_size / 256 for lr in self._lrs[kind]])
+            for kind, heads in kinds.items()
         }
-        watched, curves = set(self._watched()[:-1]), {feature_type: list[Tensor]() for feature_type in feature_types}
+        watched, curves = set(self._watched()[:-1]), {kind: list[Tensor]() for kind in kinds}
         with progress("attentive heads", self.iterations, "steps") as bar:
             for step, (batch, places) in enumerate(self._batches(tokens, train, batch_size)):
                 schedule = warmup_cosine(step, self.iterations, self.iterations // 9, 1.0)
-                for feature_type, heads in feature_types.items():
-                    optimizers[feature_type].step(heads.train().loss(batch, labels[places]), schedule)
+                for kind, heads in kinds.items():
+                    optimizers[kind].step(heads.train().loss(batch, labels[places]), schedule)
                 if step + 1 in watched:
-                    for feature_type, heads in feature_types.items():
-                        curves[feature_type].append(heads.score(self._labelled(tokens, validation))[0])
+                    for kind, heads in kinds.items():
+                        curves[kind].append(heads.score(self._labelled(tokens, validation))[0])
                 bar.update()
         return curves
 
@@ -255,23 +254,21 @@ class Attentive(Evaluation[Trained]):
 
     def _best(
         self,
-        feature_type: str,
+        kind: str,
         heads: AttentiveHeads,
         tokens: "Tokens",
         validation: ValidationSplit,
         curve: list[Tensor],
     ) -> Head:
-        """The best head of a feature type on the validation split, after the last step."""
+        """The best head of a kind on the validation split, after the last step."""
         accuracy, loss = heads.score(self._labelled(tokens, validation))
         curves = torch.stack([*curve, accuracy], 1).tolist()
-        scores = zip(self._lrs[feature_type], accuracy.tolist(), loss.tolist(), curves, strict=True)
+        scores = zip(self._lrs[kind], accuracy.tolist(), loss.tolist(), curves, strict=True)
         finite = [(h, score) for h, score in enumerate(scores) if math.isfinite(score[2])]
         tried = [(lr, found) for _, (lr, found, _, _) in finite]
-        candidates = [Head(feature_type, heads.pick(h), *score, tried) for h, score in finite]
+        candidates = [Head(kind, heads.pick(h), *score, tried) for h, score in finite]
         if not candidates:
-            raise UserError(
-                f"every {feature_type} head diverged: give smaller {feature_type}_lrs than {min(self._lrs[feature_type])}"
-            )
+            raise UserError(f"every {kind} head diverged: give smaller {kind}_lrs than {min(self._lrs[kind])}")
         return min(candidates, key=lambda head: head.order)
 
     def _watched(self) -> list[int]:

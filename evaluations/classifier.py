@@ -13,7 +13,8 @@ import torch
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.runtime.precision import full_precision
 
 ROWS = 8192  # at a time
 

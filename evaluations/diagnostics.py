@@ -30,9 +30,9 @@ from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import representation_metrics as spectra
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.pretraining.checkpoint import load_backbone
-from ssl_bench.records.results import read_run
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.records.run import read_run
 from ssl_bench.runtime.seeds import derive
 
 POWER_LAW_R2 = 0.95  # below it there is no exponent to report

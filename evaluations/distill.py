@@ -35,7 +35,7 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.few_labels import labelled, labels_of
 from ssl_bench.finetuning.few_labels import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
 from ssl_bench.finetuning.images import Batch, Batches, drawing
@@ -43,7 +43,7 @@ from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import autocast, cross_entropy, logits_of, tune
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import load_classifier
-from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.runtime.seeds import derive
 
 LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069ff547fc1b6"}  # ImageNet's, md5
@@ -153,9 +153,7 @@ class Distill(Evaluation[Pair]):
         if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature {temperature} must be above 0")
         if not teacher_lrs or not teacher_resnet_lrs or folds < 2:
-            raise ValueError(
-                f"each feature_type of teacher_lrs needs a value, and folds must be at least 2, not {folds}"
-            )
+            raise ValueError(f"each kind of teacher_lrs needs a value, and folds must be at least 2, not {folds}")
         self.fraction = fraction
         self.subset = subset
         self.teacher = teacher

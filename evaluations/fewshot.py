@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.few_labels import Affine, features_of, labels_of, places, voted
 from ssl_bench.runtime.seeds import derive
 
@@ -36,7 +36,7 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
 
     Args:
         shots: Labelled images per class; of a class with fewer, all.
-        headline_shots: Those whose accuracy is the protocol's.
+        primary_shots: Those whose accuracy is the protocol's.
         penalty: Of the ridge regression.
         draws: Of labelled images; the accuracy is the mean.
         seed: Of the draws.
@@ -45,17 +45,17 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
     def __init__(
         self,
         shots: tuple[int, ...] = (1, 5, 10, 25),
-        headline_shots: int = 10,
+        primary_shots: int = 10,
         penalty: float = 1024.0,
         draws: int = 3,
         seed: int = 0,
     ) -> None:
-        if headline_shots not in shots:
-            raise ValueError(f"headline_shots {headline_shots} is not among shots {tuple(shots)}: add it")
+        if primary_shots not in shots:
+            raise ValueError(f"primary_shots {primary_shots} is not among shots {tuple(shots)}: add it")
         if min(shots) < 1 or len(set(shots)) < len(shots) or draws < 1 or not penalty > 0:
             raise ValueError("shots (each once) and draws must be at least 1, the penalty above 0")
         self.shots = shots
-        self.headline_shots = headline_shots
+        self.primary_shots = primary_shots
         self.penalty = penalty
         self.draws = draws
         self.seed = seed
@@ -78,7 +78,7 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
     def predict(
         self, backbone: FeatureExtractor, fit: Fit[dict[int, list[Affine]]], test: TestImages
     ) -> list[Prediction]:
-        ordered = sorted(self.shots, key=lambda shots: shots != self.headline_shots)
+        ordered = sorted(self.shots, key=lambda shots: shots != self.primary_shots)
         feature_type = backbone.primary_feature_type
         return [Prediction(f"{shots}-shot", voted(fit.state[shots], backbone, feature_type, test)) for shots in ordered]
 

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, final
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, refused_pooling
 from ssl_bench.finetuning.training import Diverged, accuracy, logits_of, mean_loss, tune

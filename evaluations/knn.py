@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.evaluation.knn_search import neighbours
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.knn_search import neighbours
 
 QUERIES = 512  # at a time
 BANK_VALUES = 40 * 2**20  # of the bank's features at a time: 160 MiB

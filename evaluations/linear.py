@@ -39,10 +39,12 @@ from torch import Tensor
 
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
-from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.probe_heads import Head, Heads, Norm
 from ssl_bench.optim.schedules import warmup_cosine
+from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 MAE_LR, MAE_BATCH, MAE_TRUST = 0.1, 4096, 0.001

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import logistic
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
+from ssl_bench.evaluation.solvers import logistic
 
 
 @dataclass(frozen=True)

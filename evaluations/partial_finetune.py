@@ -34,14 +34,15 @@ import numpy as np
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision
-from ssl_bench.evaluation.probe_heads import Head, Norm
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, refused_pooling
 from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
 from ssl_bench.finetuning.training import SELECTION, Diverged
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.runtime.precision import full_precision
 
 Pooling = Literal["avg", "cls"]
 HEADLINE = 4  # blocks

@@ -21,9 +21,9 @@ import torch
 
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
-from ssl_bench.evaluation.ridge import LeastSquares, LeftOut
+from ssl_bench.evaluation.solvers.ridge import LeastSquares, LeftOut
 
 ROWS = 8192  # images whose features are looked at together
 

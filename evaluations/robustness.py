@@ -22,8 +22,8 @@ from torch import Tensor
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.evaluation.probe_heads import Head, side_by_side
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.probe_heads import Head, side_by_side
 from ssl_bench.evaluations.linear import Linear
 
 
@@ -35,7 +35,7 @@ class Robustness(CorruptedTest[Head]):
         iterations: Steps of the probe's grid.
         batch_size: Images per step; all training images if there are fewer.
         lrs: Learning rates to choose from, for 256 images.
-        kinds: Feature types to choose from; all after the final norm when not given.
+        feature_types: Feature types to choose from; all after the final norm when not given.
         views: Random crops of each training image; 0 for the images as they are.
         seeds: Heads of each learning rate, which differ in their first weights.
         seed: Of the first weights and of the order of images; the corruptions are always the same.
@@ -46,7 +46,7 @@ class Robustness(CorruptedTest[Head]):
         iterations: int = 12_500,
         batch_size: int = 1024,
         lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
-        kinds: tuple[str, ...] | None = None,
+        feature_types: tuple[str, ...] | None = None,
         views: int = 10,
         seeds: int = 3,
         seed: int = 0,
@@ -54,15 +54,15 @@ class Robustness(CorruptedTest[Head]):
         self.iterations = iterations
         self.batch_size = batch_size
         self.lrs = lrs
-        self.kinds = kinds
+        self.feature_types = feature_types
         self.views = views
         self.seeds = seeds
         self.seed = seed
-        self._linear = Linear(iterations, batch_size, lrs, kinds, views, seeds, epochs=0, seed=seed)
+        self._linear = Linear(iterations, batch_size, lrs, feature_types, views, seeds, epochs=0, seed=seed)
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Head]:
         found = self._linear.fit(backbone, train, validation)
         return replace(found, state=found.state["chosen"])  # type: ignore[arg-type, return-value]
 
     def logits(self, backbone: FeatureExtractor, state: Head, images: Tensor) -> Tensor:
-        return state.logits(side_by_side(backbone.embed(images), state.kind))
+        return state.logits(side_by_side(backbone.embed(images), state.feature_type))

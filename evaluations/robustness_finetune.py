@@ -21,7 +21,7 @@ from torch import Tensor
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.finetuning.model import FineTuneModel
 

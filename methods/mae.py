@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ssl_bench.augment.views import View, Views
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.pretraining.masks import block_masks, hidden_mask
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels

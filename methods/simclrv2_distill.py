@@ -27,7 +27,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier, load_classifier
-from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.pretraining.ema_teacher import evaluated_backbone
 from ssl_bench.pretraining.method import Method
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ssl_bench.augment.views import View, Views
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.models.backbone import Backbone, patchify, unpatchify
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.patches import patchify, unpatchify
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction
 

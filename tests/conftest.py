@@ -10,7 +10,7 @@ import pytest
 from tiny import TINY
 from wandb_server import WandbServer, client_of, serving
 
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 
 
 @pytest.fixture

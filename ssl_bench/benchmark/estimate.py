@@ -16,7 +16,8 @@ from typing import Any
 
 from ssl_bench.benchmark.plan import Job, finished
 from ssl_bench.console import say
-from ssl_bench.records.results import find_runs, read_result
+from ssl_bench.records.result import read_result
+from ssl_bench.records.store import find_runs
 
 
 def estimated(jobs: Sequence[Job], protocols: Mapping[Job, Sequence[str]], runs: Path, slots: int) -> list[str]:

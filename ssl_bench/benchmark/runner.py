@@ -23,7 +23,8 @@ from jsonargparse import Namespace
 
 from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import Parser, common_arguments, read_yaml, split_argv, wandb_options
+from ssl_bench.config.layers import read_yaml, split_argv
+from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.table import checked_by

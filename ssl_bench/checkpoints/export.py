@@ -16,9 +16,11 @@ from ssl_bench.checkpoints.official.layout import FORMATS, layout
 from ssl_bench.config import registry
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.records.files import write_json, write_text, writing_folder
-from ssl_bench.records.results import Result, Run, RunInfo, load_runs, read_run
+from ssl_bench.records.result import Result
+from ssl_bench.records.run import RunInfo, read_run
+from ssl_bench.records.store import Run, load_runs
 
 FILES = {"config.json", "model.safetensors", "README.md"}
 MADE = "Made by `ssl-bench export`"

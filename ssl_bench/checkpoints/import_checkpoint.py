@@ -24,15 +24,17 @@ from ssl_bench.checkpoints.checkpoint_file import CheckpointFile, read_checkpoin
 from ssl_bench.checkpoints.official.layout import ENTRIES, IMAGENET, Given, Kind, kind_of, layout, matching, plain
 from ssl_bench.checkpoints.official.networks import network
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import dump, parse_fit, read_yaml
+from ssl_bench.config.fit_config import dump, parse_fit
+from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.checkpoint import write_backbone, write_backbones
+from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
+from ssl_bench.pretraining.checkpoint import write_backbones
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.training import describe_backbone, main_branch
+from ssl_bench.pretraining.training import main_branch
 from ssl_bench.records.files import replacing, write_json, write_text, writing_folder
-from ssl_bench.records.results import DataRecord, RunInfo, write_run
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.runtime.environment import describe
 
 

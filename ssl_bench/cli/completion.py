@@ -5,11 +5,12 @@ import argparse
 import shtab
 
 from ssl_bench.checkpoints.official.layout import FORMATS as LAYOUTS
+from ssl_bench.cli.commands import COMMANDS, refuse
 from ssl_bench.cli.list import KINDS
-from ssl_bench.cli.main import COMMANDS
 from ssl_bench.config import registry, signatures
-from ssl_bench.config.configuration import fit_parser
+from ssl_bench.config.fit_config import fit_parser
 from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.render import FORMATS
 from ssl_bench.models.architectures import TINY, timm_names
 
@@ -72,3 +73,14 @@ def _fields(parser: argparse.ArgumentParser, group: str, cls: type) -> None:
         flag = f"--{group}.{name}"
         if name != "optim" and flag not in parser._option_string_actions:
             parser.add_argument(flag)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ssl-bench completion", description=COMMANDS["completion"], allow_abbrev=False)
+    parser.add_argument("shell", metavar="SHELL", help=" | ".join(SHELLS))
+    parser.error = refuse(parser)  # type: ignore[method-assign]
+    shell = parser.parse_args(argv).shell
+    if shell not in SHELLS:
+        raise UserError(f"no completion for {shell!r}{near(shell, SHELLS)} ({', '.join(SHELLS)})")
+    print(script(shell))
+    return 0

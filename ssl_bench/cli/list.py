@@ -1,8 +1,11 @@
 """`ssl-bench list`. Torch-free."""
 
+import argparse
 from collections.abc import Iterator
 
+from ssl_bench.cli.commands import refuse
 from ssl_bench.config import registry
+from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
 KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
@@ -35,3 +38,15 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
         for name, file in registry.recipes() if kind == "recipes" else registry.benchmarks():
             first = file.read_text(encoding="utf-8").partition("\n")[0]
             yield name, first.removeprefix("# ") if first.startswith("#") else ""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("ssl-bench list", description="What there is.", allow_abbrev=False)
+    parser.add_argument("kind", metavar="KIND", help=" | ".join(KINDS))
+    parser.error = refuse(parser)  # type: ignore[method-assign]
+    kind = parser.parse_args(argv).kind
+    if kind not in KINDS:
+        raise UserError(f"nothing called {kind!r}{near(kind, KINDS)} ({', '.join(KINDS)})")
+    for line in listing(kind):
+        print(line)
+    return 0

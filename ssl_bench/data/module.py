@@ -9,7 +9,7 @@ from typing import Any, final
 import pytorch_lightning as pl
 import torch
 
-from ssl_bench.augment import ColourOnDevice, CropInWorker, DeviceViews
+from ssl_bench.augment.executors import ColourOnDevice, CropInWorker, DeviceViews
 from ssl_bench.augment.views import Views
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ssl_bench.data.splits import TestImages
 from ssl_bench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupted, image_seeds
+from ssl_bench.evaluation.cost import Cost, progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import Cost, FeatureExtractor, full_precision, progress
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.runtime.distributed import all_reduce_sum
+from ssl_bench.runtime.precision import full_precision
 
 Fitted = TypeVar("Fitted")
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from torch import Tensor
 
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 
 Fitted = TypeVar("Fitted")
 

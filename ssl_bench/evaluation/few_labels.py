@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ssl_bench.data.splits import LabelledSplit, Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import logistic
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers import logistic
+from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 FIXED_C = 0.1  # where no class has a second image to choose it on

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.evaluation.features import full_precision
+from ssl_bench.runtime.precision import full_precision
 
 ROWS = 4096  # images that become float64 at once
 FLOAT16_ROUNDING = 2.8e-4  # root mean square of what storing a number as float16 changes, as a part of it

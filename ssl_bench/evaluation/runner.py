@@ -17,20 +17,15 @@ import ssl_bench
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
+from ssl_bench.evaluation.cached_results import recorded
+from ssl_bench.evaluation.cost import Cost, rows_digest, split_name
 from ssl_bench.evaluation.evaluation import Evaluation, Prediction
-from ssl_bench.evaluation.features import Cost, FeatureExtractor, full_precision, peak_memory, rows_digest, split_name
-from ssl_bench.evaluation.recorded import recorded
-from ssl_bench.records.results import (
-    DataRecord,
-    EvaluationCost,
-    Predictions,
-    Result,
-    Score,
-    Selected,
-    SplitRecord,
-    write_result,
-)
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import EvaluationCost, Result, Score, Selected, SplitRecord, write_result
+from ssl_bench.records.run import DataRecord
 from ssl_bench.runtime.distributed import all_reduce_sum, rank, world_size
+from ssl_bench.runtime.precision import full_precision, peak_memory
 from ssl_bench.statistics.intervals import over_classes, over_images
 
 

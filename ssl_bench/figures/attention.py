@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.evaluation.features import full_precision
 from ssl_bench.figures.drawing import Cell, folded, to_image
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.runtime.precision import full_precision
 
 WIDTH, LEAST, SIDE = 1000, 40, 96  # pixels: of a row, and of a map at least and at most
 LEVELS = 48  # of shade: more cannot be told apart, and cost bytes

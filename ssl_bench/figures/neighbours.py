@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit
-from ssl_bench.evaluation.knn_search import neighbours
+from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.figures.drawing import Cell, grid, to_image
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture

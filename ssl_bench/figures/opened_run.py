@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_bench.augment import CropInWorker
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.augment.executors import CropInWorker
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
 from ssl_bench.data.dataset import RGB, Dataset
@@ -25,12 +25,12 @@ from ssl_bench.data.module import DataModule
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import LabelledSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluate_command import default_network
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.networks import default_network
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import build_on
-from ssl_bench.records.results import RunInfo
+from ssl_bench.records.run import RunInfo
 from ssl_bench.runtime.seeds import derive
 
 MOST_VALUES = 1 << 28  # of a batch's views: a GiB; of a larger batch its first images alone are looked at

@@ -17,12 +17,13 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluation.evaluate_command import data_options
+from ssl_bench.evaluation.targets import data_options
 from ssl_bench.figures.drawing import encoded
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
 from ssl_bench.records.files import replacing, write_json
-from ssl_bench.records.results import RunInfo, find_runs, read_run
+from ssl_bench.records.run import RunInfo, read_run
+from ssl_bench.records.store import find_runs
 
 NAMES = ("reconstruction", "attention", "neighbours", "map", "masks", "views")
 MADE_FROM = ("run.json", "config.yaml", "backbone.json", "backbone.safetensors", "checkpoints/last.ckpt")

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.few_labels import folds_of, labelled, labels_of
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import Diverged, logits_of, tune

@@ -30,7 +30,7 @@ from ssl_bench.data.geometry import see_batch, see_image
 from ssl_bench.data.pool import Pool, ResidentPool
 from ssl_bench.data.splits import Split, TrainSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.model import CROP, MIX, ORDER, Recipe
 from ssl_bench.runtime.seeds import derive
 

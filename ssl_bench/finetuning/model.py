@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.seeds import derive

@@ -23,12 +23,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ssl_bench.data.loaders import evaluation_batches
 from ssl_bench.data.splits import Split, ValidationSplit
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
+from ssl_bench.evaluation.cost import progress
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, optimizer
 from ssl_bench.finetuning.training import POINTS, SELECTION, Diverged, accuracy, autocast, mixed, update
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.acceleration import write_out_attention
+from ssl_bench.runtime.precision import full_precision
 
 # Blocks whose MLP is a residual branch of its own, after that of the attention.
 HALVED = (vision_transformer.Block, beit.Block, swin_transformer.SwinTransformerBlock)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from ssl_bench.data.loaders import evaluation_batches
 from ssl_bench.data.splits import LabelledSplit, Split, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision, progress
+from ssl_bench.evaluation.cost import progress
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches, drawing
 from ssl_bench.finetuning.model import STEP, FineTuneModel, Recipe, optimizer, rate, set_rate
 from ssl_bench.optim.optimizers import clip_gradients
 from ssl_bench.runtime.acceleration import effective_precision, write_out_attention
+from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 POINTS = 20  # times at most that accuracy on the validation split is taken along the way

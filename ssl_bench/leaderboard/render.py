@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard import latex, terminal, text
+from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.published import read_published, with_published
-from ssl_bench.leaderboard.table import Table, build, checked_by
+from ssl_bench.leaderboard.table import Table, checked_by
 from ssl_bench.records.files import write_text
-from ssl_bench.records.results import Run, load_readable
+from ssl_bench.records.store import Run, load_readable
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.leaderboard.table import Block, Cell, Column, Row, build, checked_by
+from ssl_bench.leaderboard.build import build
+from ssl_bench.leaderboard.table import Block, Cell, Column, Row, checked_by
 from ssl_bench.leaderboard.text import block_facts, block_title, label
-from ssl_bench.records.results import load_readable, read_predictions
+from ssl_bench.records.predictions import read_predictions
+from ssl_bench.records.store import load_readable
 from ssl_bench.statistics.comparison import DRAWS, Answers, Pair, compare, image_draws, seed_draws
 from ssl_bench.statistics.intervals import over_classes
 from ssl_bench.statistics.ranking import Friedman, Rank, Task, family, friedman, kendall, mean_ranks, rank_distribution

@@ -1,10 +1,8 @@
-"""The network that is pretrained and evaluated: a timm ViT, BEiT, Swin or ResNet behind one interface.
+"""One interface to every network: features, tokens, masks and positions.
 
-Shapes: B images of H x W pixels, N patches of p x p, P prefix tokens (class, registers), D features, K kept patches;
-a Swin embeds patches with E channels and merges them to M tokens of D.
+Shapes: B images, 3 x H x W pixels, N patches, P prefix tokens, D features.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, final
@@ -20,14 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.errors import UserError, near
-from ssl_bench.models.architectures import TINY, timm_names
+from ssl_bench.errors import UserError
+from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.models.selective_kernel import plain_stem, select_kernels, stem_arguments
-
-FAMILIES = "ViTs, BEiTs, Swins and ResNets"
-# timm's arguments that what follows relies on: three channels, no weights, no head, a final norm on the tokens.
-FIXED = {"in_chans", "pretrained", "checkpoint_path", "features_only", "num_classes"}
-FIXED |= {"fc_norm", "use_fc_norm", "final_norm"}
+from ssl_bench.models.timm_arguments import FAMILIES, family_of, timm_arguments
 
 
 @final
@@ -46,11 +40,11 @@ class Backbone(nn.Module):
     def __init__(self, options: BackboneOptions) -> None:
         super().__init__()
         self.options = options
-        self.architecture, self.args = _timm_arguments(options)
+        self.architecture, self.args = timm_arguments(options)
         self.timm_can_build = True  # whether `timm.create_model(architecture, **args)` alone gives this network
         stem: Any = None  # of the ResNet that is widened
         try:
-            if _family(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
+            if family_of(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
                 with torch.device("meta"):
                     narrow = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
                 stem = type(narrow.conv1)
@@ -313,106 +307,3 @@ def _masked(patches: Tensor, mask: Tensor, mask_token: Tensor | None) -> Tensor:
     """(B, N, E) with the token where (B, N) `mask` is True."""
     assert mask_token is not None
     return torch.where(mask[..., None], mask_token.reshape(1, 1, -1).to(patches.dtype), patches)
-
-
-def patchify(images: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
-    """(B, C, H, W) -> (B, N, p * p * C): each patch's values, channel slowest (a convolution's) or fastest (MAE's)."""
-    b, c, h, w = images.shape
-    p = patch_size
-    cells = images.reshape(b, c, h // p, p, w // p, p)
-    axes = (0, 2, 4, 1, 3, 5) if order == "channel first" else (0, 2, 4, 3, 5, 1)
-    return cells.permute(axes).reshape(b, (h // p) * (w // p), p * p * c)
-
-
-def unpatchify(cells: Tensor, patch_size: int, order: Literal["channel first", "channel last"]) -> Tensor:
-    """(B, N, p * p * C) -> (B, C, H, W), square: what `patchify` took apart."""
-    b, n, values = cells.shape
-    p, grid = patch_size, math.isqrt(n)
-    inner = (values // p**2, p, p) if order == "channel first" else (p, p, values // p**2)
-    axes = (0, 3, 1, 4, 2, 5) if order == "channel first" else (0, 5, 1, 3, 2, 4)
-    return cells.reshape(b, grid, grid, *inner).permute(axes).reshape(b, values // p**2, grid * p, grid * p)
-
-
-def sincos_positions(dim: int, grid: int, layout: Literal["mae", "moco"]) -> Tensor:
-    """(grid * grid, dim) sine-cosine position embeddings of a square grid, computed in float64.
-
-    The first half of the channels encodes the column (MAE) or the row (MoCo v3, CAE), the second the other.
-    """
-    if dim % 4:
-        raise UserError(f"sine-cosine positions need a width divisible by 4, not {dim}")
-    omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, dim / 4)
-    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, dim / 2)
-    row = axis[:, None].expand(grid, grid, -1)
-    column = axis[None].expand(grid, grid, -1)
-    return torch.cat([column, row] if layout == "mae" else [row, column], dim=2).reshape(grid * grid, dim).float()
-
-
-def _timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
-    """timm's name and arguments for our options; options that do not fit the family are refused."""
-    name, args = options.name, {}
-    if name in TINY:
-        name, args = TINY[name][0], dict(TINY[name][1])
-    if options.drop_path:
-        args["drop_path_rate"] = options.drop_path
-    if not timm.is_model(name.partition(".")[0]) or ":" in name:
-        known = [*TINY, *(name for names in timm_names().values() for name in names)]
-        raise UserError(f"no backbone {options.name!r}{near(options.name, known)} (ssl-bench list backbones)")
-    if "." in name:
-        name, _, tag = name.partition(".")
-        raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
-    own = ("name", "drop_path", "timm_args", "absolute_positions")
-    given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
-    for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
-        if given.get(option, 1) < 1:
-            raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
-    family = _family(name)
-    fixed = FIXED | {"global_pool"} if family in ("beit", "swin_transformer") else FIXED
-    if taken := fixed & set(options.timm_args or {}):
-        raise UserError(f"--backbone.timm_args: {min(taken)} must stay as it is here: leave it out")
-    if options.absolute_positions and family != "swin_transformer":
-        raise UserError(f"--backbone.absolute_positions is for Swins: {options.name} is not one")
-    if family == "resnet":
-        for option in ("patch_size", "depth", "num_heads"):
-            if option in given:
-                raise UserError(f"--backbone.{option} is for ViTs: {options.name} is a ResNet")
-        if options.width is not None:
-            channels = args.get("channels", (64, 128, 256, 512))
-            args["channels"] = tuple(options.width * c for c in channels)
-        return name, args | (options.timm_args or {})
-    for option in ("small_stem", "selective_kernel"):
-        if option in given:
-            raise UserError(f"--backbone.{option} is for ResNets: {options.name} is not one")
-    if family == "swin_transformer":
-        for option, example in (("depth", "{depths: [2, 2]}"), ("num_heads", "{num_heads: [3, 6]}")):
-            if option in given:
-                raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{example}'")
-        args.setdefault("drop_path_rate", 0.0)  # timm's Swins have 0.1
-    theirs = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
-    args |= {name: given[ours] for ours, name in theirs.items() if ours in given}
-    if family == "beit":
-        args["global_pool"] = "token"  # the norm then stays on the tokens, as in pretraining
-    elif family == "vision_transformer":
-        args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
-    if options.img_size is not None:
-        args["img_size"] = options.img_size
-    args |= options.timm_args or {}
-    if (size := args.get("img_size")) and (patch := args.get("patch_size") or _patch_in(name)) and size % patch:
-        fitting = math.ceil(size / patch) * patch
-        raise UserError(f"--backbone.img_size {size} is no multiple of the patch size {patch}: try {fitting}")
-    width, heads = args.get("embed_dim"), args.get("num_heads")
-    if isinstance(width, int) and isinstance(heads, int) and width % max(1, heads):
-        raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
-    return name, args
-
-
-def _family(architecture: str) -> str:
-    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ...; all ResNets are "resnet"."""
-    file = str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
-    return "resnet" if "resnet" in architecture or "resnext" in architecture else file
-
-
-def _patch_in(name: str) -> int | None:
-    """16 in vit_tiny_patch16_224."""
-    digits = name.partition("patch")[2].partition("_")[0]
-    return int(digits) if digits.isdigit() else None

@@ -9,12 +9,11 @@ from typing import Any, final
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.saved_backbone import write_backbone, write_weights
 from ssl_bench.models.tokenizers import DiscreteVAE
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.metrics import MetricsFile
@@ -94,22 +93,8 @@ def write_backbones(folder: Path, method: Method, mean: Sequence[float], std: Se
     """A method's evaluated backbone as `write_backbone` has it, and backbone-BRANCH.safetensors of each other."""
     evaluated, *others = method.branches.items()
     for branch, backbone in others:
-        _write_weights(folder / f"backbone-{branch}.safetensors", backbone)
+        write_weights(folder / f"backbone-{branch}.safetensors", backbone)
     write_backbone(folder, evaluated[1], mean, std)
-
-
-def write_backbone(folder: Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
-    """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
-    _write_weights(folder / "backbone.safetensors", backbone)
-    size = backbone.img_size
-    cfg = {"input_size": [3, size, size], "mean": list(mean), "std": list(std), "interpolation": "bicubic"}
-    write_json(folder / "backbone.json", {**backbone.spec, "num_classes": 0, "pretrained_cfg": cfg})
-
-
-def _write_weights(path: Path, backbone: Backbone) -> None:
-    weights = {name: tensor.contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary)
 
 
 def save_tokenizer(folder: Path, method: Method) -> None:
@@ -120,31 +105,3 @@ def save_tokenizer(folder: Path, method: Method) -> None:
     with replacing(folder / "tokenizer.safetensors") as temporary:
         save_file(weights, temporary)
     write_json(folder / "tokenizer.json", tokenizer.spec)
-
-
-def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float, ...], tuple[float, ...]]:
-    """The backbone of a run folder, and the mean and deviation its input is normalised with.
-
-    Args:
-        folder: Of the run.
-        branch: Another than the one that speaks for the method: student or teacher.
-
-    Raises:
-        UserError: The folder has none, or its file does not fit.
-    """
-    file = f"backbone-{branch}.safetensors" if branch else "backbone.safetensors"
-    try:
-        spec = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / file)
-    except FileNotFoundError as error:
-        missing = Path(error.filename or "backbone.safetensors").name
-        raise UserError(f"{folder} has no {missing}: finish its run: ssl-bench fit -c {folder}/config.yaml") from None
-    except Exception as error:
-        raise UserError(f"{folder}: the backbone is damaged ({type(error).__name__}: {error})") from None
-    backbone = Backbone(BackboneOptions(**spec["options"]))
-    own = backbone.model.state_dict()
-    if own.keys() != weights.keys() or any(own[k].shape != weights[k].shape for k in own):
-        raise UserError(f"{folder}: {file} does not fit the network in backbone.json")
-    with torch.no_grad():
-        backbone.model.load_state_dict(weights)
-    return backbone, tuple(spec["pretrained_cfg"]["mean"]), tuple(spec["pretrained_cfg"]["std"])

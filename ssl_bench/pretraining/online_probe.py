@@ -21,10 +21,10 @@ from ssl_bench.config.options import ProbeOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.splits import LabelledSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.features import FeatureExtractor
-from ssl_bench.evaluation.knn_search import neighbours
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.representation_metrics import effective_rank, singular_values
-from ssl_bench.evaluation.ridge import LeastSquares
+from ssl_bench.evaluation.solvers.knn_search import neighbours
+from ssl_bench.evaluation.solvers.ridge import LeastSquares
 from ssl_bench.evaluations.knn import votes
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_bench.models.backbone import patchify, unpatchify
+from ssl_bench.models.patches import patchify, unpatchify
 from ssl_bench.pretraining.masks import hidden_mask
 
 

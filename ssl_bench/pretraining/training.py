@@ -1,8 +1,7 @@
 """Pretraining: a configuration becomes a run folder.
 
 The folder's record is complete at every moment: config.yaml and environment.json at the start, a checkpoint and
-metrics.csv after each epoch, backbone and cost at the end. Starting again continues from the last checkpoint.
-"""
+metrics.csv after each epoch, backbone and cost at the end. Starting again continues from the last checkpoint."""
 
 import copy
 import hashlib
@@ -21,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ssl_bench
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import dump
+from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import peak_memory
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import save_classifier
+from ssl_bench.models.saved_backbone import describe_backbone
 from ssl_bench.pretraining.checkpoint import SaveLast, save_backbone, save_tokenizer, start_from
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.metrics import MetricsFile, WandbMetrics
@@ -37,11 +36,12 @@ from ssl_bench.pretraining.nan_guard import DivergenceError, StopAtNaN
 from ssl_bench.pretraining.online_probe import OnlineProbe
 from ssl_bench.pretraining.progress import Progress
 from ssl_bench.records.files import write_json, write_text
-from ssl_bench.records.results import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
+from ssl_bench.records.run import DataRecord, RunCost, RunInfo, read_run, write_run
 from ssl_bench.records.run_folder import run_folder
 from ssl_bench.runtime.acceleration import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
 from ssl_bench.runtime.distributed import SyncNorms
 from ssl_bench.runtime.environment import describe
+from ssl_bench.runtime.precision import peak_memory
 from ssl_bench.runtime.seeds import derive
 from ssl_bench.tracking.wandb_results import logged
 from ssl_bench.tracking.wandb_run import WandbRun
@@ -271,21 +271,6 @@ def _options_of(config: dict[str, Any]) -> dict[str, Any]:
             stage = hashlib.sha256(json.dumps(earlier.options, sort_keys=True).encode()).hexdigest()[:8]
             group[name] = f"{earlier.method}-{stage}"
     return options
-
-
-def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:
-    """The record of an architecture, with the cost of one image's forward."""
-    image = torch.zeros(1, 3, backbone.img_size, backbone.img_size)
-    training = backbone.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        backbone.eval()(image)
-    backbone.train(training)
-    tokens = backbone.grid**2 + backbone.prefix if backbone.is_vit or backbone.is_swin else 0
-    ours = ("small_stem", "selective_kernel")  # that timm does not know
-    changed = {option: value for option in ours if (value := getattr(backbone.options, option)) is not None}
-    args = {**backbone.args, **changed, "img_size": backbone.img_size}
-    params = sum(p.numel() for p in backbone.parameters())
-    return BackboneRecord(name, json.loads(json.dumps(args)), params, counter.get_total_flops() / 1e9, tokens)
 
 
 def training_flops(method: Method) -> float:

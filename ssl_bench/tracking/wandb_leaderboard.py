@@ -20,8 +20,9 @@ from ssl_bench.leaderboard.render import rendered, tabled
 from ssl_bench.leaderboard.table import Block, Table
 from ssl_bench.leaderboard.text import block_title
 from ssl_bench.records.files import write_json, write_text
-from ssl_bench.records.results import Run, result_stem
+from ssl_bench.records.result import result_stem
 from ssl_bench.records.run_folder import folder_identity
+from ssl_bench.records.store import Run
 from ssl_bench.tracking.wandb_report import Specification, create, read_specification, specify, write_specification
 from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
 

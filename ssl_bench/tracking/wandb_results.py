@@ -17,8 +17,10 @@ import yaml
 
 from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
-from ssl_bench.records.results import Result, Run, load_runs, read_run, recorded_stem
+from ssl_bench.records.result import Result, recorded_stem
+from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import folder_identity
+from ssl_bench.records.store import Run, load_runs
 from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
 
 COLUMNS = ["protocol", "variant", "primary", "accuracy", "low", "high", "test images", "data", "branch", "seconds"]

@@ -12,7 +12,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as oracle
 
-from ssl_bench.augment import ColourOnDevice, CropInWorker, DeviceViews, colour, executors, geometry
+from ssl_bench.augment import colour, executors, geometry
+from ssl_bench.augment.executors import ColourOnDevice, CropInWorker, DeviceViews
 from ssl_bench.augment.views import View
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and std that leave [0, 1] alone

@@ -16,10 +16,11 @@ from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.benchmark.runner import Benchmark, Grid, _gpus, find_file, parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import flatten, parse_fit, read_yaml
+from ssl_bench.config.fit_config import parse_fit
+from ssl_bench.config.layers import flatten, read_yaml
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluate_command import parse_evaluate
-from ssl_bench.evaluation.remaining import _constant
+from ssl_bench.evaluation.cached_results import _constant
+from ssl_bench.evaluation.evaluate_config import parse_evaluate
 
 Capture = pytest.CaptureFixture[str]
 MAE: dict[str, Any] = {"name": "mae", "method": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}

@@ -15,7 +15,9 @@ from ssl_bench.benchmark.calibration import seconds
 from ssl_bench.benchmark.estimate import estimated
 from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.errors import UserError
-from ssl_bench.records.results import DataRecord, EvaluationCost, Predictions, Result, RunInfo, write_result, write_run
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import EvaluationCost, Result, write_result
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 
 Config = Callable[..., dict[str, Any]]
 

@@ -18,8 +18,10 @@ from ssl_bench.cli.main import main
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.checkpoint import load_backbone, write_backbone
-from ssl_bench.records.results import DataRecord, Predictions, Result, RunInfo, write_result, write_run
+from ssl_bench.models.saved_backbone import load_backbone, write_backbone
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import Result, write_result
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 
 Capture = pytest.CaptureFixture[str]
 DATA = DataRecord("cifar10", {"sha256": "0123456789abcdef"})

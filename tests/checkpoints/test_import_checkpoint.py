@@ -21,14 +21,15 @@ from ssl_bench.checkpoints.official.layout import FORMATS, Given, layout, matchi
 from ssl_bench.checkpoints.official.networks import network
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.models.tokenizers import Tokenizer
-from ssl_bench.pretraining.checkpoint import load_backbone, start_from
+from ssl_bench.pretraining.checkpoint import start_from
 from ssl_bench.pretraining.method import Method
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 
 CHECKPOINTS = FOLDER / "checkpoints"
 Capture = pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.config import registry
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 
 FILES = sorted((registry.folder("configs") / "methods").rglob("*.yaml"))
 BENCHMARKS = sorted((registry.folder("configs") / "benchmarks").rglob("*.yaml"))
@@ -53,7 +53,7 @@ def test_its_method_can_be_built(file: Path, tmp_path: Path) -> None:
     from ssl_bench.config.options import BackboneOptions, Optim
     from ssl_bench.models.backbone import Backbone
     from ssl_bench.models.classifier import Classifier, save_classifier
-    from ssl_bench.pretraining.checkpoint import write_backbone
+    from ssl_bench.models.saved_backbone import write_backbone
 
     method = method_of(file)
     config = parse_fit(["--method", method, "--recipe", file.stem], {}).config

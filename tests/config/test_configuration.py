@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_bench.config.configuration import dump, parse_fit
+from ssl_bench.config.fit_config import dump, parse_fit
 from ssl_bench.errors import UserError
 from ssl_bench.records.run_folder import identity, run_folder
 

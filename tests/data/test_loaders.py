@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from ssl_bench.augment import CropInWorker
+from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.augment.views import View
 from ssl_bench.data.geometry import short_side
 from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader, evaluation_batches

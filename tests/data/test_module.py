@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pictures import picture
 
-from ssl_bench.augment import ColourOnDevice, DeviceViews
+from ssl_bench.augment.executors import ColourOnDevice, DeviceViews
 from ssl_bench.augment.views import View
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch

@@ -22,14 +22,17 @@ from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.cached_results import SAME
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
-from ssl_bench.evaluation.recorded import SAME
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluation.runner import evaluate
 from ssl_bench.evaluations.knn import Knn
 from ssl_bench.evaluations.linear import Linear
-from ssl_bench.leaderboard.table import build
-from ssl_bench.records.results import DataRecord, RunInfo, load_runs, read_result, read_run, write_run
+from ssl_bench.leaderboard.build import build
+from ssl_bench.records.result import read_result
+from ssl_bench.records.run import DataRecord, RunInfo, read_run, write_run
+from ssl_bench.records.store import load_runs
 from ssl_bench.statistics.intervals import over_classes, over_images
 
 FINGERPRINT = {"sha256": "ab" * 32, "images": {"train": 40}, "classes": ["a", "b"]}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 
 
 @dataclass

@@ -17,14 +17,15 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.attention_heads import (
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
+from ssl_bench.evaluation.solvers.attention_heads import (
     AttentiveHeads,
     CrossAttentionPool,
     HeadOptimizer,
     QueryPool,
     exact_statistics,
 )
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
 from ssl_bench.evaluations import attentive
 from ssl_bench.evaluations.attentive import Attentive, Head, Tokens, divisor, rounded
 from ssl_bench.models.backbone import Backbone
@@ -345,7 +346,7 @@ def test_the_same_heads_with_and_without_room(monkeypatch: pytest.MonkeyPatch) -
         fit = QUICK().fit(frozen(), *splits()[:2])
         found.append(fit)
     for one, other in zip(*(fit.state.best for fit in found), strict=True):
-        assert (one.feature_type, one.lr) == (other.feature_type, other.lr)
+        assert (one.kind, one.lr) == (other.kind, other.lr)
         torch.testing.assert_close(one.heads.weight, other.heads.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -371,14 +372,12 @@ def test_what_it_learns_is_where_to_look() -> None:
         assert (labels.numpy() == test.labels).mean() > 0.8
     assert fit.grid == {"head": ["cae", "ep"], "lr cae": [0.3, 3.0], "lr ep": [0.1]}
     best, *per_kind = fit.state.best
-    assert fit.chosen == {"head": best.feature_type, "lr cae": per_kind[0].lr, "lr ep": 0.1}
+    assert fit.chosen == {"head": best.kind, "lr cae": per_kind[0].lr, "lr ep": 0.1}
     assert fit.curve["lr of cae"] == [0.3, 3.0] and fit.curve["lr of ep"] == [0.1]
     assert (
-        max(fit.curve[f"validation accuracy of {best.feature_type}"])
-        == best.accuracy
-        == fit.curve["validation accuracy"][-1]
+        max(fit.curve[f"validation accuracy of {best.kind}"]) == best.accuracy == fit.curve["validation accuracy"][-1]
     )
-    assert fit.at_grid_boundary == (best.feature_type == "cae") and best is min(per_kind, key=lambda head: head.order)
+    assert fit.at_grid_boundary == (best.kind == "cae") and best is min(per_kind, key=lambda head: head.order)
     assert fit.curve["step"] == [50, 100, 150] and len(fit.curve["validation accuracy"]) == 3
     assert fit.curve["validation accuracy"][-1] == best.accuracy == max(h.accuracy for h in fit.state.best)
 
@@ -395,11 +394,11 @@ def test_training_is_plain_sgd_on_batches_of_tokens() -> None:
     batches = [rows for order in orders for rows in order.split(size)]
     labels = torch.tensor(train.labels)
     for head in fit.state.best[1:]:
-        one = One(protocol._heads(backbone, K)[head.feature_type], 0)
+        one = One(protocol._heads(backbone, K)[head.kind], 0)
         own = torch.optim.SGD(one.parameters(), 1.0, momentum=0.9)
         for step in range(steps):
             schedule = step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / (steps - 4)))
-            own.param_groups[0]["lr"] = rates[head.feature_type] * size / 256 * schedule
+            own.param_groups[0]["lr"] = rates[head.kind] * size / 256 * schedule
             own.zero_grad()
             F.cross_entropy(one(tokens[batches[step]]), labels[batches[step]]).backward()
             own.step()
@@ -415,7 +414,7 @@ def test_the_kind_is_chosen_too(better: str) -> None:
     rates = {"cae_lrs": (1e-6,), "ep_lrs": (1e-6,)} | {f"{better}_lrs": (1.0,)}
     protocol, backbone, (train, validation, test) = QUICK(**rates), frozen(), splits()
     fit = protocol.fit(backbone, train, validation)
-    assert fit.chosen["head"] == better and fit.state.best[0].feature_type == better
+    assert fit.chosen["head"] == better and fit.state.best[0].kind == better
     predictions = {p.variant: p.labels for p in protocol.predict(backbone, fit, test)}
     assert torch.equal(predictions["chosen"], predictions[better])
     assert not torch.equal(predictions["cae"], predictions["ep"])
@@ -488,7 +487,7 @@ def test_diverged_heads_are_never_chosen() -> None:
     train, validation, _ = splits()
     alone, together = (QUICK(lrs=lrs).fit(frozen(), train, validation) for lrs in ((0.3,), (0.3, 1e38)))
     for one, other in zip(alone.state.best, together.state.best, strict=True):
-        assert (one.feature_type, one.lr) == (other.feature_type, other.lr) == (one.feature_type, 0.3)
+        assert (one.kind, one.lr) == (other.kind, other.lr) == (one.kind, 0.3)
         torch.testing.assert_close(other.heads.weight, one.heads.weight, rtol=0, atol=1e-5)
     assert together.at_grid_boundary and not alone.at_grid_boundary
     assert together.curve["lr of cae"] == [0.3], "of those that did not diverge"

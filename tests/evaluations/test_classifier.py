@@ -9,7 +9,8 @@ import torch
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations.classifier import Classifier as Protocol
 from ssl_bench.models.classifier import Classifier, load_classifier, save_classifier
 

@@ -14,11 +14,13 @@ from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import representation_metrics as spectra
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations.diagnostics import Diagnostics, spectrum_monitors
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.pretraining.checkpoint import write_backbone
-from ssl_bench.records.results import DataRecord, RunInfo, read_result, write_run
+from ssl_bench.models.saved_backbone import write_backbone
+from ssl_bench.records.result import read_result
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.runtime.seeds import derive
 
 VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)

@@ -14,7 +14,8 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations import distill as page
 from ssl_bench.evaluations.distill import Distill, imitation
 from ssl_bench.finetuning.images import Batch, Batches
@@ -22,7 +23,7 @@ from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import cross_entropy, logits_of
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier, save_classifier
-from ssl_bench.pretraining.checkpoint import write_backbone
+from ssl_bench.models.saved_backbone import write_backbone
 
 VIT = BackboneOptions("vit_nano_patch4_32", img_size=8, patch_size=4, width=16, depth=2, num_heads=2)
 RESNET = BackboneOptions("resnet18", img_size=8, timm_args={"channels": (4, 6, 8, 8)})

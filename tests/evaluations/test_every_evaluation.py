@@ -14,7 +14,8 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 
 CLASSES = 3

@@ -171,7 +171,7 @@ def test_nothing_is_chosen(problem: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"headline_shots": 3}, {"shots": (0, 10)}, {"shots": (10, 10)}, {"draws": 0}, {"penalty": 0.0}]
+    "options", [{"primary_shots": 3}, {"shots": (0, 10)}, {"shots": (10, 10)}, {"draws": 0}, {"penalty": 0.0}]
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="add it|at least 1"):

@@ -11,7 +11,8 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations import finetune as page
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct

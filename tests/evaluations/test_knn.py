@@ -12,8 +12,8 @@ from paths import GOLDEN
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from ssl_bench.evaluation import knn_search as search
-from ssl_bench.evaluation.knn_search import neighbours
+from ssl_bench.evaluation.solvers import knn_search as search
+from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.evaluations import knn
 from ssl_bench.evaluations.knn import Knn, votes
 

@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import few_labels, logistic
-from ssl_bench.evaluation.evaluate_command import parse_evaluate
+from ssl_bench.evaluation import few_labels
+from ssl_bench.evaluation.evaluate_config import parse_evaluate
 from ssl_bench.evaluation.few_labels import at_an_end, cross_validated, folds_of, labelled, labels_of, share
+from ssl_bench.evaluation.solvers import logistic
 from ssl_bench.evaluations.distill import LISTS
 from ssl_bench.evaluations.finetune_1pct import Finetune1pct
 from ssl_bench.evaluations.finetune_10pct import Finetune10pct

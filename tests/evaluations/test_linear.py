@@ -19,10 +19,11 @@ import ssl_bench.evaluations.linear as page
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor, full_precision
-from ssl_bench.evaluation.probe_heads import Head, Heads, Norm
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.solvers.probe_heads import Head, Heads, Norm
 from ssl_bench.evaluations.linear import Candidate, Course, Linear, stream
 from ssl_bench.optim.optimizers import LARS
+from ssl_bench.runtime.precision import full_precision
 
 
 def blobs(count: int, dim: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, np.ndarray]:

@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import logistic
-from ssl_bench.evaluation.logistic import Problem, path
+from ssl_bench.evaluation.solvers import logistic
+from ssl_bench.evaluation.solvers.logistic import Problem, path
 from ssl_bench.evaluations.logistic import Logistic
 
 CS = (1e-4, 1e-2, 0.1, 1.0, 10.0)

@@ -9,8 +9,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from ssl_bench.evaluation import ridge
-from ssl_bench.evaluation.ridge import LeastSquares
+from ssl_bench.evaluation.solvers import ridge
+from ssl_bench.evaluation.solvers.ridge import LeastSquares
 from ssl_bench.evaluations.ridge import Ridge
 
 PENALTIES = (1e-5, 1e-2, 1.0, 30.0)

@@ -17,9 +17,10 @@ from ssl_bench.config.options import BackboneOptions, DataOptions
 from ssl_bench.data import digits
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation import corrupted_test, features
+from ssl_bench.evaluation import corrupted_test, feature_extractor
 from ssl_bench.evaluation.corruptions import CORRUPTIONS, corrupted, image_seeds
-from ssl_bench.evaluation.features import FeatureExtractor, Pixels
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations.finetune import Finetune
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.robustness import Robustness
@@ -213,9 +214,9 @@ def test_processes_share_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = protocol.fit(frozen(), *splits[:2])
     alone = protocol.predict(frozen(), fit, splits[2])[0].labels
     monkeypatch.setattr(corrupted_test, "total", lambda found: parts.append(found) or torch.full_like(found, 7))
-    monkeypatch.setattr(features, "world_size", lambda: 2)
+    monkeypatch.setattr(feature_extractor, "world_size", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(features, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(feature_extractor, "rank", lambda rank=rank: rank)
         assert (protocol.predict(frozen(), fit, splits[2])[0].labels == 7).all(), "the sum's"
     assert not parts[0][:, 1::2].any() and not parts[1][:, ::2].any()
     assert torch.equal((parts[0] + parts[1])[1:], alone)

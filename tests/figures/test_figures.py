@@ -16,14 +16,14 @@ from paths import GOLDEN, ROOT
 from PIL import Image
 
 from ssl_bench.cli.main import main
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.dataset import STATISTICS, load_dataset
 from ssl_bench.figures import write
 from ssl_bench.figures.drawing import LIMIT, Cell, encoded, fitted, folded, font, grid, to_image
 from ssl_bench.figures.opened_run import OpenedRun
 from ssl_bench.pretraining.training import fit
-from ssl_bench.records.results import read_run, write_run
+from ssl_bench.records.run import read_run, write_run
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["reconstruction", "masks", "views"]  # that need no features

@@ -20,11 +20,12 @@ from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.methods.cae import CAE
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.simmim import SimMIM
-from ssl_bench.models.backbone import Backbone, patchify, unpatchify
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.patches import patchify, unpatchify
 from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchTokens
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import fit
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 
 VIT = BackboneOptions("vit_pico_patch4_32", img_size=12, depth=1)
 SWIN = BackboneOptions(

@@ -21,7 +21,7 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.features import FeatureExtractor
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches, drawing, posterize
 from ssl_bench.finetuning.model import (
     FineTuneModel,

@@ -14,19 +14,9 @@ from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.compare import comparison
 from ssl_bench.leaderboard.significance import build_report
-from ssl_bench.records.results import (
-    BackboneRecord,
-    DataRecord,
-    Predictions,
-    Result,
-    RunInfo,
-    Score,
-    Selected,
-    SplitRecord,
-    read_predictions,
-    write_result,
-    write_run,
-)
+from ssl_bench.records.predictions import Predictions, read_predictions
+from ssl_bench.records.result import Result, Score, Selected, SplitRecord, write_result
+from ssl_bench.records.run import BackboneRecord, DataRecord, RunInfo, write_run
 from ssl_bench.statistics.comparison import Answers, holm, image_draws, mcnemar, seed_draws
 from ssl_bench.statistics.intervals import mean_over_seeds, over_classes, wilson
 from ssl_bench.statistics.ranking import Task, rank_distribution

@@ -11,7 +11,9 @@ from ssl_bench.leaderboard.findings import findings, listed, of_report
 from ssl_bench.leaderboard.render import Compared, tabled
 from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
 from ssl_bench.leaderboard.table import Table
-from ssl_bench.records.results import DataRecord, Predictions, Result, RunInfo, write_result, write_run
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import Result, write_result
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.statistics.comparison import Pair
 from ssl_bench.statistics.intervals import wilson
 from ssl_bench.statistics.ranking import Rank

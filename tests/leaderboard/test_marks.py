@@ -12,11 +12,12 @@ from recorded_runs import Runs
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard import marks
+from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.render import TEXTS, leaderboard
 from ssl_bench.leaderboard.significance import build_report
-from ssl_bench.leaderboard.table import Block, Table, build
-from ssl_bench.records.results import load_runs
+from ssl_bench.leaderboard.table import Block, Table
+from ssl_bench.records.store import load_runs
 
 
 def block_of(root: Path) -> Block:

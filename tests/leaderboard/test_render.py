@@ -15,7 +15,7 @@ from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.render import FORMATS, leaderboard
 from ssl_bench.leaderboard.text import duration, visible
-from ssl_bench.records.results import Selected
+from ssl_bench.records.result import Selected
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -6,16 +6,12 @@ import math
 import pytest
 from recorded_runs import DATA, VIT, Runs, score
 
-from ssl_bench.leaderboard.table import Block, Cell, Table, build
-from ssl_bench.records.results import (
-    BackboneRecord,
-    DataRecord,
-    Predictions,
-    Selected,
-    SplitRecord,
-    load_runs,
-    write_result,
-)
+from ssl_bench.leaderboard.build import build
+from ssl_bench.leaderboard.table import Block, Cell, Table
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import Selected, SplitRecord, write_result
+from ssl_bench.records.run import BackboneRecord, DataRecord
+from ssl_bench.records.store import load_runs
 from ssl_bench.statistics.intervals import mean_over_seeds, wilson
 
 

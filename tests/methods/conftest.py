@@ -9,7 +9,7 @@ import torch
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier, save_classifier
-from ssl_bench.pretraining.checkpoint import write_backbone
+from ssl_bench.models.saved_backbone import write_backbone
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,13 +12,13 @@ from small import GivenViews, trainer, views_of
 from torch import Tensor
 
 from ssl_bench.cli.main import main
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.dvae import DVAE
 from ssl_bench.models.tokenizers import load_tokenizer
 from ssl_bench.pretraining.training import build
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import identity
 
 

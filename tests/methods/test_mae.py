@@ -13,7 +13,8 @@ from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.mae import MAE
 from ssl_bench.models.architectures import TINY
-from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.optim.optimizers import build_optimizer, parameter_groups
 
 

@@ -19,8 +19,9 @@ from ssl_bench.methods.simclrv2_distill import SimCLRv2Distill
 from ssl_bench.methods.simclrv2_finetune import SimCLRv2Finetune
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier, load_classifier, save_classifier
+from ssl_bench.models.saved_backbone import load_backbone, write_backbone
 from ssl_bench.optim.optimizers import build_optimizer
-from ssl_bench.pretraining.checkpoint import load_backbone, start_from, write_backbone
+from ssl_bench.pretraining.checkpoint import start_from
 
 VIT, RESNET = "vit_pico_patch4_32", "resnet_nano"
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.architectures import TINY
-from ssl_bench.models.backbone import Backbone, patchify, sincos_positions
-from ssl_bench.pretraining.checkpoint import load_backbone, save_backbone
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.patches import patchify, sincos_positions
+from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.pretraining.checkpoint import save_backbone
 
 PICO = "vit_pico_patch4_32"
 # Class token; neither class nor register token; a register; registers and a class token, positions of patches alone.

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssl_bench.cli.main import main
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 
 Capture = pytest.CaptureFixture[str]
 

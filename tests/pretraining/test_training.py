@@ -17,12 +17,12 @@ import yaml
 from paths import ROOT
 from safetensors.torch import load_file
 
-from ssl_bench.config.configuration import dump
+from ssl_bench.config.fit_config import dump
 from ssl_bench.errors import UserError
-from ssl_bench.pretraining.checkpoint import load_backbone
+from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.pretraining.nan_guard import DivergenceError
 from ssl_bench.pretraining.training import build, fit, training_flops
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import run_folder
 
 Config = Callable[..., dict[str, Any]]

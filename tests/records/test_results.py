@@ -12,27 +12,20 @@ import numpy as np
 import pytest
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.recorded import recorded
-from ssl_bench.records.results import (
-    BackboneRecord,
-    DataRecord,
+from ssl_bench.evaluation.cached_results import recorded
+from ssl_bench.records.predictions import Predictions, read_predictions
+from ssl_bench.records.result import (
     EvaluationCost,
-    Predictions,
     Result,
-    RunCost,
-    RunInfo,
     Score,
     Selected,
     SplitRecord,
-    find_runs,
-    load_runs,
     predictions_path,
-    read_predictions,
     read_result,
-    read_run,
     write_result,
-    write_run,
 )
+from ssl_bench.records.run import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
+from ssl_bench.records.store import find_runs, load_runs
 
 CIFAR10 = DataRecord("cifar10", {"sha256": "ab" * 32, "train": 50_000, "classes": ["plane", "car"]})
 INFO = RunInfo(

@@ -14,7 +14,7 @@ from tiny import TINY
 
 from ssl_bench.benchmark.runner import parse_benchmark
 from ssl_bench.cli.main import main
-from ssl_bench.records.results import read_run
+from ssl_bench.records.run import read_run
 
 PROC = Path("/proc")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from tiny import TINY
 
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 
 OWN = {
     "mae": TINY[:3],

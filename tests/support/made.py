@@ -11,20 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ssl_bench.config.configuration import parse_fit
-from ssl_bench.records.results import (
-    BackboneRecord,
-    DataRecord,
-    EvaluationCost,
-    Predictions,
-    Result,
-    RunCost,
-    RunInfo,
-    Score,
-    SplitRecord,
-    write_result,
-    write_run,
-)
+from ssl_bench.config.fit_config import parse_fit
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import EvaluationCost, Result, Score, SplitRecord, write_result
+from ssl_bench.records.run import BackboneRecord, DataRecord, RunCost, RunInfo, write_run
 from ssl_bench.statistics.intervals import over_images
 
 METHODS = ("byol", "cae", "dino", "ibot", "mae", "simclr", "simclrv2", "simmim")

@@ -4,17 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.records.results import (
-    BackboneRecord,
-    DataRecord,
-    Predictions,
-    Result,
-    RunCost,
-    RunInfo,
-    SplitRecord,
-    write_result,
-    write_run,
-)
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import Result, SplitRecord, write_result
+from ssl_bench.records.run import BackboneRecord, DataRecord, RunCost, RunInfo, write_run
 from ssl_bench.statistics.intervals import wilson
 
 DATA = {

@@ -15,7 +15,9 @@ from wandb_server import WandbServer, client_of
 from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.findings import Finding
-from ssl_bench.records.results import DataRecord, Predictions, Result, RunInfo, write_result, write_run
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import Result, write_result
+from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.statistics.intervals import wilson
 from ssl_bench.tracking import wandb_leaderboard
 from ssl_bench.tracking.wandb_leaderboard import _identity

@@ -20,22 +20,14 @@ from tiny import TINY
 from wandb_server import RunRecord, WandbServer, client_of, serving
 
 from ssl_bench.cli.main import main
-from ssl_bench.config.configuration import parse_fit
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import WandbOptions
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.training import fit
-from ssl_bench.records.results import (
-    DataRecord,
-    EvaluationCost,
-    Predictions,
-    Result,
-    RunCost,
-    RunInfo,
-    Score,
-    load_runs,
-    write_result,
-    write_run,
-)
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import EvaluationCost, Result, Score, write_result
+from ssl_bench.records.run import DataRecord, RunCost, RunInfo, write_run
+from ssl_bench.records.store import load_runs
 from ssl_bench.tracking.wandb_results import curves, identity_of, logged, summary
 
 ONLINE = WandbOptions("online", "p", "team", "grid")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssl_bench.errors import UserError
-from ssl_bench.records.results import Result, Run, predictions_path, read_predictions
+from ssl_bench.records.predictions import read_predictions
+from ssl_bench.records.result import Result, predictions_path
+from ssl_bench.records.store import Run
 
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
 MOST_PAIRS = 5

@@ -10,7 +10,7 @@ from ssl_bench.leaderboard.page.plot import BASELINE, Plot, around, legend
 from ssl_bench.leaderboard.page.view import MOST_LINES, Picture, View
 from ssl_bench.leaderboard.table import Row
 from ssl_bench.leaderboard.text import label, percent
-from ssl_bench.records.results import Result
+from ssl_bench.records.result import Result
 from ssl_bench.statistics.intervals import mean_over_seeds
 
 

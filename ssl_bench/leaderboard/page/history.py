@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 
-from ssl_bench.records.results import Run
+from ssl_bench.records.store import Run
 
 Series = list[tuple[float, float]]
 MOST_POINTS = 60  # of a line

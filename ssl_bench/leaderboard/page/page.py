@@ -13,7 +13,7 @@ from ssl_bench.leaderboard.page.plot import bdi
 from ssl_bench.leaderboard.page.view import Picture, View, styles_of
 from ssl_bench.leaderboard.table import Table
 from ssl_bench.leaderboard.text import absent_cells, block_title, legend, visible
-from ssl_bench.records.results import Run
+from ssl_bench.records.store import Run
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison

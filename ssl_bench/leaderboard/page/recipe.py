@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from ssl_bench.errors import UserError
-from ssl_bench.leaderboard.table import flat
-from ssl_bench.records.results import Run
+from ssl_bench.leaderboard.grouping import flat
+from ssl_bench.records.store import Run
 
 NOT_CHANGED = ("seed", "method.name", "data.name", "data.root", "data.num_workers", "data.download", "runs", "wandb")
 
@@ -36,7 +36,7 @@ def changes(run: Run) -> tuple[str, list[tuple[str, Any, Any]]] | None:
 def _start(method: str, data: str, asked: str) -> tuple[str, dict[str, Any]] | None:
     """Name and flat configuration of what `fit` starts from; nothing of a run's folder is imported or opened for it."""
     from ssl_bench.config import registry
-    from ssl_bench.config.configuration import parse_fit
+    from ssl_bench.config.fit_config import parse_fit
 
     known = registry.names("methods")
     if method not in known or not known[method].module.startswith("ssl_bench.") or asked.endswith((".yaml", ".yml")):

@@ -14,7 +14,8 @@ from ssl_bench.leaderboard.page.history import Series, history, thinned
 from ssl_bench.leaderboard.page.plot import bdi, number, shortened
 from ssl_bench.leaderboard.page.recipe import changes
 from ssl_bench.leaderboard.text import duration, percent, visible
-from ssl_bench.records.results import Result, Run
+from ssl_bench.records.result import Result
+from ssl_bench.records.store import Run
 
 MOST_CLASSES = 12
 CURVES = ("loss_epoch", "loss", "linear", "knn", "feature_rank", "feature_std")

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from ssl_bench.leaderboard.grouping import row_options
 from ssl_bench.leaderboard.page.curve_pictures import Drawn, Line, label_curves, label_panels
 from ssl_bench.leaderboard.page.plot import BASELINE, Plot, around, legend
 from ssl_bench.leaderboard.page.view import MOST_LINES, Picture, honest, random_rows, told
-from ssl_bench.leaderboard.table import Cell, Row, Table, row_options
+from ssl_bench.leaderboard.table import Cell, Row, Table
 from ssl_bench.leaderboard.text import percent
 
 Placed: TypeAlias = tuple[int, Row]  # a row and the number of its block

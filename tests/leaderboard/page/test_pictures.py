@@ -8,13 +8,14 @@ import made
 import pytest
 from recorded_runs import Runs
 
+from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.marks import marked
 from ssl_bench.leaderboard.page import curve_pictures, page, rank_pictures, score_pictures
 from ssl_bench.leaderboard.page.history import mean_over, thinned
 from ssl_bench.leaderboard.page.plot import COLOURS, Plot, Scale, around, mark_path, tone
 from ssl_bench.leaderboard.page.view import View, styles_of
-from ssl_bench.leaderboard.table import Table, build
-from ssl_bench.records.results import load_runs
+from ssl_bench.leaderboard.table import Table
+from ssl_bench.records.store import load_runs
 
 
 def tables(root: Path) -> tuple[Table, list[View]]:

@@ -13,7 +13,9 @@ from ssl_bench.leaderboard.page.confusion import classes
 from ssl_bench.leaderboard.page.figures import FIGURES, figures
 from ssl_bench.leaderboard.page.recipe import changes
 from ssl_bench.leaderboard.page.run_section import anchors, command, section
-from ssl_bench.records.results import Predictions, Run, load_runs, read_result, write_result
+from ssl_bench.records.predictions import Predictions
+from ssl_bench.records.result import read_result, write_result
+from ssl_bench.records.store import Run, load_runs
 
 
 def run_of(root: Path) -> Run:

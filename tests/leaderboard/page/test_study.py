@@ -10,10 +10,11 @@ from paths import ROOT
 from recorded_runs import VIT, Runs
 
 from ssl_bench.benchmark.runner import parse_benchmark
-from ssl_bench.config.configuration import read_yaml
+from ssl_bench.config.layers import read_yaml
 from ssl_bench.leaderboard.page import curve_pictures, study
 from ssl_bench.leaderboard.text import percent
-from ssl_bench.records.results import BackboneRecord, load_runs
+from ssl_bench.records.run import BackboneRecord
+from ssl_bench.records.store import load_runs
 
 from .test_pictures import tables
 

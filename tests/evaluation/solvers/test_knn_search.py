@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.evaluation import knn_search as search
-from ssl_bench.evaluation.knn_search import Part, neighbours, ranked
+from ssl_bench.evaluation.solvers import knn_search as search
+from ssl_bench.evaluation.solvers.knn_search import Part, neighbours, ranked
 
 FORMATS = (torch.bfloat16, torch.float32)  # both, whatever this processor is quick at
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.evaluation.pca import Rows, pca
+from ssl_bench.evaluation.solvers.pca import Rows, pca
 
 TILE = 2**22  # float64 values of features or scores at once
 

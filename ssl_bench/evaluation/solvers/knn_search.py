@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_bench.evaluation.features import full_precision
+from ssl_bench.runtime.precision import full_precision
 
 QUERIES = 512  # at a time: 768 float32 features of each stay in a processor's cache
 ROWS = 2**16  # of the bank at a time, at most: a row's number then has 16 bits

@@ -1,7 +1,7 @@
-"""Which protocols of an evaluation have no result yet, as far as that can be told without torch.
+"""Is there a valid result already? Torch-free.
 
-`evaluate` also looks at the images and the weights, and may find that a result is of others. A plan takes both to be
-those that the run saw.
+Two results that agree in SAME are of the same number. What is known before images and weights are read is BEFOREHAND: a
+plan takes both to be those that the run saw, and `evaluate` then looks at them.
 """
 
 import ast
@@ -14,12 +14,38 @@ from typing import Any
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.evaluation.evaluate_command import Evaluate, Target, data_options
-from ssl_bench.evaluation.recorded import BEFOREHAND, recorded
-from ssl_bench.records.results import Result, RunInfo, read_run
+from ssl_bench.console import say
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.evaluate_config import Evaluate
+from ssl_bench.evaluation.targets import Target, data_options
+from ssl_bench.records.result import Result, read_result, recorded_stem
+from ssl_bench.records.run import RunInfo, read_run
 from ssl_bench.records.run_folder import run_folder
 
+# Two results that agree in these are of the same number.
+SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
+BEFOREHAND = ("protocol", "version", "options", "data", "branch")  # what is known before images and weights are read
 IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed")  # options that say which they are
+
+
+def recorded(run_dir: Path, blank: Result, same: tuple[str, ...] = SAME) -> Result | None:
+    """The result of the same number, if it is there with its predictions.
+
+    Args:
+        run_dir: The run's folder.
+        blank: What is known of a result before it is.
+        same: In what the two must agree.
+    """
+    stem = recorded_stem(run_dir, read_run(run_dir), blank)
+    path = run_dir / "results" / f"{stem}.json"
+    if not path.is_file() or not (run_dir / "predictions" / f"{stem}.parquet").is_file():
+        return None
+    try:
+        found = read_result(path)
+    except UserError as error:
+        say(f"{error}; evaluating again")
+        return None
+    return found if all(getattr(found, name) == getattr(blank, name) for name in same) else None
 
 
 def remaining(given: Evaluate) -> list[str]:

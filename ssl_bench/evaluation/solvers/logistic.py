@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_bench.evaluation.features import full_precision
-from ssl_bench.evaluation.pca import pca
+from ssl_bench.evaluation.solvers.pca import pca
+from ssl_bench.runtime.precision import full_precision
 
 TILE = 2**19  # values of features or logits in one matrix product: they stay in a processor's cache
 GPU_TILE = 2**28

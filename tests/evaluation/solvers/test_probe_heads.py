@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from golden_files import assert_close, load
 from torch import Tensor, nn
 
-import ssl_bench.evaluation.probe_heads as room
-from ssl_bench.evaluation.probe_heads import Head, Heads, Norm, side_by_side
+from ssl_bench.evaluation.solvers import probe_heads as room
+from ssl_bench.evaluation.solvers.probe_heads import Head, Heads, Norm, side_by_side
 
 
 def blobs(count: int, dim: int = 12, classes: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

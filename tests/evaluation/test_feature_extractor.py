@@ -19,10 +19,13 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import features as room
-from ssl_bench.evaluation.features import Cost, FeatureExtractor, Pixels, full_precision
+from ssl_bench.evaluation import feature_bank, feature_extractor
+from ssl_bench.evaluation.cost import Cost
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.distributed import distributed_context
+from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -147,9 +150,9 @@ def test_moments_against_numpy(split: TrainSplit) -> None:
 
 @pytest.mark.parametrize("change", ["missing", "twice"])
 def test_a_bank_holds_each_image_exactly_once(split: TrainSplit, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = list(room.evaluation_batches(split, 4, 7))
+    batches = list(feature_extractor.evaluation_batches(split, 4, 7))
     batches = batches[:-1] if change == "missing" else [*batches, batches[0]]
-    monkeypatch.setattr(room, "evaluation_batches", lambda *_: batches)
+    monkeypatch.setattr(feature_extractor, "evaluation_batches", lambda *_: batches)
     with pytest.raises(RuntimeError, match={"missing": "6 of 20 images missing", "twice": "7 seen more than"}[change]):
         frozen().features(split, "cls")
 
@@ -197,9 +200,9 @@ def test_whatever_features_depend_on_is_in_the_key(
     if change == "feature_types":
         network.feature_types = ("cls",)
     if change == "version":
-        monkeypatch.setattr(room.torch, "__version__", "0.0")
+        monkeypatch.setattr(feature_extractor.torch, "__version__", "0.0")
     if change == "pillow":
-        monkeypatch.setattr(room, "version", lambda name: "0.0" if name == "pillow" else version(name))
+        monkeypatch.setattr(feature_extractor, "version", lambda name: "0.0" if name == "pillow" else version(name))
     backbone = frozen(**({"network": network} | CHANGES.get(change, {})), cache_dir=tmp_path)
     backbone.features(other, "cls")
     assert backbone.network.passes > 0
@@ -241,7 +244,7 @@ def test_a_crash_leaves_no_file(split: TrainSplit, tmp_path: Path, monkeypatch: 
         Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room.safetensors.torch, "save_file", crash)
+    monkeypatch.setattr(feature_bank.safetensors.torch, "save_file", crash)
     with pytest.raises(KeyboardInterrupt):
         frozen(cache_dir=tmp_path).features(split, "cls")
     assert list(tmp_path.iterdir()) == []
@@ -318,7 +321,7 @@ def test_a_views_features_are_those_of_each_images_own_crop() -> None:
     network.img_size = 4
     backbone = frozen(network)
     generator = torch.Generator().manual_seed(derive(3))
-    view = room.crops(4)
+    view = feature_extractor.crops(4)
     boxes = draw_boxes(30, 12, 12, view.scale, view.ratio, generator)
     flips = torch.rand(30, generator=generator) < 0.5
     rows = []

@@ -7,25 +7,18 @@ import copy
 import dataclasses
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, final
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import ssl_bench
 from ssl_bench.augment.views import View
@@ -33,74 +26,13 @@ from ssl_bench.data.geometry import short_side
 from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split
 from ssl_bench.errors import UserError
+from ssl_bench.evaluation.cost import Cost, progress, rows_digest, split_name
+from ssl_bench.evaluation.feature_bank import FeatureBank, load_bank, save_bank, scales_of
+from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
-from ssl_bench.records.files import replacing
 from ssl_bench.runtime.distributed import all_reduce_sum, rank, world_size
-
-
-@final
-class Pixels(nn.Module):
-    """The baseline that has learned nothing: an image's features are its pixels, at 32 x 32 at most.
-
-    Args:
-        image_size: Pixels of the data's images.
-    """
-
-    feature_types = ("pixels",)
-    primary_feature_type = "pixels"
-
-    def __init__(self, image_size: int) -> None:
-        super().__init__()
-        self.img_size = min(image_size, 32)
-        self.dim = 3 * self.img_size**2
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What builds this again, plain types only."""
-        return {"architecture": "pixels", "args": {"image_size": self.img_size}}
-
-    def features(self, images: Tensor, feature_types: Sequence[str]) -> dict[str, Tensor]:
-        """(B, 3, s, s) -> (B, 3ss)."""
-        return {feature_type: {"pixels": images.flatten(1)}[feature_type] for feature_type in feature_types}
-
-    def token_grid(self, images: Tensor) -> Tensor:
-        """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
-        return images.flatten(1)[:, None]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What something took.
-
-    Args:
-        images: That went forward through the backbone.
-        flops: Of those forward passes; one multiply-add is two.
-        seconds: By the clock, reading and decoding included.
-    """
-
-    images: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.images + other.images, self.flops + other.flops, self.seconds + other.seconds)
-
-
-@dataclass(frozen=True)
-class FeatureBank:
-    """Features of each image of a split, in the split's order.
-
-    Args:
-        halves: Kind -> (N, D) float16, divided by the feature type's scales.
-        scales: Kind -> (D,) float32 powers of two, so that neither large nor tiny features leave float16's range and
-            dividing by them rounds nothing.
-        cost: Of the pass that gave them.
-    """
-
-    halves: dict[str, Tensor]
-    scales: dict[str, Tensor]
-    cost: Cost
+from ssl_bench.runtime.precision import full_precision
 
 
 @final
@@ -279,12 +211,12 @@ class FeatureExtractor:
     def _cached(self, split: Split, view: int | None, folder: Path) -> FeatureBank:
         fields = self._fields(split, view)
         path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
-        bank = _load(path, fields)
+        bank = load_bank(path, fields)
         if int(self._total(torch.tensor(int(bank is not None)))) < world_size():
             bank = self._extract(split, view)
             if rank() == 0:
-                _save(path, fields, bank)
-                bank = _load(path, fields) or bank  # mapped from the file: many views need not fit into memory
+                save_bank(path, fields, bank)
+                bank = load_bank(path, fields) or bank  # mapped from the file: many views need not fit into memory
         assert bank is not None
         return bank
 
@@ -364,7 +296,7 @@ class FeatureExtractor:
                 raise UserError(
                     f"the backbone's {feature_type!r} features are not finite: its pretraining has diverged"
                 )
-        scales = {feature_type: _scales(values) for feature_type, values in features.items()}
+        scales = {feature_type: scales_of(values) for feature_type, values in features.items()}
         halves = {feature_type: (features[feature_type] / scales[feature_type]).half() for feature_type in features}
         cost = Cost(len(split), len(split) * self.flops_per_image, time.perf_counter() - start)
         self.spent += cost
@@ -376,95 +308,9 @@ def crops(size: int) -> View:
     return View(size, scale=(0.08, 1.0), interpolation="bicubic", flip=0.5)
 
 
-def split_name(split: Split) -> str:
-    """`train`, `validation` or `test`."""
-    return type(split).__name__.removesuffix("Split").removesuffix("Images").lower()
-
-
 def _bank_name(split: Split, view: int | None) -> str:
     return split_name(split) + ("" if view is None else f"-view{view}")
 
 
-def rows_digest(split: Split) -> str:
-    """sha256 of which rows of its pool a split has, in its order."""
-    return hashlib.sha256(np.ascontiguousarray(split.rows, dtype=np.int64).data).hexdigest()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU since its last reset, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 arithmetic inside, whatever shortcuts (TF32, bfloat16) the process has switched on."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str = "images") -> Iterator[tqdm]:
-    """A bar with rate and time left on standard error; where that is no terminal, a line if it took a while."""
-    start = time.perf_counter()
-    with tqdm(total=total, desc=what, unit=f" {unit}", file=sys.stderr, disable=None, leave=False) as bar:
-        yield bar
-        quiet = bar.disable
-    seconds = time.perf_counter() - start
-    if quiet and seconds > 5:
-        print(f"{what}: {total:,} in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} {unit}/s", file=sys.stderr)
-
-
-def _scales(features: Tensor) -> Tensor:
-    """(N, D) -> (D,), the power of two above each feature's largest magnitude; 1 for a feature that is always 0."""
-    if len(features) == 0:
-        return torch.ones(features.shape[1])
-    exponent = features.abs().amax(0).frexp().exponent.clamp(-126, 127)
-    return torch.ldexp(torch.ones(features.shape[1]), exponent)
-
-
 def _sha256(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _save(path: Path, fields: dict[str, Any], bank: FeatureBank) -> None:
-    tensors = {f"half {k}": v for k, v in bank.halves.items()} | {f"scale {k}": v for k, v in bank.scales.items()}
-    about = {"fields": json.dumps(fields, sort_keys=True), "cost": json.dumps(asdict(bank.cost))}
-    about["checksum"] = _checksum(tensors)
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=about)
-
-
-def _load(path: Path, fields: dict[str, Any]) -> FeatureBank | None:
-    """The features in a file, or None unless it is whole and made from exactly these fields."""
-    if not path.is_file():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        if about["fields"] != json.dumps(fields, sort_keys=True):
-            raise ValueError("made from something else")
-        if about["checksum"] != _checksum(tensors):
-            raise ValueError("damaged")
-        halves = {feature_type: tensors[f"half {feature_type}"] for feature_type in fields["feature_types"]}
-        scales = {feature_type: tensors[f"scale {feature_type}"] for feature_type in fields["feature_types"]}
-        return FeatureBank(halves, scales, Cost(**json.loads(about["cost"])))
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{path}: {error}; computing these features again", file=sys.stderr)
-        return None

@@ -1,0 +1,37 @@
+"""The commands, each a module of this package, and what their parsers share. Torch-free."""
+
+import argparse
+import sys
+from typing import Any
+
+from ssl_bench.errors import UserError, near
+
+COMMANDS = {
+    "fit": "pretrain a backbone",
+    "evaluate": "measure what pretrained backbones, or baselines, have learned",
+    "benchmark": "methods x data x backbones x seeds x any option: fit, evaluate, leaderboard; skips what is done",
+    "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, LaTeX, a web page",
+    "compare": "which differences between methods are significant, image by image; ranks over protocols",
+    "figures": "pictures of runs: reconstructions, attention, neighbours, a map of features, masks, views",
+    "import": "a checkpoint of an official repository becomes a run folder",
+    "export": "a run's backbone as a folder that timm loads, with a model card",
+    "list": "methods, evaluations, data, backbones, recipes",
+    "completion": "a script that completes commands and options in your shell",
+}
+
+
+def refuse(parser: argparse.ArgumentParser) -> Any:
+    """argparse's message in one line, with the nearest option."""
+
+    def error(message: str) -> None:
+        options = [o for action in parser._actions for o in action.option_strings]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        raise UserError(message + (near(unknown[0], options) if unknown else ""))
+
+    return error
+
+
+def import_torch() -> None:
+    """Say what the seconds are for."""
+    if sys.stderr.isatty():
+        print("loading torch ...", end="\r", file=sys.stderr, flush=True)

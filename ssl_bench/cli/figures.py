@@ -1,0 +1,47 @@
+"""`ssl-bench figures`."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from ssl_bench.cli.commands import COMMANDS, import_torch, refuse
+
+
+def main(argv: list[str]) -> int:
+    from ssl_bench.config.layers import environment_layer
+    from ssl_bench.config.parser import wandb_options
+
+    parser = argparse.ArgumentParser("ssl-bench figures", description=COMMANDS["figures"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--only", metavar="NAME,...", help="some of the pictures (default: all that make sense)")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="images in each picture (default: 8)")
+    parser.add_argument("--data", metavar="NAME", help="other images than the run's own; an imported run has none")
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="where the images are on this machine")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--force", action="store_true", help="draw again what is current")
+    modes = ["off", "auto", "online", "offline"]
+    parser.add_argument("--wandb", default="off", choices=modes, help="send them to the run's own W&B run")
+    parser.add_argument("--wandb_project", default="ssl-bench", help="W&B project, or entity/project")
+    parser.add_argument("--wandb_entity", help="W&B user or team; by default the key's own")
+    parser.add_argument("--wandb_group", help="under which W&B shows runs together")
+    help_weights = "weights and checkpoint as an artifact"
+    parser.add_argument(
+        "--wandb_checkpoints", type=str.lower, choices=["true", "false"], default="false", help=help_weights
+    )
+    parser.error = refuse(parser)  # type: ignore[method-assign]
+    known = environment_layer(os.environ)
+    given = parser.parse_args([*(f"--{name}={known[name]}" for name in known if name.startswith("wandb")), *argv])
+    given.wandb_checkpoints = given.wandb_checkpoints == "true"
+    wandb = wandb_options(cast(Any, given))
+    import_torch()
+    from ssl_bench.figures.write import Figures, write_figures
+    from ssl_bench.tracking.wandb_results import logged
+
+    only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
+    data = {key: value for key, value in (("name", given.data), ("root", given.root)) if value is not None}
+    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force)):
+        with logged(folder.parent, wandb):  # all that the run folder holds by now
+            pass
+        print(folder, flush=True)
+    return 0

@@ -1,0 +1,32 @@
+"""`ssl-bench fit`."""
+
+import os
+
+from ssl_bench.cli.commands import import_torch
+from ssl_bench.console import say
+
+
+def main(argv: list[str]) -> int:
+    from ssl_bench.config.fit_config import dump, parse_fit
+
+    parsed = parse_fit(argv)
+    if parsed.print_config:
+        print(dump(parsed.config), end="")
+        return 0
+    if parsed.recipe:
+        say(f"recipe {parsed.recipe}; --print_config shows every number")
+    import_torch()
+    from ssl_bench.pretraining.nan_guard import DivergenceError
+    from ssl_bench.pretraining.training import fit
+
+    command = ["ssl-bench", "fit", *argv]
+    try:
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb)
+    except DivergenceError as error:
+        say(f"ssl-bench: {error}")
+        return 1
+    if fitted.already_done:
+        say("already done: the run of this very configuration is finished")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(fitted.folder)
+    return 0

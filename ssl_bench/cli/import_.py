@@ -1,0 +1,56 @@
+"""`ssl-bench import`."""
+
+import argparse
+from pathlib import Path
+
+from ssl_bench.cli.commands import import_torch, refuse
+from ssl_bench.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    from ssl_bench.checkpoints.official.layout import FORMATS
+
+    parser = argparse.ArgumentParser(
+        "ssl-bench import",
+        usage="ssl-bench import FILE --format FORMAT -o RUN [--OPTION VALUE ...] [--method.OPTION VALUE ...]",
+        description="Make a run folder of an official checkpoint, whole or encoder only. Files are read as data:"
+        " nothing in them is run. The last line of standard output is the folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors, or a folder that timm can load")
+    parser.add_argument("--format", required=True, help=" | ".join(FORMATS))
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", type=Path, help="the run folder to make")
+    parser.add_argument("--backbone", metavar="NAME", help="for --format timm: timm's name of the network")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the file does not say")
+    parser.add_argument("--img-size", type=int, metavar="N", help="pixels of the input, where the file does not say")
+    parser.add_argument("--encoder-only", action="store_true", help="leave what only pretraining needs")
+    parser.add_argument("--data", default="unknown", metavar="TITLE", help="what it was pretrained on, for the record")
+    parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
+    parser.error = refuse(parser)  # type: ignore[method-assign]
+    method: dict[str, str] = {}
+    queue, rest = list(argv), list[str]()
+    while queue:
+        token = queue.pop(0)
+        option, equals, value = token.partition("=")
+        if not option.startswith("--method."):
+            rest.append(token)
+        elif not (equals or queue):
+            raise UserError(f"{option} needs a value")
+        else:
+            method[option.removeprefix("--method.")] = value if equals else queue.pop(0)
+    given = parser.parse_args(rest)
+    for option in ("heads", "img_size"):
+        if getattr(given, option) is not None and getattr(given, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(given, option)} must be at least 1")
+    import_torch()
+    from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
+
+    own = {name: value for name, value in vars(given).items() if name not in ("output", "verbose")}
+    imported = import_checkpoint(Import(out=given.output, method=method, command=tuple(argv), **own))
+    print(f"{given.file}: {imported.kind}; {imported.network}")
+    for line in imported.report.lines(given.verbose):
+        print(line)
+    if imported.whole:
+        print(f"to continue it: ssl-bench fit -c {given.output}/config.yaml --init {given.output}")
+    print(given.output)
+    return 0

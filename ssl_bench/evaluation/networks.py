@@ -1,0 +1,129 @@
+"""The networks of a target: loaded, or made for a baseline."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_bench.config.options import BackboneOptions, DataOptions
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.evaluate_config import Evaluate
+from ssl_bench.evaluation.targets import Target, recorded_baseline
+from ssl_bench.records.run import read_run
+from ssl_bench.records.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from ssl_bench.data.dataset import Dataset
+    from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+    from ssl_bench.evaluation.pixels import Pixels
+    from ssl_bench.models.backbone import Backbone
+
+
+def prepare_target(
+    target: Target, data: "Dataset", options: DataOptions, given: Evaluate, device: str
+) -> "tuple[Path, list[FeatureExtractor]]":
+    """The target's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
+    import torch
+
+    from ssl_bench.models.backbone import Backbone
+    from ssl_bench.models.saved_backbone import describe_backbone
+    from ssl_bench.records.files import write_json
+    from ssl_bench.records.run import DataRecord, RunInfo, write_run
+    from ssl_bench.runtime.distributed import all_reduce_sum, rank
+    from ssl_bench.runtime.environment import describe
+
+    if target.folder is not None:
+        return target.folder, run_networks(target.folder, data, options.num_workers, device, given.branch)
+    network = _baseline_network(target, data)
+    record, chosen = None, {"name": "none"}
+    if isinstance(network, Backbone):
+        record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
+    assert target.baseline is not None
+    config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
+    named = Path(target.name)  # a baseline that was evaluated before stays where it is
+    folder = run_folder(named.parent if (named / "run.json").exists() else given.runs, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    info = RunInfo(
+        status="finished",
+        kind="baseline",
+        method=target.baseline,
+        data=DataRecord(data.title, data.fingerprint),
+        options={k: v for k, v in config.items() if k != "seed" and v != {"name": "none"}},
+        backbone=record,
+        seed=target.seed,
+        command=["ssl-bench", "evaluate", target.name],
+    )
+    if rank() == 0:
+        write_run(folder, info)
+        write_json(folder / "environment.json", describe())
+    all_reduce_sum(torch.zeros(1, device=device))  # no process reads run.json before it is there
+    return folder, [_frozen_baseline(network, target, folder, data, options.num_workers, device)]
+
+
+def default_network(folder: Path, data: "Dataset", workers: int, device: str) -> "FeatureExtractor":
+    """The network that speaks for a recorded run or baseline, its features shared with evaluations through the cache.
+
+    Args:
+        folder: The run's.
+        data: Whose features are wanted.
+        workers: Processes that decode photographs.
+        device: Where it runs.
+
+    Raises:
+        UserError: The run has no network yet, or a damaged one.
+    """
+    info = read_run(folder)
+    if info.kind == "baseline":
+        target = recorded_baseline(folder)
+        return _frozen_baseline(_baseline_network(target, data), target, folder, data, workers, device)
+    return run_networks(folder, data, workers, device, info.branch or None)[0]
+
+
+def run_networks(
+    folder: Path, data: "Dataset", workers: int, device: str, wanted: str | None
+) -> "list[FeatureExtractor]":
+    """A run's networks, or the one that is ``wanted``; the one that speaks for it first."""
+    from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+    from ssl_bench.models.classifier import load_classifier
+    from ssl_bench.models.projection import load_first_layer
+    from ssl_bench.models.saved_backbone import load_backbone
+
+    info = read_run(folder)
+    others = [file.stem.removeprefix("backbone-") for file in sorted(folder.glob("backbone-*.safetensors"))]
+    branches = [info.branch, *others]
+    if wanted is not None and info.branch:
+        branches = [wanted]
+        if wanted not in (info.branch, *others):
+            raise UserError(f"{folder} has no branch {wanted}, only {info.branch}")
+    networks = []
+    for branch in branches:
+        backbone, mean, std = load_backbone(folder, "" if branch == info.branch else branch)
+        classifier = load_classifier(folder) if branch == info.branch else None
+        if classifier is not None and classifier.names != data.classes:
+            classifier = None  # it would answer another question
+        identity = {"method": info.method, "branch": branch or "encoder"}
+        head = load_first_layer(folder, info.method, branch)
+        cache = folder / "features"
+        networks.append(FeatureExtractor(backbone, mean, std, identity, cache, device, None, workers, classifier, head))
+    return networks
+
+
+def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels":
+    import torch
+
+    from ssl_bench.evaluation.pixels import Pixels
+    from ssl_bench.models.backbone import Backbone
+
+    if target.backbone is None:
+        return Pixels(data.image_size)
+    asked = BackboneOptions(**target.backbone)
+    torch.manual_seed(target.seed)
+    return Backbone(replace(asked, img_size=asked.img_size or data.image_size))
+
+
+def _frozen_baseline(
+    network: "Backbone | Pixels", target: Target, folder: Path, data: "Dataset", workers: int, device: str
+) -> "FeatureExtractor":
+    from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+
+    identity = {"method": target.baseline, "branch": target.baseline}
+    return FeatureExtractor(network, data.mean, data.std, identity, folder / "features", device, num_workers=workers)

@@ -1,0 +1,39 @@
+"""The baseline that has learned nothing: raw pixels.
+
+Shapes: B images of a batch, 3 x s x s pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+
+
+@final
+class Pixels(nn.Module):
+    """The baseline that has learned nothing: an image's features are its pixels, at 32 x 32 at most.
+
+    Args:
+        image_size: Pixels of the data's images.
+    """
+
+    feature_types = ("pixels",)
+    primary_feature_type = "pixels"
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.img_size = min(image_size, 32)
+        self.dim = 3 * self.img_size**2
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What builds this again, plain types only."""
+        return {"architecture": "pixels", "args": {"image_size": self.img_size}}
+
+    def features(self, images: Tensor, feature_types: Sequence[str]) -> dict[str, Tensor]:
+        """(B, 3, s, s) -> (B, 3ss)."""
+        return {feature_type: {"pixels": images.flatten(1)}[feature_type] for feature_type in feature_types}
+
+    def token_grid(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
+        return images.flatten(1)[:, None]

@@ -1,0 +1,249 @@
+"""From run folders to a table.
+
+Runs stand in one block only when their numbers may be compared: same images, same architecture, same budget of
+pretraining. Baselines have no budget and stand in every block of their images.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ssl_bench.leaderboard.grouping import (
+    architecture_of,
+    bracketed,
+    budget_of,
+    budget_text,
+    column_key,
+    column_options,
+    is_oracle,
+    key_of,
+    row_key,
+    row_options,
+    set_options,
+    tell_apart,
+)
+from ssl_bench.leaderboard.table import Absent, Block, By, Cell, Column, Images, Key, Row, Table
+from ssl_bench.records.result import Result, predictions_path
+from ssl_bench.records.store import Run, Unread
+from ssl_bench.statistics.intervals import mean_over_seeds
+
+
+def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) -> Table:
+    """The leaderboard of some runs.
+
+    Args:
+        runs: Run folders, read.
+        by: What makes a budget: `views`, the epochs times the views of an image in each (effective epochs), so that a
+            method that looks at ten crops is not ranked against one that looks once; or `epochs`; or `nothing`, for
+            one block of all.
+        unread: Files that cannot be read: they are listed.
+    """
+    absent = [_absent(run) for run in runs if run.info.status != "finished" or not _values(run)]
+    absent += [_unread(file) for file in unread]
+    runs = [part for run in runs for part in _by_branch(run)]
+    runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
+    notes += [_origin(run) for run in runs if run.info.kind == "imported"]
+    baselines = [run for run in runs if run.info.kind == "baseline"]
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.info.kind != "baseline":
+            groups[key_of(run.info.data.identity, architecture_of(run), budget_of(run, by))].append(run)
+    blocks: list[Block] = []
+    taken: set[int] = set()
+    for group in groups.values():
+        beside = _beside(group, baselines)
+        taken.update(id(run) for run in beside)
+        blocks.append(_block(group, beside, by))
+    blocks += _of_baselines([run for run in baselines if id(run) not in taken], by)
+    blocks.sort(key=lambda block: (block.data, block.fingerprint, block.backbone, block.budget or 0.0))
+    return Table(tuple(blocks), tuple(sorted(absent, key=lambda run: run.run)), tuple(notes))
+
+
+def _by_branch(run: Run) -> list[Run]:
+    """A run for each of its networks that was evaluated (student and teacher are rows of their own), less diagnostics."""
+    branches: dict[str, list[Result]] = {}
+    for result in _values(run):
+        branches.setdefault(result.branch, []).append(result)
+    return [replace(run, results=tuple(results)) for results in branches.values()]
+
+
+def _values(run: Run) -> list[Result]:
+    return [result for result in run.results if result.value is not None]
+
+
+def _absent(run: Run) -> Absent:
+    done = "not evaluated" if not run.results else "no accuracy: evaluated by diagnostics alone"
+    done = "a tokenizer" if run.info.kind == "tokenizer" else done
+    reason = run.info.error or (done if run.info.status == "finished" else "")
+    return Absent(run.folder.name, run.info.method, run.info.seed, run.info.status, reason)
+
+
+def _unread(file: Unread) -> Absent:
+    info = file.info
+    return Absent(file.folder.name, info.method if info else "-", info.seed if info else None, "damaged", file.reason)
+
+
+def _origin(run: Run) -> str:
+    origin = run.info.options.get("imported", {})
+    file = f"{origin.get('file', 'a checkpoint')} ({origin.get('format', '')}, {origin.get('kind', '')})"
+    return f"{run.folder.name} was imported from {file}: others pretrained it, on {run.info.data.title} images"
+
+
+def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """A seed counts once: of two runs that differ in nothing, the later."""
+    latest: dict[str, Run] = {}
+    notes = []
+    for run in sorted(runs, key=lambda run: (run.info.created, run.folder.name)):
+        info = run.info
+        key = key_of(info.data.identity, architecture_of(run), row_key(run), info.epochs, info.seed)
+        if key in latest:
+            notes.append(f"{latest[key].folder.name} counts once, as {run.folder.name}: same configuration and seed")
+        latest[key] = run
+    return list(latest.values()), notes
+
+
+def _beside(runs: Sequence[Run], baselines: Iterable[Run]) -> list[Run]:
+    """Baselines of the same architecture, or of none, with a result on images of these runs."""
+    images = {run.info.data.identity for run in runs} | {result.data.identity for run in runs for result in run.results}
+    architecture = architecture_of(runs[0])
+    return [
+        run
+        for run in baselines
+        if architecture_of(run) in (None, architecture)
+        and any(result.data.identity in images for result in run.results)
+    ]
+
+
+def _of_baselines(runs: list[Run], by: By) -> list[Block]:
+    """Blocks for baselines beside which nothing was pretrained."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.info.backbone is not None:
+            groups[key_of(run.info.data.identity, architecture_of(run))].append(run)
+    pixels = [run for run in runs if run.info.backbone is None]
+    alone = [run for run in pixels if not any(_beside(group, [run]) for group in groups.values())]
+    blocks = [_block([], group + _beside(group, pixels), by) for group in groups.values()]
+    return blocks + [_block([], [run], by) for run in alone]
+
+
+def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
+    first = (runs or baselines)[0]
+    images, backbone = first.info.data.identity, first.info.backbone
+    columns = _columns(runs, baselines, images)
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in [*runs, *baselines]:
+        groups[row_key(run)].append(run)
+    firsts = [group[0] for group in groups.values()]
+    names = tell_apart([run.info.method for run in firsts], [row_options(run) for run in firsts])
+    rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
+    shown = tuple(columns.values())
+    budget = budget_of(first, by) if runs else None
+    ranked = not runs or by == "nothing" or budget is not None
+    rows.sort(key=lambda row: _rank(row, shown, ranked))
+    return Block(
+        data=images[0],
+        fingerprint=images[1],
+        backbone=backbone.name + bracketed(set_options(backbone.args)) if backbone else "",
+        params=backbone.params if backbone else 0,
+        gflops_per_image=backbone.gflops_per_image if backbone else 0.0,
+        tokens=backbone.tokens if backbone else 0,
+        budget=budget,
+        budget_text=budget_text(runs, by),
+        columns=shown,
+        rows=_best_marked(rows, shown) if ranked else tuple(rows),
+        ranked=ranked,
+    )
+
+
+def _columns(runs: list[Run], baselines: list[Run], images: Images) -> dict[Key, Column]:
+    """All that the runs were evaluated by, and what the baselines were on the block's own images."""
+    results = [result for run in runs for result in run.results]
+    own = [run for run in baselines if run.info.backbone is not None] or ([] if runs else baselines)
+    results += [result for run in own for result in run.results if not runs or result.data.identity == images]
+    found = {column_key(result): result for result in results}
+    titles = [_column_title(result, images) for result in found.values()]
+    names = tell_apart(titles, [{**column_options(r), "variant": r.primary} for r in found.values()])
+    columns = [Column(name, r.primary, is_oracle(r)) for name, r in zip(names, found.values(), strict=True)]
+    return dict(sorted(zip(found, columns, strict=True), key=lambda item: (item[1].oracle, item[1].title)))
+
+
+def _column_title(result: Result, images: Images) -> str:
+    title, short = result.data.identity
+    oracle = " oracle" if is_oracle(result) else ""
+    if (title, short) == images:
+        return result.protocol + oracle
+    return f"{result.protocol}@{title if title != images[0] else f'{title}:{short}'}{oracle}"
+
+
+def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
+    runs = sorted(runs, key=lambda run: run.info.seed)
+    info = runs[0].info
+    return Row(
+        name=name,
+        kind=info.kind,
+        seeds=tuple(sorted({run.info.seed for run in runs})),
+        epochs=info.epochs if info.kind != "baseline" else None,
+        views_per_image=info.views_per_image,
+        seconds=sum(run.info.cost.seconds for run in runs) / len(runs),
+        flops=sum(run.info.cost.flops for run in runs) / len(runs),
+        device=info.cost.device,
+        cells=_cells(runs, columns),
+        runs=tuple(run.folder.name for run in runs),
+        members=tuple(runs),
+    )
+
+
+def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
+    found: dict[Key, dict[int, tuple[Path, Result]]] = {column: {} for column in columns}
+    for run in runs:
+        for result in run.results:
+            common, own = column_key(result)
+            for column in columns:
+                # Raw pixels have features and a geometry of their own, which no column shares.
+                if column[0] == common and (column[1] == own or run.info.backbone is None):
+                    file = predictions_path(run.folder, run.info, result)
+                    found[column].setdefault(run.info.seed, (file, result))
+    return tuple(_cell(results) if results else None for results in found.values())
+
+
+def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
+    results = {seed: result for seed, (_, result) in found.items()}
+    files = tuple(file for file, _ in found.values())
+    repeats = {score.repeats for result in results.values() if (score := result.variants.get(result.primary))}
+    values = tuple(result.value for result in results.values() if result.value is not None)
+    n_test = min(result.n_test for result in results.values())
+    at_grid_boundary = any(result.selected.at_grid_boundary for result in results.values())
+    alone = next(iter(results.values())).interval if len(results) == 1 else None  # that of its draws, where it has some
+    return Cell(
+        *((values[0], *alone) if alone else mean_over_seeds(values, n_test)),
+        seeds=tuple(results),
+        values=values,
+        n_test=n_test,
+        at_grid_boundary=at_grid_boundary,
+        repeats="draws" if "draws" in repeats else "conditions" if "conditions" in repeats else "",
+        files=files,
+    )
+
+
+def _best_marked(rows: list[Row], columns: tuple[Column, ...]) -> tuple[Row, ...]:
+    tops: list[float | None] = []
+    for index, column in enumerate(columns):
+        found = [(cell.mean, row.kind) for row in rows if (cell := row.cells[index])]
+        ranked = len(found) > 1 and not column.oracle and any(kind != "baseline" for _, kind in found)
+        tops.append(max(mean for mean, _ in found) if ranked else None)
+    marked = []
+    for row in rows:
+        cells = [cell and replace(cell, best=cell.mean == top) for cell, top in zip(row.cells, tops, strict=True)]
+        marked.append(replace(row, cells=tuple(cells)))
+    return tuple(marked)
+
+
+def _rank(row: Row, columns: Sequence[Column], ranked: bool) -> tuple[bool, bool, float, str]:
+    """Baselines last, pixels last of all; before that by the linear probe, or by the first column without one.
+
+    By name where nothing is ranked.
+    """
+    index = next((i for i, column in enumerate(columns) if column.title.startswith("linear")), 0)
+    cell = row.cells[index]
+    return row.kind == "baseline", row.name.startswith("pixels"), -cell.mean if cell and ranked else 0.0, row.name

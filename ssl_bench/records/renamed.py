@@ -1,0 +1,58 @@
+"""Names that records and options had before, read as what they are called now. Torch-free."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FIELDS = {
+    "headline": "primary",
+    "monitors": "diagnostics",
+    "on_edge": "at_grid_boundary",
+    "edge_tied": "boundary_tied",
+    "selection_split": "selected_on",
+    "selection_equals_report": "selected_on_test",
+}
+OPTIONS = {
+    "data.selection_fraction": "data.val_fraction",
+    "fewshot.headline_shots": "fewshot.primary_shots",
+    "knn.headline_k": "knn.primary_k",
+    "linear.kinds": "linear.feature_types",
+    "logistic.kinds": "logistic.feature_types",
+    "ridge.kinds": "ridge.feature_types",
+    "robustness.kinds": "robustness.feature_types",
+}
+
+
+def current(record: Any) -> Any:
+    """A record as JSON gave it, with the names of today.
+
+    Args:
+        record: Of a run or a result.
+    """
+    if not isinstance(record, dict):
+        return record
+    record = {FIELDS.get(key, key): value for key, value in record.items()}
+    if isinstance(record.get("selected"), dict):
+        selected = {FIELDS.get(key, key): value for key, value in record["selected"].items()}
+        if selected.get("selected_on") == "selection":
+            selected["selected_on"] = "validation"
+        record["selected"] = selected
+    if isinstance(splits := record.get("splits"), dict) and isinstance(old := splits.get("selection"), dict):
+        renamed = {**old, "name": str(old.get("name", "")).replace("selection", "validation", 1)}
+        record["splits"] = {
+            ("validation" if k == "selection" else k): (renamed if k == "selection" else v) for k, v in splits.items()
+        }
+    if isinstance(curve := record.get("curve"), dict):
+        record["curve"] = {key.replace("selection accuracy", "validation accuracy"): v for key, v in curve.items()}
+    if isinstance(options := record.get("options"), dict):
+        record["options"] = current_options(options, str(record.get("protocol", "")))
+    return record
+
+
+def current_options(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Options, nested or dotted, with the names of today."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        dotted = f"{group}.{key}" if group else key
+        new = OPTIONS.get(dotted, dotted)[len(group) + 1 if group else 0 :]
+        found[new] = current_options(value, dotted) if isinstance(value, Mapping) else value
+    return found

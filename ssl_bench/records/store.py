@@ -1,0 +1,107 @@
+"""Folders of runs: every run with its results, and what cannot be read. Torch-free."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_bench.errors import UserError
+from ssl_bench.records.result import Result, read_result
+from ssl_bench.records.run import RunInfo, read_run
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    info: RunInfo
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A record that cannot be read.
+
+    Args:
+        folder: Of its run.
+        info: Of its run; None where that is what cannot be read.
+        reason: Why; files are named as they are within the folder.
+    """
+
+    folder: Path
+    info: RunInfo | None
+    reason: str
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Run folders at or below the paths, each once, in order of name.
+
+    Raises:
+        UserError: A path is not there, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder: name a run folder, or a folder of runs such as the one of --runs")
+        below = sorted(_runs_below(path))
+        if not below:
+            raise UserError(f"no run in {path} (a run folder has a run.json): `ssl-bench fit` makes one")
+        found.update((run.resolve(), run) for run in below)
+    return list(found.values())
+
+
+def load_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs at or below the paths with their results."""
+    return [_load(folder) for folder in find_runs(paths)]
+
+
+def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
+    """The runs at or below the paths with those of their results that can be read, and what cannot.
+
+    A run whose only results cannot be read is no run.
+
+    Raises:
+        UserError: As `find_runs`; or records are damaged, and without them no result is left.
+    """
+    runs, unread = [], []
+    for folder in find_runs(paths):
+        info, results, damaged = None, [], []
+        try:
+            info = read_run(folder)
+        except UserError as error:
+            damaged.append(str(error))
+        for path in _result_files(folder) if info else ():
+            try:
+                results.append(read_result(path))
+            except UserError as error:
+                damaged.append(str(error))
+        if info and (results or not damaged):
+            runs.append(Run(folder, info, tuple(results)))
+        unread += [Unread(folder, info, line.replace(f"{folder}{os.sep}", "")) for line in damaged]
+    if unread and not any(run.results for run in runs):
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        raise UserError(f"no result can be read: {unread[0].folder}: {unread[0].reason}{more}")
+    return runs, unread
+
+
+def _load(folder: Path) -> Run:
+    return Run(folder, read_run(folder), tuple(map(read_result, _result_files(folder))))
+
+
+def _result_files(folder: Path) -> list[Path]:
+    return sorted((folder / "results").glob("[!.]*.json"))
+
+
+def _runs_below(folder: Path) -> Iterable[Path]:
+    if (folder / "run.json").is_file():
+        yield folder
+        return
+    with os.scandir(folder) as entries:
+        below = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for name in below:
+        yield from _runs_below(folder / name)
