@@ -8,7 +8,8 @@ Ours, and why:
 - C is chosen by stratified cross-validation inside the subset, and the classifier learned again from all of it: no
   other label is seen, not those of the validation split either. Where each class has one image, C is 0.1.
 - Features are standardised over all training images, which takes no labels, so that one grid suits all networks.
-- Of other data the subset is drawn, from train and validation together: 10 % of each class, rounded, at least one image.
+- Of other data the subset is drawn, from train and validation together: 10 % of each class, rounded, at least one
+  image.
   Three draws, whose mean is reported; each includes the 1 % of the same draw.
 
 Shapes: see ssl_bench/few_labels.py, which does the work for 1 % and 10 %.

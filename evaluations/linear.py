@@ -2,8 +2,8 @@
 
 The grid (variants `chosen` and one per feature type) of Oquab et al., "DINOv2: Learning Robust Visual Features
 without Supervision", TMLR 2024 (https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2): 13
-learning rates for each feature type, SGD with momentum, 12,500 steps, all heads of a feature type trained at once on the
-same batches.
+learning rates for each feature type, SGD with momentum, 12,500 steps, all heads of a feature type trained at once on
+the same batches.
 
 MAE's recipe (variant `mae`) of He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, appendix A.1
 (https://arxiv.org/abs/2111.06377, https://github.com/facebookresearch/mae): LARS at 0.1 x batch / 256 on the class

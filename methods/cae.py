@@ -7,8 +7,8 @@ Shapes: B images, N patches of p x p pixels, K visible, M = N - K hidden, D enco
 
 Where the two disagree, this is the code (an absolute rate, betas of 0.9 and 0.999), except that hidden patches are
 encoded with the current weights, as in the paper; the code's are one step old (`stale_target`). In both, the encoder
-drops paths there too. The published visual tokens are DALL-E's, of a Lanczos crop of the photograph; here its input is a
-bicubic copy of the view. Without any tokenizer, pixels normalised per patch are regressed as in MAE, which is ours.
+drops paths there too. The published visual tokens are DALL-E's, of a Lanczos crop of the photograph; here its input is
+a bicubic copy of the view. Without any tokenizer, pixels normalised per patch are regressed as in MAE, which is ours.
 """
 
 import copy
@@ -31,7 +31,7 @@ from ssl_bench.pretraining.masks import block_masks, hidden_mask
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
-CAPTION = "Predicted are the hidden patches' visual_tokens: the tokenizer's decoder draws them, beside the visible patches' own."
+CAPTION = "Predicted are the hidden patches' visual tokens: the tokenizer's decoder draws them, beside the visible patches' own."
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -40,8 +40,8 @@ class CAE(Method):
 
     Args:
         backbone: A ViT, or a BEiT with absolute positions (the paper's), with a class token.
-        tokenizer: What the decoder predicts: `pixels`; visual tokens of the dvae run in this folder, of DALL-E's encoder in
-            this file (.pth, .safetensors; the paper's), or of a class package.module:Class.
+        tokenizer: What the decoder predicts: `pixels`; visual tokens of the dvae run in this folder, of DALL-E's
+            encoder in this file (.pth, .safetensors; the paper's), or of a class package.module:Class.
         mask_ratio: Part of the patches that is hidden, in blocks of at least 16 of 196.
         decoder_dim: E, width of regressor and decoder.
         regressor_depth: Blocks in which hidden patches look at visible ones.

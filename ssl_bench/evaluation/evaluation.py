@@ -1,7 +1,8 @@
 """The contract of an evaluation: fit on training images, choose on the validation split, predict the test images.
 
 An evaluation receives a frozen backbone, never a method. Nothing that learns or chooses is handed the test split: `fit`
-takes a TrainSplit and a ValidationSplit, `predict` the TestImages, which have no labels: predictions are scored outside.
+takes a TrainSplit and a ValidationSplit, `predict` the TestImages, which have no labels: predictions are scored
+outside.
 
 Shapes: N images, D features, K classes.
 """

@@ -41,8 +41,8 @@ def draw(run: OpenedRun, count: int) -> Picture:
     header = ["test image", "nearest", *(str(number) for number in range(2, len(rows[0])))]
     caption = (
         f"{len(rows)} test images of {run.data.title} and the {len(rows[0]) - 1} training images nearest to each, by "
-        f"cosine of the frozen {run.network.primary_feature_type} features of {run.title}, the nearest first. A tick and a "
-        f"plain frame: the same class; a cross and a dashed frame: another. {right} of these {total} neighbours are of "
+        f"cosine of the frozen {run.network.primary_feature_type} features of {run.title}, the nearest first. A tick and "
+        f"a plain frame: the same class; a cross and a dashed frame: another. {right} of these {total} neighbours are of "
         "the same class."
     )
     alt = (

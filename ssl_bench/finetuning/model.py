@@ -101,8 +101,8 @@ class FineTuneModel(nn.Module):
         pooling: avg, or cls for the class token after the final norm; of ViTs.
         drop_path: Stochastic depth at the last block, growing linearly from 0, whatever the network was built with.
         seed: Of the head's first weights.
-        first: A layer between the pooled features and the head that pretraining has trained on the primary feature type of
-            features, which then are what is pooled.
+        first: A layer between the pooled features and the head that pretraining has trained on the primary features,
+            which then are what is pooled.
         head_std: Deviation of the head's first weights (MAE's); biases are 0.
 
     Raises:

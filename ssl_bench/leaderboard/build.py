@@ -61,7 +61,7 @@ def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) 
 
 
 def _by_branch(run: Run) -> list[Run]:
-    """A run for each of its networks that was evaluated (student and teacher are rows of their own), less diagnostics."""
+    """A run for each of its networks that was evaluated (student and teacher are rows of their own)."""
     branches: dict[str, list[Result]] = {}
     for result in _values(run):
         branches.setdefault(result.branch, []).append(result)

@@ -62,7 +62,7 @@ def test_leave_one_out_against_leaving_each_of_200_out(dim: int, monkeypatch: py
 
 
 def test_the_page_from_end_to_end(problem: Callable) -> None:
-    """Standardised over train and validation, the penalty of the best leave-one-out accuracy, of the better feature type."""
+    """Standardised over train and validation; the best leave-one-out accuracy chooses penalty and feature type."""
     good, labels = classes(400, 12)
     values = {"avg": torch.tensor(classes(400, 5, seed=3)[0]), "cls": torch.tensor(good), "cls_raw": torch.tensor(good)}
     backbone, train, validation, test = problem(values, labels, 250, 50)

@@ -49,7 +49,8 @@ class Head:
     """A trained classifier, for any images whose features are at hand.
 
     Args:
-        feature_type: Of its features: `logits(backbone.features(split, feature type))`, or `logits(side_by_side(embedded, feature type))`.
+        feature_type: Of its features: `logits(backbone.features(split, feature_type))`, or
+            `logits(side_by_side(embedded, feature_type))`.
         norm: In front of it.
         weight: (K, D).
         bias: (K,).
@@ -66,7 +67,7 @@ class Head:
 
 
 def side_by_side(embedded: Mapping[str, Tensor], feature_type: str) -> Tensor:
-    """(B, D) features of a feature type out of what `FeatureExtractor.embed` gives, where `a+b` is left to be composed."""
+    """(B, D) features of a type out of what `FeatureExtractor.embed` gives, where `a+b` is left to be composed."""
     return (
         embedded[feature_type]
         if feature_type in embedded
