@@ -31,7 +31,10 @@ from ssl_bench.pretraining.masks import block_masks, hidden_mask
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
-CAPTION = "Predicted are the hidden patches' visual tokens: the tokenizer's decoder draws them, beside the visible patches' own."
+CAPTION = (
+    "Predicted are the hidden patches' visual tokens: the tokenizer's decoder draws them, "
+    "beside the visible patches' own."
+)
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

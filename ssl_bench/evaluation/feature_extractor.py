@@ -98,7 +98,7 @@ class FeatureExtractor:
         return (images - mean) / std
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, s, s) images in [0, 1] -> feature type -> (B, D) float32 on this device; composed types are left out."""
+        """(B, 3, s, s) images in [0, 1] -> type -> (B, D) float32 on this device; composed types are left out."""
         self.network.eval()  # whoever reached in and called train()
         with torch.inference_mode(), full_precision():
             features = self.network.features(self.normalized(images), self._simple_feature_types)
