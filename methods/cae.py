@@ -21,6 +21,15 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import (
+    Depth,
+    Fraction,
+    NonNegativeFloat,
+    OpenUnitInterval,
+    PathText,
+    PositiveInt,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -64,17 +73,17 @@ class CAE(Method):
     def __init__(
         self,
         backbone: Backbone,
-        tokenizer: str = "pixels",
-        mask_ratio: float = 0.5,
-        decoder_dim: int = 768,
-        regressor_depth: int = 4,
-        decoder_depth: int = 4,
-        decoder_heads: int = 12,
-        layer_scale: float = 0.1,
-        align_weight: float = 2.0,
+        tokenizer: PathText = "pixels",
+        mask_ratio: OpenUnitInterval = 0.5,
+        decoder_dim: Width = 768,
+        regressor_depth: Depth = 4,
+        decoder_depth: Depth = 4,
+        decoder_heads: PositiveInt = 12,
+        layer_scale: NonNegativeFloat = 0.1,
+        align_weight: NonNegativeFloat = 2.0,
         stale_target: bool = False,
         fix_init: bool = False,
-        crop_scale: float = 0.08,
+        crop_scale: Fraction = 0.08,
         statistics: tuple[tuple[float, ...], tuple[float, ...]] = IDENTITY,
         optim: Optim = Optim("adamw", 1.5e-3, "none", schedule="cosine_dino", warmup_epochs=20, min_lr=1e-5, clip=3.0),
     ) -> None:

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Depth, Fraction, OpenUnitInterval, PositiveInt, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -47,12 +48,12 @@ class MAE(Method):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.75,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
+        mask_ratio: OpenUnitInterval = 0.75,
+        decoder_dim: Width = 512,
+        decoder_depth: Depth = 8,
+        decoder_heads: PositiveInt = 16,
         norm_pix: bool = True,
-        crop_scale: float = 0.2,
+        crop_scale: Fraction = 0.2,
         mask_sampling: Literal["random", "block", "grid"] = "random",
         encoder_mask_tokens: bool = False,
         optim: Optim = Optim("adamw", base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, OpenUnitInterval, PositiveInt
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -44,9 +45,9 @@ class SimMIM(Method):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.6,
-        mask_cell: int | None = None,
-        crop_scale: float = 0.67,
+        mask_ratio: OpenUnitInterval = 0.6,
+        mask_cell: PositiveInt | None = None,
+        crop_scale: Fraction = 0.67,
         optim: Optim = Optim(
             "adamw",
             base_lr=1e-4,
