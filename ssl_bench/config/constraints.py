@@ -213,25 +213,24 @@ def local_path(text: str) -> str:
     """A path with `~` and `~user` expanded.
 
     Raises:
-        ValueError: It is a web address, or names a user there is not.
+        ValueError: It is a web address, or names a user there is not; to follow the path.
     """
     if text.lower().startswith("file:"):
-        raise ValueError(
-            f"is a web address: give the path itself, {re.sub('^file:/*', '/', text, flags=re.IGNORECASE)}"
-        )
+        plain = re.sub("^file:/*", "/", text, flags=re.IGNORECASE)
+        raise ValueError(f"is a web address: give the path itself, {plain}")
     if re.match(r"[A-Za-z][\w+.-]*:/", text):
-        raise ValueError(
-            "is a web address, and files are read and written on this machine alone: copy or mount it here"
-        )
+        raise ValueError("is a web address, and files are read and written here alone: copy or mount it first")
     if "::" in text:
         raise ValueError("holds '::', which storage libraries take for a chain of addresses: choose another name")
     if "\0" in text:
         raise ValueError("holds a zero byte, which no path has")
+    if not text.startswith("~"):
+        return text
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        user = expanded[1:].partition("/")[0]
-        why = f"there is no user {user!r} here" if user else "this user has no home folder"
-        raise ValueError(f"{why}: write the path out, or ./{text} for a folder of that name")
+        raise ValueError(
+            f"names the home of a user that there is not: write it out, or ./{text} for a folder called so"
+        )
     return expanded
 
 

@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace
 
 from ssl_bench.config import registry, signatures
+from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
@@ -39,12 +40,29 @@ def recipe_for(method: str, data: Mapping[str, Any], asked: str | None) -> tuple
     return None
 
 
+USUAL = (
+    *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
+    *("trainer.max_epochs", "data.batch_size", "optim.base_lr", "optim.warmup_epochs", "data.image_size"),
+    *("backbone.patch_size", "trainer.accelerator", "trainer.devices", "trainer.precision", "data.num_workers"),
+    *("seed", "runs", "config", "wandb", "print_config", "help", "help_all"),
+)
+EXAMPLES = """
+examples:
+  ssl-bench fit --method simclr                                    embedded images, minutes on a laptop
+  ssl-bench fit --method mae --data cifar10 --data.download true
+  ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
+  ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
+  ssl-bench fit --method mae --help-all                            every option, the method's own too
+"""
+
+
 def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     """Options of pretraining; with a method, that method's too."""
     description = "Pretrain a backbone. The last line of standard output is the run's folder."
     usage = f"{prog} --method NAME [--data NAME] [--backbone NAME] [-c FILE] [--GROUP.OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description, usage=usage)
-    parser.add_argument("--method.name", help="what to pretrain with; --method NAME for short (ssl-bench list methods)")
+    parser.usual, parser.examples, parser.shown_groups = USUAL, EXAMPLES, ("method",)
+    parser.add_argument("--method.name", help="what to pretrain with (ssl-bench list methods)")
     optim, pretrains = Optim(), True
     if method is not None:
         found = registry.find("methods", method)
@@ -61,16 +79,18 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     parser.add_class_arguments(TrainerOptions, "trainer")
     parser.add_class_arguments(ProbeOptions, "probe")
     help_init = "start from the weights of this run, not from random ones"
-    parser.add_argument("--init", type=str | None, metavar="RUN", help=help_init)
-    parser.add_argument("--seed", type=int, default=0, help="seeds weights, order, views and masks")
+    parser.add_argument("--init", type=PathText | None, metavar="RUN", help=help_init)
+    parser.add_argument("--seed", type=Seed, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
-    parser.add_argument("--recipe", help="numbers to start from; by default the method's for the data, or as published")
+    parser.add_argument(
+        "--recipe", help="numbers to start from; by default the method's for such images (list recipes)"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
     return parser
 
 
 NOT_CONFIG = (
-    *("config", "runs", "recipe", "print_config"),
+    *("config", "runs", "recipe", "print_config", "help_all"),
     *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
 )
 
