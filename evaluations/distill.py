@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.constraints import (
+    FineTunePrecision,
     Fraction,
     NonNegativeFloat,
     PathText,
     PositiveFloat,
     PositiveInt,
-    Precision,
     Range,
     Rates,
     Seed,
@@ -157,7 +157,7 @@ class Distill(Evaluation[Pair]):
         teacher_lrs: Rates = (5e-4, 1e-3),
         teacher_resnet_lrs: Rates = (0.005, 0.01, 0.02, 0.05, 0.1),
         folds: Annotated[int, Range(min=2, max=1000)] = 5,
-        precision: Precision = "auto",
+        precision: FineTunePrecision = "auto",
         seed: Seed = 0,
     ) -> None:
         if not 0 < fraction <= 1 or not 0 <= alpha <= 1:

@@ -20,12 +20,12 @@ from itertools import product
 from typing import Annotated, ClassVar, Literal, final
 
 from ssl_bench.config.constraints import (
+    FineTunePrecision,
     Fraction,
     NonEmpty,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    Precision,
     ProperFraction,
     RandAugment,
     Rates,
@@ -86,7 +86,7 @@ class Finetune(Evaluation[FineTuneModel]):
         randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
         erase: UnitInterval = 0.25,
         pooling: Literal["avg", "cls"] = "avg",
-        precision: Precision = "auto",
+        precision: FineTunePrecision = "auto",
         seed: Seed = 0,
     ) -> None:
         if not lrs or not layer_decays or not drop_paths:

@@ -21,11 +21,11 @@ Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 
 from typing import Annotated, final
 
 from ssl_bench.config.constraints import (
+    FineTunePrecision,
     Fraction,
     NonNegativeFloat,
     PathText,
     PositiveInt,
-    Precision,
     ProperFraction,
     RandAugment,
     Range,
@@ -83,7 +83,7 @@ class Finetune1pct(FinetuneFewLabels):
         smoothing: ProperFraction = 0.1,
         randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
         erase: UnitInterval = 0.25,
-        precision: Precision = "auto",
+        precision: FineTunePrecision = "auto",
         seed: Seed = 0,
     ) -> None:
         super().__init__(

@@ -32,12 +32,12 @@ from typing import Annotated, ClassVar, Literal, final
 import numpy as np
 
 from ssl_bench.config.constraints import (
+    FineTunePrecision,
     Fraction,
     NonEmpty,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    Precision,
     ProperFraction,
     RandAugment,
     Range,
@@ -111,7 +111,7 @@ class PartialFinetune(Evaluation[Tuning]):
         erase: UnitInterval = 0.25,
         pooling: Literal["auto", "avg", "cls"] = "auto",
         other_pooling: bool = True,
-        precision: Precision = "auto",
+        precision: FineTunePrecision = "auto",
         seed: Seed = 0,
     ) -> None:
         if not epochs or (depths is not None and not any(depth > 0 for depth in depths)):

@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssl_bench.config.constraints import (
+    FineTunePrecision,
     Fraction,
     NonEmpty,
     NonNegativeFloat,
     PositiveInt,
-    Precision,
     ProperFraction,
     RandAugment,
     Rates,
@@ -72,7 +72,7 @@ class RobustnessFinetune(CorruptedTest[FineTuneModel]):
         cutmix: NonNegativeFloat = 1.0,
         randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
         pooling: Literal["avg", "cls"] = "avg",
-        precision: Precision = "auto",
+        precision: FineTunePrecision = "auto",
         seed: Seed = 0,
     ) -> None:
         self.epochs = epochs

@@ -160,6 +160,7 @@ Rates = Annotated[tuple[PositiveFloat, ...], NonEmpty()]
 Hue = Annotated[float, Range(min=0, max=0.5)]  # part of the colour circle, either way
 PathText = Annotated[str, LocalPath()]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
+FineTunePrecision = Literal["auto", "32-true", "bf16-mixed"]
 FeatureType = Literal["cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw", "gap", "pixels"]
 RandAugment = Annotated[
     str, Matching(r"rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+", "as timm writes it, such as rand-m9-mstd0.5-inc1")
@@ -253,7 +254,8 @@ def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
             except ValueError as error:
                 problems.append(str(error))
     if problems:
-        raise ValueError(", or ".join(dict.fromkeys(problems)))
+        first, *others = dict.fromkeys(problems)
+        raise ValueError(", or ".join([first, *(other.removeprefix("must be ") for other in others)]))
     return value
 
 

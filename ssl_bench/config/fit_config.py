@@ -139,8 +139,10 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
     if method is None:
         parser.error(f"which method? --method {' | '.join(registry.names('methods'))}")
+    config = plain(namespace)
+    Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
-        config=plain(namespace),
+        config=config,
         runs=Path(namespace.runs),
         recipe=recipe[0] if recipe else None,
         wandb=wandb_options(namespace),

@@ -61,7 +61,7 @@ def describe(annotation: Any) -> str:
         return f"a list of {'' if kinds[-1] is ... else f'{len(kinds)} '}{what}{f', {words}' if words else ''}"
     name = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
     if plain in (int, float):
-        return f"{name[plain]}{f', {words}' if words else ''}"
+        return f"{name[plain]}{',' if words.startswith('at ') else ''} {words}".rstrip()
     return words or name.get(get_origin(plain) or plain, "of another type")
 
 

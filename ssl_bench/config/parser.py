@@ -116,7 +116,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
 
     def refuse(self, name: str, message: str) -> NoReturn:
         """Exit code 2 with one line, which says where the option was set if that was not a flag."""
-        origin = f" (from {self.origins[name]})" if name in self.origins else ""
+        origin = f" (from {self.origins[name]})" if name in self.origins and len(self._values(name)) < 2 else ""
         self.exit(2, f"{self.prog}: error: {message}{origin}\n")
         raise AssertionError
 
@@ -133,7 +133,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
             self.refuse("", message)
         name = bad[1]
         annotation = next((getattr(a, "_typehint", None) for a in self._actions if a.dest == name), None)
-        values = [value for flag, _, value in (token.partition("=") for token in self._tokens) if flag == f"--{name}"]
+        values = self._values(name)
         value = re.search(r"Got value: (.*?)(?: Given value type|$)", bad[2])
         if annotation is None or not (value or values):
             self.refuse(name, f"--{name}: {bad[2][:200]}")
@@ -142,6 +142,12 @@ class Parser(ArgumentParser):  # type: ignore[misc]
         meant = MEANT_VALUES.get(given.lower())
         hint = f"; did you mean {meant!r}?" if meant in choices else near(given, choices)
         self.refuse(name, f"--{name} {_brief(given)} must be {describe(annotation)}{hint}")
+
+    def _values(self, name: str) -> list[str]:
+        """Every value that an option is given: by a file or variable, then by flags."""
+        tokens, flag = self._tokens, f"--{name}"
+        joined = [token.partition("=")[2] for token in tokens if token.startswith(f"{flag}=")]
+        return joined + [value for token, value in zip(tokens, tokens[1:], strict=False) if token == flag]
 
     def _no_such(self, name: str) -> str:
         """That there is no such option, and which one was probably meant."""
