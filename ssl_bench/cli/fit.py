@@ -8,8 +8,9 @@ from ssl_bench.console import say
 
 def main(argv: list[str]) -> int:
     from ssl_bench.config.fit_config import dump, parse_fit
+    from ssl_bench.data.image_summary import image_summary
 
-    parsed = parse_fit(argv)
+    parsed = parse_fit(argv, look=image_summary)
     if parsed.print_config:
         print(dump(parsed.config), end="")
         return 0

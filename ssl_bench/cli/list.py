@@ -9,7 +9,7 @@ from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
 KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
-MOST_NAMES = 40  # of a kind on one line
+MOST_NAMES = 12  # of a kind on one line
 MEANT = {  # what people call the kinds -> what they are called here
     **dict.fromkeys(("models", "model", "networks", "architectures"), "backbones"),
     **dict.fromkeys(("protocols", "protocol", "probes"), "evaluations"),

@@ -7,7 +7,7 @@ messages.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,7 @@ from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
-from ssl_bench.errors import UserError, near
-from ssl_bench.records.run_folder import data_title
-
-
-def recipe_for(method: str, data: Mapping[str, Any], asked: str | None) -> tuple[str, Path] | None:
-    """The recipe asked for, else the method's for these images, else the method's own."""
-    known = dict(registry.recipes())
-    if asked:
-        if asked.endswith((".yaml", ".yml")):
-            return Path(asked).stem, Path(asked)
-        if asked not in known:
-            raise UserError(f"no recipe {asked!r}{near(asked, known)} (ssl-bench list recipes)")
-        return asked, known[asked]
-    own = f"{method}-{data_title(dict(data))}"  # a folder called `finetune` must not make simclrv2 another method
-    for name in (own if own not in registry.names("methods") else method, method):
-        if name in known:
-            return name, known[name]
-    return None
-
+from ssl_bench.config.recipes import Images, Recipe, fit_to, recipe_for, recipe_named
 
 USUAL = (
     *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
@@ -105,6 +87,8 @@ class FitConfig:
         recipe: Name of the recipe it started from, for people.
         wandb: Whether and where it is logged to W&B.
         print_config: Only print it.
+        images: What is known of its images before they are opened.
+        notes: Lines for people: why this recipe, and what of it was left out.
     """
 
     config: dict[str, Any]
@@ -112,24 +96,39 @@ class FitConfig:
     recipe: str | None
     wandb: WandbOptions
     print_config: bool
+    images: Images = Images()
+    notes: tuple[str, ...] = ()
 
 
-def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> FitConfig:
+def parse_fit(
+    argv: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    look: Callable[[Mapping[str, Any]], Images] | None = None,
+) -> FitConfig:
     """Configuration of a `fit` command line.
 
+    Args:
+        argv: The command line, less `ssl-bench fit`.
+        environ: Environment variables.
+        look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
+            their name alone when not given.
+
     Raises:
-        UserError: An unknown name or a file that cannot be read.
+        UserError: An unknown name, a file that cannot be read, or options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
     files, named, flags = split_argv(argv)
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
     given.append(("flags", named))
-    peek = stack(given).values
-    method = peek.get("method.name")
-    root = flag_value(flags, "--data.root") or peek.get("data.root")
-    data = {"name": peek.get("data.name", DataOptions.name), "root": root}
-    recipe = recipe_for(method, data, peek.pop("recipe", None)) if method else None
-    start = [(f"recipe {recipe[0]}", flatten(read_yaml(recipe[1]), str(recipe[1])))] if recipe else []
+    users = stack(given).values
+    method, asked = users.get("method.name"), users.pop("recipe", None)
+    set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
+    data = {"name": users.get("data.name", DataOptions.name), "root": set_by_user.get("data.root")}
+    explains = "--help" in flags or "-h" in flags or "--help-all" in flags
+    images = look(data) if look is not None and not explains else Images(str(data["name"]))
+    recipe = recipe_named(str(asked)) if asked else recipe_for(method, images) if method else None
+    notes: list[str] = []
+    start = _start(method, recipe, images, set_by_user, notes) if method else []
     layers = stack([*start, *given])
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
@@ -144,10 +143,45 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
     return FitConfig(
         config=config,
         runs=Path(namespace.runs),
-        recipe=recipe[0] if recipe else None,
+        recipe=recipe.name if recipe else None,
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
+        images=images,
+        notes=tuple(notes),
     )
+
+
+# Options of the user's that say what of a recipe still fits.
+WATCHED = ("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr")
+WATCHED += ("trainer.accumulate_grad_batches", "trainer.max_epochs")
+
+
+def _start(
+    method: str, recipe: Recipe | None, images: Images, given: Mapping[str, Any], notes: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The lowest layer: a recipe, fitted to the images where it was chosen for their size."""
+    if recipe is None:
+        pretrains = signatures.takes(registry.find("methods", method), "backbone")
+        fitted = fit_to({"backbone.name": BackboneOptions.name} if pretrains else {}, "", images, given)
+        return [("the size of the images", fitted)] if fitted else []
+    options = flatten(read_yaml(recipe.file), str(recipe.file))
+    fitted = {name: value for name, value in recipe.fitted.items() if name in options}
+    if recipe.why:
+        fitted |= fit_to(options, recipe.name, images, given)
+        notes.append(f"recipe {recipe.name}, {recipe.why}")
+    batches = "trainer.accumulate_grad_batches"
+    if options.get(batches, 1) != 1 and batches not in given:
+        many = f"--{batches} {options[batches]}"
+        if "data.batch_size" in given:
+            fitted[batches] = 1
+            notes.append(
+                f"recipe {recipe.name}: its {many} is left out, as you give the batch: add it if you want both"
+            )
+        elif "optim.base_lr" in given and batches not in fitted:
+            notes.append(
+                f"recipe {recipe.name}: its {many} stays, and your rate is multiplied for all images of a step"
+            )
+    return [(f"recipe {recipe.name}", options | fitted)]
 
 
 def plain(namespace: Namespace) -> dict[str, Any]:

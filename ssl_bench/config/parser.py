@@ -108,7 +108,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
                 namespace[name] = checked(annotation, value)
             except ValueError as error:
                 between = ": " if isinstance(value, list | tuple) else " "
-                self.refuse(name, f"--{name} {_brief(value)}{between}{error}")
+                self.refuse(name, f"--{name}: {_brief(value)}{between}{error}")
         return namespace
 
     def format_help(self) -> str:
@@ -141,7 +141,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
         given = values[-1] if values else value[1].strip(" '\"") if value else ""
         meant = MEANT_VALUES.get(given.lower())
         hint = f"; did you mean {meant!r}?" if meant in choices else near(given, choices)
-        self.refuse(name, f"--{name} {_brief(given)} must be {describe(annotation)}{hint}")
+        self.refuse(name, f"--{name}: {_brief(given)} must be {describe(annotation)}{hint}")
 
     def _values(self, name: str) -> list[str]:
         """Every value that an option is given: by a file or variable, then by flags."""
