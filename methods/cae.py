@@ -36,7 +36,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.cae_regressor import PretextNeck
 from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.models.tokenizers import PatchTokens, load_tokenizer
-from ssl_bench.pretraining.masks import block_masks, hidden_mask
+from ssl_bench.pretraining.masks import block_masks, hidden_mask, require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
@@ -93,6 +93,7 @@ class CAE(Method):
         if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
             name = backbone.options.name
             raise UserError(f"cae needs a class token and absolute positions; for {name}: simmim, simclr")
+        require_patches(backbone, "cae")
         patches = backbone.grid**2
         self.hidden = round(patches * mask_ratio)  # M
         if not 0 < self.hidden < patches:

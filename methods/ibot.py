@@ -40,7 +40,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, Prototypes, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
-from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks
+from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks, require_patches
 from ssl_bench.pretraining.method import Method
 
 
@@ -126,6 +126,7 @@ class IBOT(Method):
         super().__init__(backbone, optim)
         if not (backbone.is_vit or backbone.is_swin):
             raise UserError("ibot needs a ViT or Swin, whose patches can be hidden; for a ResNet: dino, byol, simclr")
+        require_patches(backbone, "ibot")
         if min(student_temp, teacher_temp, warmup_teacher_temp, teacher_patch_temp, warmup_teacher_patch_temp) <= 0:
             raise UserError("--method.student_temp and the teacher's temperatures must be above 0")
         if shared_head and not shared_head_teacher:

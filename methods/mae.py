@@ -24,7 +24,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.patches import patchify, sincos_positions
-from ssl_bench.pretraining.masks import block_masks, hidden_mask
+from ssl_bench.pretraining.masks import block_masks, hidden_mask, require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
@@ -64,6 +64,7 @@ class MAE(Method):
         if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
             name = backbone.options.name
             raise UserError(f"mae needs a class token and absolute positions; for {name}: simmim, simclr")
+        require_patches(backbone, "mae")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         if min(decoder_dim, decoder_heads) < 1 or decoder_dim % decoder_heads:

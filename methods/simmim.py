@@ -27,6 +27,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.patches import patchify, unpatchify
+from ssl_bench.pretraining.masks import require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction
 
@@ -66,6 +67,7 @@ class SimMIM(Method):
         if size % stride:
             rule = f"is no multiple of an output token's {stride} px"
             raise UserError(f"--backbone.img_size {size} {rule}: try {math.ceil(size / stride) * stride}")
+        require_patches(backbone, "simmim")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         self.mask_cell = fitting_cell(backbone, mask_cell)

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_bench.config.constraints import local_path
 from ssl_bench.config.recipes import SMALL, Images
 from ssl_bench.data.catalogue import CATALOGUE
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, near
 
 LOOKED_AT = 48  # images whose size is read
 COUNTED = 200_000  # files after which counting stops
@@ -33,23 +33,23 @@ TRAINING_IMAGES = {
 
 
 def image_summary(data: Mapping[str, Any]) -> Images:
-    """What the images of a `fit` command are, as far as a recipe depends on it.
+    """What the images of a `fit` command are, as far as a recipe depends on it; unknown where they are not there yet.
 
     Args:
         data: `name` and `root`, as they were given.
-
-    Raises:
-        UserError: Someone's own images are not where `root` says.
     """
     name = str(data["name"])
     entry = CATALOGUE.get(name)
     if name in TRAINING_IMAGES and entry is not None:
         return Images(name, entry.image_size, TRAINING_IMAGES[name])
     if entry is None or data.get("root") is None:
-        return Images()  # what opens them says what is wrong
-    root = Path(local_path(str(data["root"])))
+        return Images()
+    try:
+        root = Path(local_path(str(data["root"])))
+    except ValueError:  # a web address, which the parser refuses
+        return Images()
     if not root.exists():
-        raise UserError(f"no folder {root}: --data.root says where the images are")
+        return Images()
     if name == "parquet":
         count, sizes = _of_parquet(root)
     elif name == "folder" and root.is_dir():
@@ -61,6 +61,21 @@ def image_summary(data: Mapping[str, Any]) -> Images:
         return Images("", None, count)
     sides = sorted(min(size) for size in sizes)
     return Images("", sides[len(sides) // 2], count, one_size=len(set(sizes)) == 1)
+
+
+def check_place(data: Mapping[str, Any]) -> None:
+    """Refuse images that are not where they are said to be, before anything heavy is loaded.
+
+    Args:
+        data: Options of the images.
+
+    Raises:
+        UserError: The set is unknown, or there is nothing at `root`.
+    """
+    if data["name"] not in CATALOGUE:
+        raise UserError(f"no data set {data['name']!r}{near(data['name'], CATALOGUE)}: see `ssl-bench list data`")
+    if data["name"] in ("folder", "parquet") and data.get("root") and not Path(data["root"]).exists():
+        raise UserError(f"no folder {data['root']}: --data.root says where the images are")
 
 
 def _of_folder(folder: Path) -> tuple[int, list[tuple[int, int]]]:
