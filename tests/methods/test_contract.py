@@ -11,7 +11,7 @@ from small import GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor
 
 from ssl_bench.config import registry, signatures
-from ssl_bench.config.options import Optim
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre
@@ -224,3 +224,18 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(make: Build, tmp_path: Path)
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "ibot"])
+def test_hiding_needs_patches_to_hide(name: str) -> None:
+    given = {"local_views": 0} if name == "ibot" else {}
+    cls = registry.load(registry.find("methods", name))
+
+    def made(size: int, patch: int) -> Any:
+        return cls(Backbone(BackboneOptions("vit_pico_patch4_32", img_size=size, patch_size=patch)), **given)
+
+    with pytest.raises(UserError, match="32 px hold 4 of 16 px; at least 9 .* needed: --backbone.patch_size 8"):
+        made(32, 16)
+    with pytest.raises(UserError, match="8 px hold 4 of 4 px; at least 9 .* needed: --backbone.patch_size 2"):
+        made(8, 4)
+    made(12, 4)
