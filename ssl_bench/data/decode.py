@@ -6,6 +6,7 @@ that is the same for all images of a set, whatever each of them holds.
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -204,4 +205,9 @@ def _check_png(content: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """The first line, without what differs from file to file, so that equal reasons can be counted."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that can be recognised"
+    if isinstance(error, OSError) and error.strerror:
+        return f"it cannot be read ({error.strerror})"
+    return re.sub(r" \(\d+ bytes not processed\)", "", (str(error) or type(error).__name__).splitlines()[0])

@@ -101,17 +101,18 @@ def test_paths_are_names_when_each_is_its_own(parquet_file):
 def test_no_labels(parquet_file):
     data = opened(parquet_file("f.parquet", contents(3), None))
     assert data.classes is None and len(data.pretrain) == 3
-    with pytest.raises(UserError, match="no integer column of labels"):
+    with pytest.raises(UserError, match="no column of labels that can be told; --data.label_column names it"):
         data.require_labels()
 
 
-def test_broken_images_are_skipped_or_stop(parquet_file):
+def test_broken_images_are_skipped_or_stop(parquet_file, capsys):
     files = contents(11)
     files[4] = files[4][:200]
     file = parquet_file("f.parquet", files, [0, 1] * 5 + [0])
-    with pytest.warns(UserWarning, match="train/000004"):
-        data = opened(file)
-    assert data.fingerprint["skipped"] == {"count": 1, "names": ["train/000004"]}
+    data = opened(file)
+    skipped = {"count": 1, "names": ["train/000004"], "reasons": {"the file is cut short": 1}}
+    assert data.fingerprint["skipped"] == skipped
+    assert "1 left out: train/000004 (1 x the file is cut short)" in capsys.readouterr().err
     assert len(data.pretrain) + len(data.test) == 10
     assert "broken image train/000004" in refusal(file, strict=True)
 
