@@ -1,6 +1,7 @@
 """`ssl-bench fit`."""
 
 import os
+from pathlib import Path
 
 from ssl_bench.cli.commands import import_torch
 from ssl_bench.console import say
@@ -8,6 +9,8 @@ from ssl_bench.console import say
 
 def main(argv: list[str]) -> int:
     from ssl_bench.config.fit_config import dump, parse_fit
+    from ssl_bench.data.files.content import folder_of_run
+    from ssl_bench.records.run import read_run
 
     parsed = parse_fit(argv)
     if parsed.print_config:
@@ -15,6 +18,9 @@ def main(argv: list[str]) -> int:
         return 0
     if parsed.recipe:
         say(f"recipe {parsed.recipe}; --print_config shows every number")
+    folder = folder_of_run(parsed.runs, parsed.config)
+    if (folder / "run.json").exists() and read_run(folder).status == "finished":
+        return _already_done(folder)
     import_torch()
     from ssl_bench.pretraining.nan_guard import DivergenceError
     from ssl_bench.pretraining.training import fit
@@ -25,8 +31,15 @@ def main(argv: list[str]) -> int:
     except DivergenceError as error:
         say(f"ssl-bench: {error}")
         return 1
-    if fitted.already_done:
-        say("already done: the run of this very configuration is finished")
+    if fitted.already_done:  # by another process, meanwhile
+        return _already_done(fitted.folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(fitted.folder)
+    return 0
+
+
+def _already_done(folder: Path) -> int:
+    say("already done: the run of this very configuration is finished")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(folder)
     return 0

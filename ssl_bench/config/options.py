@@ -52,8 +52,8 @@ class DataOptions:
         strict: Stop at a broken file rather than skip and count it.
         label_fraction: Part of the training labels that a method which learns from labels sees: equally many of each
             class, fixed by split_seed, none of them of the validation part; all when not given.
-        value_range: Values that become black and white in images with more than 8 bits or a sign: "0,4095", say; guessed
-            from the whole set and printed when not given, or auto.
+        value_range: Values that become black and white in images with more than 8 bits or a sign: "0,4095", say;
+            guessed from the whole set and printed when not given, or auto.
         label_column: Column of a parquet file that holds the classes, when its name is none of the usual ones.
     """
 

@@ -93,7 +93,7 @@ def check(encoded: bytes | str | Path) -> Check:
             if kind is None:
                 return Check()
             if kind == COLOUR_16:
-                return Check(None, kind, 0, 257 * max(high for _, high in image.convert("RGB").getextrema()))
+                return Check(None, kind, 0, 257 * float(np.asarray(image.convert("RGB")).max()))
             values = _values(image, image)
             return Check(None, kind, float(values.min()), float(values.max()))
     except Exception as error:

@@ -125,9 +125,11 @@ class EncodedPool(Pool):
 
     def take(self, rows: np.ndarray) -> Self:
         digests = None if self.digests is None else [self.digests[row] for row in rows]
-        encoded = (
-            self.encoded.take(rows) if isinstance(self.encoded, ArrowBytes) else [self.encoded[row] for row in rows]
-        )
+        encoded: Sequence[str | bytes]
+        if isinstance(self.encoded, ArrowBytes):
+            encoded = self.encoded.take(rows)
+        else:
+            encoded = [self.encoded[row] for row in rows]
         return replace(self, encoded=encoded, digests=digests, **self._part(rows))  # type: ignore[arg-type]
 
     @property

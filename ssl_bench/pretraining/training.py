@@ -24,6 +24,7 @@ from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.files.content import content_of, find_run_folder, refuse_changed_images, remember_content
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -37,7 +38,6 @@ from ssl_bench.pretraining.online_probe import OnlineProbe
 from ssl_bench.pretraining.progress import Progress
 from ssl_bench.records.files import write_json, write_text
 from ssl_bench.records.run import DataRecord, RunCost, RunInfo, read_run, write_run
-from ssl_bench.records.run_folder import run_folder
 from ssl_bench.runtime.acceleration import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
 from ssl_bench.runtime.distributed import SyncNorms
 from ssl_bench.runtime.environment import describe
@@ -70,9 +70,11 @@ def fit(
         DivergenceError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; the run continues from its last checkpoint when started again.
     """
-    folder = run_folder(runs, config)
+    content = content_of(DataOptions(**config["data"]))
+    folder = find_run_folder(runs, config, content)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return Fitted(folder, already_done=True)
+    refuse_changed_images(folder, config, content)
     prepare_process()
     trainer_options = TrainerOptions(**config["trainer"])
     pl.seed_everything(config["seed"], verbose=False)
@@ -84,6 +86,7 @@ def fit(
         say(f"--optim.warmup_epochs: {epochs}, so the learning rate only rises; a tenth of them is usual")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump(config))
+    remember_content(folder, config, content)
     precision = effective_precision(trainer_options.precision, trainer_options.accelerator)
     write_json(folder / "environment.json", {**describe(), "precision": precision})
     write_run(folder, info)

@@ -63,14 +63,21 @@ def content_of(options: DataOptions) -> Content | None:
     return Content(os.path.realpath(Path(options.root or "").expanduser()), whole[:16], groups)
 
 
-def folder_of_run(runs: Path, config: dict[str, Any]) -> Path:
+def folder_of_run(runs: Path, config: dict[str, Any], known: "dict[DataOptions, Content | None] | None" = None) -> Path:
     """The folder of the run of a configuration: where it is already, or where it will be.
+
+    Args:
+        runs: Where run folders live.
+        config: Of the run.
+        known: Contents that were looked at before, for many runs on the same images; this one is added.
 
     Raises:
         UserError: Its images are not there.
     """
-    content = content_of(data_options_of(config))
-    return find_run_folder(runs, config, content)
+    options, seen = DataOptions(**config["data"]), {} if known is None else known
+    if options not in seen:
+        seen[options] = content_of(options)
+    return find_run_folder(runs, config, seen[options])
 
 
 def find_run_folder(runs: Path, config: dict[str, Any], content: Content | None) -> Path:
@@ -81,11 +88,6 @@ def find_run_folder(runs: Path, config: dict[str, Any], content: Content | None)
     mark = folder.name[-len("-01234567") :]  # the same images were called something else
     others = (found for found in runs.glob(f"*{mark}") if (found / "run.json").exists())
     return min(others, default=folder)
-
-
-def data_options_of(config: dict[str, Any]) -> DataOptions:
-    """The options of a configuration's images."""
-    return DataOptions(**config["data"])
 
 
 def refuse_changed_images(folder: Path, config: dict[str, Any], content: Content | None) -> None:
@@ -102,12 +104,12 @@ def refuse_changed_images(folder: Path, config: dict[str, Any], content: Content
     if content is None or (folder / "run.json").exists():
         return
     for known, earlier in _earlier(folder, config):
-        if known.root == content.root and (earlier / "checkpoints" / "last.ckpt").exists():
-            if read_run(earlier).status != "finished":
-                raise UserError(
-                    f"{content.root} has changed since {earlier} stopped: {_difference(known, content)}; restore the "
-                    f"images to continue that run, or move its folder away (or name another --runs) to start a new one"
-                )
+        unfinished = (earlier / "checkpoints" / "last.ckpt").exists() and read_run(earlier).status != "finished"
+        if known.root == content.root and unfinished:
+            raise UserError(
+                f"{content.root} has changed since {earlier} stopped: {_difference(known, content)}; restore the "
+                f"images to continue that run, or move its folder away (or name another --runs) to start a new one"
+            )
 
 
 def remember_content(folder: Path, config: dict[str, Any], content: Content | None) -> None:

@@ -56,8 +56,8 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
                 parts = threads.map(_digests, ([files[at] for at in batch] for batch in batches), repeat(whole))
                 for batch, part in zip(batches, parts, strict=True):
-                    for at, digest in zip(batch, part, strict=True):
-                        digests[at] = digest
+                    for at, found in zip(batch, part, strict=True):
+                        digests[at] = found
         finally:
             _remember(name, files, digests, start)
     return digests

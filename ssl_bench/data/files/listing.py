@@ -224,9 +224,8 @@ class _Search:
             status = entry.stat() if entry is not None else os.stat(path)
             why = _fault(name, path, status)
         except OSError as error:
-            why = (
-                "a link to nothing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
-            )
+            gone = isinstance(error, FileNotFoundError)
+            why = "a link to nothing" if gone else f"it cannot be read ({error.strerror})"
         if why is None and status.st_nlink > 1 and status.st_ino:
             first = self.inodes.setdefault((status.st_dev, status.st_ino), name)
             why = None if first == name else HARD_LINK
