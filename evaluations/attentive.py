@@ -35,7 +35,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, progress, split_name

@@ -8,7 +8,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -52,6 +52,7 @@ class Dataset:
         std: Their standard deviation.
         fingerprint: Counts, classes, content hash and skipped files, for every record.
         remedy: What would make the data fit for evaluations, when they are not.
+        skipped: What is left out: name -> why.
     """
 
     options: DataOptions
@@ -66,6 +67,7 @@ class Dataset:
     std: RGB
     fingerprint: dict[str, Any]
     remedy: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def require_labels(self) -> None:
         """Refuse data that evaluations cannot use.
@@ -77,6 +79,23 @@ class Dataset:
             raise UserError(f"{self.title} has no labels, which evaluations need: {self.remedy or 'add them'}")
         if self.test is None:
             raise UserError(f"{self.title} has no test images, which evaluations need: {self.remedy or 'add them'}")
+
+    def without(self, left_out: Mapping[str, str]) -> "Dataset":
+        """The same data with some images left out of the splits, because reading them showed that they are broken.
+
+        Pretraining's images stay in their places, where others stand in for the broken ones.
+
+        Args:
+            left_out: Name -> why.
+        """
+        if not left_out:
+            return self
+        splits: dict[str, Any] = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits = {name: part.without(left_out) for name, part in splits.items() if part is not None}
+        counts = {**self.fingerprint["images"], **{name: len(part) for name, part in splits.items()}}
+        skipped = {**self.skipped, **left_out}
+        fingerprint = {**self.fingerprint, "images": counts, "skipped": describe_skipped(skipped)}
+        return replace(self, **splits, fingerprint=fingerprint, skipped=skipped)
 
     def labelled(self, unlabelled_too: bool = False) -> "Dataset":
         """The same data, but what is trained on are labelled images of the train split, and nothing else is labelled.
@@ -146,6 +165,7 @@ def load_dataset(options: DataOptions) -> Dataset:
         std=std,
         fingerprint={"name": title, "images": counts, **_fingerprint(source, skipped)},
         remedy=source.remedy,
+        skipped=skipped,
     )
 
 

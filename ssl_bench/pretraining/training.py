@@ -25,6 +25,7 @@ from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeO
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.files.content import content_of, find_run_folder, refuse_changed_images, remember_content
+from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -79,6 +80,7 @@ def fit(
     trainer_options = TrainerOptions(**config["trainer"])
     pl.seed_everything(config["seed"], verbose=False)
     data, method, module = build(config)
+    module.folder = folder
     info = _describe_run(config, data, method, command)
     flops_per_image = training_flops(method)
     if 0 < trainer_options.max_epochs <= method.optim.warmup_epochs:
@@ -128,6 +130,8 @@ def _train(
             save_backbone(folder, method, data)
             if (classifier := method.evaluated_classifier) is not None:
                 save_classifier(folder, classifier, classifier.names or data.classes or ())
+        seen = data.without(read_left_out(folder))
+        info = replace(info, data=DataRecord(seen.title, seen.fingerprint))
         write_run(folder, _finished(trainer, info, flops_per_image))
 
 
@@ -213,7 +217,7 @@ def prepare_process() -> None:
 
 def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data: Dataset, run: WandbRun) -> pl.Trainer:
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv"), WandbMetrics(run)]
-    probe = OnlineProbe(data, ProbeOptions(**config["probe"]))
+    probe = OnlineProbe(data, ProbeOptions(**config["probe"]), folder)
     callbacks = [SeedEachBatch(config["seed"]), StopAtNaN(), probe, Progress(probe), SaveLast(folder, config)]
     return pl.Trainer(
         max_epochs=options.max_epochs,

@@ -18,8 +18,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.augment.views import View
+from ssl_bench.data.evaluation_batches import evaluation_batches
 from ssl_bench.data.geometry import short_side
-from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader, evaluation_batches
+from ssl_bench.data.loaders import PhotographLoader, RawBatch, ResidentLoader
+from ssl_bench.data.order import Order
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit
 from ssl_bench.errors import UserError
