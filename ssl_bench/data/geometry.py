@@ -13,9 +13,17 @@ CROP = 0.875  # part of the short side that the centre crop keeps, up to
 CROP_TO = 224  # pixels
 
 
+STRIP = 16  # times as long as wide: of a longer image only what the crop covers is enlarged
+
+
 def short_side(size: int) -> int:
     """Pixels of the short side before the centre crop."""
     return int(size / CROP) if size <= CROP_TO else size
+
+
+def is_strip(height: int, width: int) -> bool:
+    """Whether an image is so long that it must not be enlarged whole: a strip of 20,000 x 2 would take gigabytes."""
+    return max(height, width) > STRIP * min(height, width)
 
 
 def scaled(height: int, width: int, size: int) -> tuple[int, int]:
@@ -34,6 +42,9 @@ def centre(height: int, width: int, size: int) -> tuple[int, int]:
 def see_batch(images: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) uint8 to (B, 3, s, s) float in [0, 1]; images of that size already stay as they are."""
     height, width = images.shape[2:]
+    if is_strip(height, width):
+        seen = [see_image(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), size) for image in images.cpu()]
+        return torch.stack(seen).to(images.device).float() / 255
     values = images.float() / 255
     if (height, width) == (size, size):
         return values
@@ -48,6 +59,11 @@ def see_image(image: Image.Image, size: int) -> Tensor:
     if image.size != (size, size):
         height, width = scaled(image.height, image.width, size)
         top, left = centre(height, width, size)
+        if is_strip(image.height, image.width):
+            down, across = image.height / height, image.width / width
+            box = (left * across, top * down, (left + size) * across, (top + size) * down)
+            seen = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            return torch.from_numpy(np.array(seen)).permute(2, 0, 1)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + size, top + size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

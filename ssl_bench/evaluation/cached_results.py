@@ -20,7 +20,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
 from ssl_bench.evaluation.targets import Target, data_options
 from ssl_bench.records.result import Result, read_result, recorded_stem
-from ssl_bench.records.run import RunInfo, read_run
+from ssl_bench.records.run import DataRecord, RunInfo, read_run
 
 # Two results that agree in these are of the same number.
 SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
@@ -46,7 +46,11 @@ def recorded(run_dir: Path, blank: Result, same: tuple[str, ...] = SAME) -> Resu
     except UserError as error:
         say(f"{error}; evaluating again")
         return None
-    return found if all(getattr(found, name) == getattr(blank, name) for name in same) else None
+    return found if all(_agree(getattr(found, name), getattr(blank, name)) for name in same) else None
+
+
+def _agree(one: Any, other: Any) -> bool:
+    return one.same_images(other) if isinstance(one, DataRecord) else bool(one == other)
 
 
 def remaining(given: Evaluate) -> list[str]:
