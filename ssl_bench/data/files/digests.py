@@ -55,8 +55,8 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
         try:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
                 parts = threads.map(_digests, ([files[at] for at in batch] for batch in batches), repeat(whole))
-                for batch, part in zip(batches, parts, strict=True):
-                    for at, found in zip(batch, part, strict=True):
+                for batch, hashes in zip(batches, parts, strict=True):
+                    for at, found in zip(batch, hashes, strict=True):
                         digests[at] = found
         finally:
             _remember(name, files, digests, start)

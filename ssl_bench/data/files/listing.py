@@ -158,7 +158,8 @@ class _Search:
         self.root, self.found = root, Found()
         self.folders: dict[str, str] = {}  # real path of each folder that was entered -> its name
         self.links: list[tuple[str, str]] = []  # name and path of links, for later
-        self.targets: set[str] = set()  # real paths of files, once there are links
+        self.following = False
+        self.targets: set[str] = set()  # real paths of files, once links are followed
         self.inodes: dict[tuple[int, int], str] = {}  # of files with several hard links -> the first one's name
 
     def enter(self, name: str, path: str) -> None:
@@ -170,9 +171,10 @@ class _Search:
 
     def follow_links(self) -> None:
         """All links, of which some may lead to folders that hold links."""
+        if self.links:
+            self.following, self.targets = True, self._real_paths()
         while self.links:
             waiting, self.links = sorted(self.links), []
-            self.targets |= self._real_paths()
             for name, path in waiting:
                 real = os.path.realpath(path)
                 if os.path.isdir(real):
@@ -214,8 +216,8 @@ class _Search:
                     below.append((own, entry.path, f"{real.rstrip(os.sep)}{os.sep}{entry.name}"))
                 elif f"{real}{os.sep}{entry.name}" in self.targets:
                     self.found.left_out[written_name(own)] = COUNTED
-                else:
-                    self._add(own, entry.path, entry)
+                elif self._add(own, entry.path, entry) and self.following:
+                    self.targets.add(f"{real}{os.sep}{entry.name}")
             waiting += reversed(below)
 
     def _add(self, name: str, path: str, entry: "os.DirEntry[str] | None" = None) -> bool:
