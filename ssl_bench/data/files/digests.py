@@ -41,7 +41,8 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
     name = f"digests/{place}-{'whole' if whole else 'samples'}"
     with alone(f"{name}.lock"):
         memory = read_cached(f"{name}.json")
-        known = memory.get("files", {}) if memory.get("format") == FORMAT else {}
+        known = memory.get("files") if memory.get("format") == FORMAT else None
+        known = known if isinstance(known, dict) else {}
         digests = [_known(known, file) for file in files]
         new = [at for at, digest in enumerate(digests) if not digest]
         if not new:
@@ -63,15 +64,20 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
     return digests
 
 
-def _known(known: dict[str, list[int | str]], file: ImageFile) -> str:
-    found = known.get(file.name)
-    return str(found[4]) if found and tuple(found[:4]) == file[2:] else ""
+def _known(known: dict[str, str], file: ImageFile) -> str:
+    state, _, digest = str(known.get(file.name, "")).rpartition(" ")
+    return digest if state == _state(file) else ""
+
+
+def _state(file: ImageFile) -> str:
+    """What changes with a file's content."""
+    return f"{file.size} {file.modified} {file.changed} {file.inode}"
 
 
 def _remember(name: str, files: Sequence[ImageFile], digests: Sequence[str], start: int) -> None:
     """Those files that cannot have changed since without another time."""
     rows = {
-        file.name: [*file[2:], digest]
+        file.name: f"{_state(file)} {digest}"
         for file, digest in zip(files, digests, strict=True)
         if digest and max(file.modified, file.changed) < start - JUST_NOW
     }

@@ -94,23 +94,26 @@ def read_layout(options: DataOptions) -> Layout:
         if test is not None:
             raise UserError(f"{root} has {test}/ but no train/ folder: put the training images there")
         found = find_images(str(root))
-        classes = _classes(root, "", found)
-        return Layout(root, _part(root, "", classes, found), None, classes, "", False, found.left_out)
+        groups = _by_class(found, "")
+        classes = _classes(root, "", groups)
+        return Layout(root, _part(root, "", classes, groups, found), None, classes, "", False, found.left_out)
     found = find_images(str(root), ["train", *([test] if test else [])])
     _name_the_rest(root, {"train", test}, found)
-    classes = _classes(root, "train", found)
-    train = _part(root, "train", classes, found)
+    groups = _by_class(found, "train")
+    classes = _classes(root, "train", groups)
+    train = _part(root, "train", classes, groups, found)
     if test is None or classes is None:
         if test is not None:
             found.left_out[f"{test}/"] = UNLABELLED
         return Layout(root, train, None, classes, "", True, found.left_out)
-    others = _classes(root, test, found)
+    groups = _by_class(found, test)
+    others = _classes(root, test, groups)
     if others != classes:
         odd = sorted(set(others or ()) ^ set(classes))
         raise UserError(
             f"{root / 'train'} and {root / test} differ in their class folders, such as {odd[0]!r}: make them the same"
         )
-    tests = _part(root, test, classes, found)
+    tests = _part(root, test, classes, groups, found)
     return Layout(root, train, tests, classes, f"the folder {test}", True, found.left_out)
 
 
@@ -123,46 +126,46 @@ def _name_the_rest(root: Path, used: set[str | None], found: Found) -> None:
                 found.left_out[name] = BESIDE
 
 
-def _classes(root: Path, top: str, found: Found) -> tuple[str, ...] | None:
-    """Names of the class folders, in order, or None when the images lie in the folder itself."""
-    start = len(top) + 1 if top else 0
-    loose, filled = False, set()
+def _by_class(found: Found, top: str) -> dict[str, list[ImageFile]]:
+    """Folder directly below `top` -> all images in it, in order; those in `top` itself under the empty name."""
+    start, groups = len(top) + 1 if top else 0, dict[str, list[ImageFile]]()
     for file in found.files:
-        if not top or file.name.startswith(f"{top}/"):
+        if file.name.startswith(f"{top}/" if top else ""):
             first, slash, _ = file.name[start:].partition("/")
-            loose |= not slash
-            filled.add(first)
+            groups.setdefault(first if slash else "", []).append(file)
+    return groups
+
+
+def _classes(root: Path, top: str, groups: dict[str, list[ImageFile]]) -> tuple[str, ...] | None:
+    """Names of the class folders, in order, or None when the images lie in the folder itself."""
     with os.scandir(root / top) as entries:
         folders = [
             entry.name
             for entry in entries
-            if entry.is_dir() and not is_system(entry.name) and (entry.name in filled or not entry.is_symlink())
+            if entry.is_dir() and not is_system(entry.name) and (entry.name in groups or not entry.is_symlink())
         ]
-    if folders and loose:
+    if folders and "" in groups:
         odd = sorted(folders)[0]
         raise UserError(f"{root / top} holds images and folders ({odd!r}): class folders or images, not both")
     return tuple(sorted(folders)) or None
 
 
-def _part(root: Path, top: str, classes: tuple[str, ...] | None, found: Found) -> Part:
+def _part(
+    root: Path, top: str, classes: tuple[str, ...] | None, groups: dict[str, list[ImageFile]], found: Found
+) -> Part:
     """The images of a folder by class.
 
     Raises:
         UserError: The folder, or that of a class, has none.
     """
-    files = [file for file in found.files if not top or file.name.startswith(f"{top}/")]
+    for name in classes or ("",):
+        if name not in groups:
+            own = "/".join(part for part in (top, name) if part)
+            raise refusal_of_nothing(str(root / own), _below(found, own))
     if classes is None:
-        if not files:
-            raise refusal_of_nothing(str(root / top), _below(found, top))
-        return Part(files, None)
-    number = {name: label for label, name in enumerate(classes)}
-    start = len(top) + 1 if top else 0
-    labelled = sorted((number[file.name[start:].partition("/")[0]], file) for file in files)
-    labels = [label for label, _ in labelled]
-    for label in sorted(set(number.values()) - set(labels)):
-        own = f"{top}/{classes[label]}" if top else classes[label]
-        raise refusal_of_nothing(str(root / own), _below(found, own))
-    return Part([file for _, file in labelled], labels)
+        return Part(groups[""], None)
+    files = [file for name in classes for file in groups[name]]
+    return Part(files, [label for label, name in enumerate(classes) for _ in groups[name]])
 
 
 def _below(found: Found, top: str) -> Found:

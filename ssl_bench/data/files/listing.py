@@ -126,7 +126,7 @@ def listed(files: Iterable[tuple[str, str]]) -> list[ImageFile]:
 
 def is_system(name: str) -> bool:
     """Whether a file or folder of this name is an operating system's or a file server's, not the user's."""
-    return name.startswith(".") or name.lower() in SYSTEM
+    return name[0] == "." or name.lower() in SYSTEM
 
 
 def written_name(name: str) -> str:
@@ -243,7 +243,8 @@ def _fault(name: str, path: str, status: os.stat_result) -> str | None:
     """Why a file is no image that can be used, as far as its name and first bytes tell."""
     if not stat.S_ISREG(status.st_mode):
         return NO_FILE
-    ending = os.path.splitext(name)[1].lower()
+    base = name.rpartition("/")[2]
+    ending = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
     if status.st_size == 0:
         return "an empty file" if ending in IMAGES | PLUG_IN | RAW else NO_IMAGE
     if ending in IMAGES:
