@@ -201,7 +201,9 @@ def test_changed_images_of_an_unfinished_run_are_refused(photos: Path, tmp_path:
     content = content_of(DataOptions(**config["data"]))
     other = find_run_folder(runs, config, content)
     what = {"replaced": "of its 3 files some", "added": "it had 3 files, now 4", "removed": "it had 3 files, now 2"}
-    with pytest.raises(UserError, match=rf"has changed since .*: train/cat: {what[change]}.* restore .* move its folder"):
+    with pytest.raises(
+        UserError, match=rf"has changed since .*: train/cat: {what[change]}.* restore .* move its folder"
+    ):
         refuse_changed_images(other, config, content)
     refuse_changed_images(other, {**config, "seed": 1}, content)  # another run has nothing to do with it
     finished(folder)

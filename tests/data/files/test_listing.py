@@ -47,7 +47,9 @@ def test_an_image_is_one_by_its_content(root: Path, kind: str, name: str) -> Non
     assert f"cat/{name}" in names(root) and not left_out(root)
 
 
-@pytest.mark.parametrize("ending", ["heic", "HEIF", "cr2", "nef", "dng", "raw", "npy", "dcm", "svg", "mp4", "zip", "jxl"])
+@pytest.mark.parametrize(
+    "ending", ["heic", "HEIF", "cr2", "nef", "dng", "raw", "npy", "dcm", "svg", "mp4", "zip", "jxl"]
+)
 def test_what_cannot_be_decoded_is_named_with_its_ending(root: Path, ending: str) -> None:
     (root / "cat" / f"a.{ending}").write_bytes(encoded(picture(0), "TIFF"))  # a camera's raw file begins like a TIFF
     assert names(root) == ALL
@@ -66,7 +68,15 @@ def test_an_empty_image_is_named(root: Path) -> None:
     assert left_out(root) == {"cat/empty.jpg": "an empty file"}
 
 
-SYSTEM = ["@eaDir", "$RECYCLE.BIN", ".thumbnails", "__MACOSX", "lost+found", ".Spotlight-V100", "System Volume Information"]
+SYSTEM = [
+    "@eaDir",
+    "$RECYCLE.BIN",
+    ".thumbnails",
+    "__MACOSX",
+    "lost+found",
+    ".Spotlight-V100",
+    "System Volume Information",
+]
 
 
 @pytest.mark.parametrize("folder", [*SYSTEM, "#recycle", ".git", ".ipynb_checkpoints"])
@@ -154,7 +164,9 @@ def test_a_folder_that_may_not_be_read_is_named(root: Path) -> None:
         (root / "cat").chmod(stat.S_IRWXU)
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"back\\slash.png", b"\\xe9.png", b"\xff\xfe\\\\\x80", "日本.png".encode()])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.jpg", b"back\\slash.png", b"\\xe9.png", b"\xff\xfe\\\\\x80", "日本.png".encode()]
+)
 def test_names_are_written_reversibly(name: bytes) -> None:
     text = os.fsdecode(name)
     written = written_name(text)
