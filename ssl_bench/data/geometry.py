@@ -3,6 +3,8 @@
 Shapes: B images of H x W pixels, s pixels of what an evaluation sees.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -60,10 +62,26 @@ def see_image(image: Image.Image, size: int) -> Tensor:
         height, width = scaled(image.height, image.width, size)
         top, left = centre(height, width, size)
         if is_strip(image.height, image.width):
-            down, across = image.height / height, image.width / width
-            box = (left * across, top * down, (left + size) * across, (top + size) * down)
-            seen = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            y0, y1, upper, lower = _covered(image.height, height, top, size)
+            x0, x1, first, last = _covered(image.width, width, left, size)
+            part = image.crop((x0, y0, x1, y1))
+            seen = part.resize((size, size), Image.Resampling.BICUBIC, box=(first, upper, last, lower))
             return torch.from_numpy(np.array(seen)).permute(2, 0, 1)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + size, top + size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _covered(extent: int, scaled_to: int, start: int, size: int) -> tuple[int, int, float, float]:
+    """The pixels of a side that a crop depends on, and the crop's two ends among them.
+
+    Args:
+        extent: Pixels of the side.
+        scaled_to: Pixels of it after scaling.
+        start: Of the crop, after scaling.
+        size: Likewise.
+    """
+    step = extent / scaled_to
+    margin = 3 * max(1.0, step)  # the bicubic filter reaches two pixels far
+    first, last = max(0, math.floor(start * step - margin)), min(extent, math.ceil((start + size) * step + margin))
+    return first, last, start * step - first, (start + size) * step - first
