@@ -16,11 +16,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import PIL
 import torch
+from PIL import Image
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.decode import COLOUR_16, BrokenImage, Check, Range, check, guess_range
 from ssl_bench.data.files.cache import read_cached, write_cached
+from ssl_bench.data.pixel_cache import pixels_key, read_pixels, write_pixels
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool
 from ssl_bench.errors import UserError
 
@@ -114,7 +116,14 @@ def _checks(pool: EncodedPool) -> dict[int, Check]:
 
 def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
     """The images in memory, or None when they are large or of several sizes."""
-    images: np.ndarray | None = None  # (N, H, W, 3) uint8
+    first = _first(pool)
+    if first is None or max(first.size) > SMALL or 3 * first.width * first.height * len(pool) > RESIDENT:
+        return None
+    key = pixels_key(pool)
+    images = read_pixels(key, len(pool))
+    if images is not None:
+        return ResidentPool(labels=pool.labels, ids=pool.ids, skipped=pool.skipped, images=torch.from_numpy(images))
+    images = np.empty((len(pool), 3, first.height, first.width), dtype=np.uint8)
     faults: dict[int, str] = {}
     for row in range(len(pool)):
         try:
@@ -122,18 +131,25 @@ def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
         except BrokenImage as error:
             faults[row] = str(error)
             continue
-        if images is None:
-            if max(image.size) > SMALL or 3 * image.width * image.height * len(pool) > RESIDENT:
-                return None
-            images = np.empty((len(pool), image.height, image.width, 3), dtype=np.uint8)
-        if images.shape[1:3] != (image.height, image.width):
+        if image.size != first.size:
             return None
-        images[row] = image
+        images[row] = np.asarray(image).transpose(2, 0, 1)
     kept = _without(pool, faults, strict)
-    assert images is not None, "images that are all broken are the user's error"
-    whole = np.delete(images, list(faults), axis=0) if faults else images
-    resident = torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous()
-    return ResidentPool(labels=kept.labels, ids=kept.ids, skipped=kept.skipped, images=resident)
+    if faults:
+        images = np.delete(images, list(faults), axis=0)
+    else:
+        write_pixels(key, images)
+    return ResidentPool(labels=kept.labels, ids=kept.ids, skipped=kept.skipped, images=torch.from_numpy(images))
+
+
+def _first(pool: EncodedPool) -> Image.Image | None:
+    """The first image that can be decoded."""
+    for row in range(len(pool)):
+        try:
+            return pool.image(row)
+        except BrokenImage:
+            continue
+    return None
 
 
 def _without(pool: EncodedPool, faults: Mapping[int, str], strict: bool) -> EncodedPool:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pictures import encoded, four_channels, picture
 from PIL import Image
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data import in_memory
+from ssl_bench.data import in_memory, pixel_cache
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.in_memory import parse_range
+from ssl_bench.data.pool import EncodedPool
 from ssl_bench.errors import UserError
 
 
@@ -148,3 +150,27 @@ def test_the_sample_of_a_very_large_set(class_folders, monkeypatch):
     data = opened(root)
     assert data.fingerprint["skipped"]["count"] == 0  # found when it is read
     assert data.fingerprint["sha256_covers"] == "sizes, samples of the content and labels"
+
+
+def test_small_images_are_decoded_once(class_folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pixel_cache, "FEWEST", 1)
+    root = class_folders(["train/a", "train/b", "test/a", "test/b"])
+    first = opened(root)
+    kept = list((tmp_path / "cache" / "pixels").iterdir())
+    assert len(kept) == 2
+    calls = []
+    decode = EncodedPool.image
+    monkeypatch.setattr(EncodedPool, "image", lambda pool, row: calls.append(row) or decode(pool, row))
+    second = opened(root)
+    assert calls == [0, 0] and torch.equal(second.pretrain.images, first.pretrain.images)
+    assert second.fingerprint == first.fingerprint
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:-10])  # a full disk
+    assert torch.equal(opened(root).test.pool.images, first.test.pool.images)
+    picture(70).save(root / "train" / "a" / "000.png")
+    assert not torch.equal(opened(root).pretrain.images, first.pretrain.images)
+    monkeypatch.setattr(pixel_cache, "ALL", 30_000)
+    picture(71).save(root / "train" / "a" / "000.png")
+    opened(root)
+    assert sum(file.stat().st_size for file in (tmp_path / "cache" / "pixels").iterdir()) <= 30_000
