@@ -7,6 +7,7 @@ from ssl_bench.data.files.digests import digests_of, read_whole
 from ssl_bench.data.files.layout import Layout, Part, read_layout
 from ssl_bench.data.files.listing import written_name
 from ssl_bench.data.in_memory import usable
+from ssl_bench.data.packed import Paths
 from ssl_bench.data.pool import EncodedPool, Pool, Source
 from ssl_bench.data.splits import FIFTH, split_off_test
 
@@ -55,7 +56,7 @@ def _pools(layout: Layout, parts: list[Part]) -> list[EncodedPool]:
         EncodedPool(
             labels=None if part.labels is None else np.array(part.labels, dtype=np.int64),
             ids=[written_name(file.name) for file in part.files],
-            encoded=[file.path for file in part.files],
+            encoded=Paths.of(file.path for file in part.files),
             digests=[next(digests) for _ in part.files],
             whole=whole,
         )

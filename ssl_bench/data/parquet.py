@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.arrow_bytes import ArrowBytes
 from ssl_bench.data.files.digests import digests_of, read_whole
 from ssl_bench.data.files.listing import listed
 from ssl_bench.data.files.shards import find_shards
 from ssl_bench.data.in_memory import usable
+from ssl_bench.data.packed import ArrowBytes
 from ssl_bench.data.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
 from ssl_bench.data.pool import EncodedPool, Source
 from ssl_bench.data.splits import FIFTH, split_off_test

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.data.arrow_bytes import ArrowBytes
 from ssl_bench.data.decode import USUAL, Ranges, decode
+from ssl_bench.data.packed import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class EncodedPool(Pool):
     def take(self, rows: np.ndarray) -> Self:
         digests = None if self.digests is None else [self.digests[row] for row in rows]
         encoded: Sequence[str | bytes]
-        if isinstance(self.encoded, ArrowBytes):
+        if isinstance(self.encoded, Packed):
             encoded = self.encoded.take(rows)
         else:
             encoded = [self.encoded[row] for row in rows]

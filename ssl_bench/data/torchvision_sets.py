@@ -21,6 +21,7 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.digests import digests_of, read_whole
 from ssl_bench.data.files.listing import listed
 from ssl_bench.data.in_memory import usable
+from ssl_bench.data.packed import Paths
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
@@ -127,7 +128,7 @@ def _pool(opened: list[Any], root: Path, part: str, options: DataOptions) -> Poo
     pool = EncodedPool(
         labels=np.array(targets, dtype=np.int64),
         ids=names,
-        encoded=files,
+        encoded=Paths.of(files),
         digests=digests_of(root, known, f"{options.name}/{part}"),
         whole=read_whole(known),
     )

@@ -10,8 +10,8 @@ import pytest
 from pictures import SHARED, encoded, picture
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.arrow_bytes import ArrowBytes
 from ssl_bench.data.dataset import load_dataset
+from ssl_bench.data.packed import ArrowBytes
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.errors import UserError
 
