@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.files.digests import digests_of, read_whole
-from ssl_bench.data.files.listing import listed
-from ssl_bench.data.files.shards import find_shards
+from ssl_bench.data.files.digests import read_whole
+from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.data.in_memory import usable
 from ssl_bench.data.packed import ArrowBytes
 from ssl_bench.data.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
@@ -97,9 +96,9 @@ def _read(split: str, base: Path, files: list[Path], label: str | None) -> Table
     chunks: list[pa.Array] = []
     paths: list[str | None] = []
     labels: list[Labels] = []
-    known = listed((file.name, str(file)) for file in files)
+    known, hashes = digests_of_shards(base, split, files)
     digests = []
-    for file, digest in zip(files, digests_of(base, known, split), strict=True):
+    for file, digest in zip(files, hashes, strict=True):
         schema = _schema(file)
         image = _image_column(schema, file)
         wanted = [image, *([label] if label in schema.names else [])]

@@ -44,11 +44,10 @@ def write_pixels(key: str, images: np.ndarray) -> None:
     try:
         with replacing(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images)
-        kept = sorted(
-            ((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.npy")), reverse=True
-        )
-        for (_, _, file), total in zip(kept, np.cumsum([size for _, size, _ in kept]), strict=True):
-            if total > ALL:
-                file.unlink(missing_ok=True)
+        used = 0
+        for kept in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True):
+            used += kept.stat().st_size
+            if used > ALL:
+                kept.unlink(missing_ok=True)
     except OSError:
         return  # a full disk, or one that cannot be written: they are decoded again

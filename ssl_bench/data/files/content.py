@@ -16,8 +16,8 @@ from typing import Any
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.layout import read_layout
-from ssl_bench.data.files.listing import ImageFile, listed, written_name
-from ssl_bench.data.files.shards import find_shards
+from ssl_bench.data.files.listing import ImageFile, written_name
+from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.errors import UserError
 from ssl_bench.records.files import write_json
 from ssl_bench.records.run import read_run
@@ -51,12 +51,13 @@ def content_of(options: DataOptions) -> Content | None:
         return None
     if options.name == "folder":
         layout = read_layout(options)
-        base, files = layout.root, sorted(layout.files)
+        rows = list(zip(layout.files, digests_of(layout.root, layout.files), strict=True))
     else:
         base, shards = find_shards(options)
-        files = sorted(listed((file.name, str(file)) for split in shards.values() for file in split))
+        parts = (digests_of_shards(base, split, paths) for split, paths in shards.items())
+        rows = [row for known, hashes in parts for row in zip(known, hashes, strict=True)]
     lines: dict[str, list[str]] = {}
-    for file, digest in zip(files, digests_of(base, files), strict=True):
+    for file, digest in sorted(rows):
         lines.setdefault(_group(file), []).append(f"{file.name}\0{digest}\n")
     groups = {written_name(folder): (len(own), _sha256("".join(own))) for folder, own in lines.items()}
     whole = _sha256(json.dumps(groups, sort_keys=True))

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.files.listing import is_system
+from ssl_bench.data.files.digests import digests_of
+from ssl_bench.data.files.listing import ImageFile, is_system, listed
 from ssl_bench.errors import UserError
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val")}
@@ -35,6 +36,12 @@ def find_shards(options: DataOptions) -> tuple[Path, dict[str, list[Path]]]:
         if "train" in found:
             return folder, found
     raise UserError(f"no train-*.parquet in {root} or {root / 'data'}: --data.root is their folder, or a single file")
+
+
+def digests_of_shards(base: Path, split: str, files: list[Path]) -> tuple[list[ImageFile], list[str]]:
+    """A split's files as they are on the disk, and the hash of each one's content."""
+    known = listed((file.name, str(file)) for file in files)
+    return known, digests_of(base, known, f"{split}/{files[0].name}")
 
 
 def _complete(files: list[Path]) -> None:
