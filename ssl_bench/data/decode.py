@@ -29,6 +29,7 @@ UPRIGHT = {
 }
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 338, 339  # tags of a TIFF
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels of a TIFF's photometric interpretation
+UNREAD = "it cannot be read"  # a fault of the disk or of permissions, not of the image
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 Range: TypeAlias = tuple[float, float]  # values that become black and white
@@ -209,5 +210,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is no image that can be recognised"
     if isinstance(error, OSError) and error.strerror:
-        return f"it cannot be read ({error.strerror})"
+        return f"{UNREAD} ({error.strerror})"
     return re.sub(r" \(\d+ bytes not processed\)", "", (str(error) or type(error).__name__).splitlines()[0])

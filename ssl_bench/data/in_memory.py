@@ -20,7 +20,7 @@ from PIL import Image
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
-from ssl_bench.data.decode import COLOUR_16, BrokenImage, Check, Range, check, guess_range
+from ssl_bench.data.decode import COLOUR_16, UNREAD, BrokenImage, Check, Range, check, guess_range
 from ssl_bench.data.files.cache import read_cached, write_cached
 from ssl_bench.data.pixel_cache import pixels_key, read_pixels, write_pixels
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool
@@ -97,9 +97,9 @@ def _checks(pool: EncodedPool) -> dict[int, Check]:
     """Row -> what was found, for images that are broken, have more than 8 bits, or have a sign."""
     content = hashlib.sha256("\n".join([PIL.__version__, *pool.content]).encode()).hexdigest()[:32]
     name = f"checks/{content}.json"
-    memory = read_cached(name)
-    if memory.get("format") == FORMAT:
-        return {int(row): Check(**result) for row, result in memory["found"].items()}
+    remembered = _remembered(name)
+    if remembered is not None:
+        return remembered
     rows = np.arange(len(pool))
     if not pool.whole:
         rows = np.unique(np.linspace(0, len(pool) - 1, LOOKED_AT).astype(np.int64))
@@ -110,8 +110,17 @@ def _checks(pool: EncodedPool) -> dict[int, Check]:
         results = threads.map(lambda batch: [check(pool.encoded[row]) for row in batch], batches)
         every = dict(zip(rows.tolist(), (result for batch in results for result in batch), strict=True))
     found = {row: result for row, result in every.items() if result != Check()}
-    write_cached(name, {"format": FORMAT, "found": {row: asdict(result) for row, result in found.items()}})
+    if not any((result.fault or "").startswith(UNREAD) for result in found.values()):  # it may be readable next time
+        write_cached(name, {"format": FORMAT, "found": {row: asdict(result) for row, result in found.items()}})
     return found
+
+
+def _remembered(name: str) -> dict[int, Check] | None:
+    memory = read_cached(name)
+    try:
+        return {int(r): Check(**c) for r, c in memory["found"].items()} if memory["format"] == FORMAT else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:

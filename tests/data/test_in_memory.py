@@ -13,6 +13,7 @@ from PIL import Image
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data import in_memory, pixel_cache
 from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.decode import Check
 from ssl_bench.data.in_memory import parse_range
 from ssl_bench.data.pool import EncodedPool
 from ssl_bench.errors import UserError
@@ -101,6 +102,30 @@ def test_what_was_found_is_remembered(class_folders, monkeypatch):
     (root / "train" / "a" / "001.png").write_bytes(encoded(picture(400, 150, 120)))
     with pytest.raises(pytest.fail.Exception):
         opened(root)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": 1}', '{"format": 1, "found": {"0": {"odd": 1}}}', '{"format": 2}'])
+def test_damaged_memory_is_forgotten(class_folders, monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("SSL_BENCH_CACHE", str(tmp_path / "cache"))
+    root = class_folders(["a", "b"], width=150, height=120)
+    (root / "a" / "000.png").write_bytes(b"no image")
+    first = opened(root)
+    for file in (tmp_path / "cache" / "checks").iterdir():
+        file.write_text(damage)
+    assert opened(root).fingerprint == first.fingerprint and first.fingerprint["skipped"]["count"] == 1
+
+
+def test_a_disk_that_fails_for_a_moment_is_not_remembered(class_folders, monkeypatch):
+    root = class_folders(["a", "b"], width=150, height=120)
+    right = in_memory.check
+
+    def fails(path):
+        return Check("it cannot be read (Input/output error)") if path.endswith("b/001.png") else right(path)
+
+    monkeypatch.setattr(in_memory, "check", fails)
+    assert opened(root).fingerprint["skipped"]["names"] == ["b/001.png"]
+    monkeypatch.setattr(in_memory, "check", right)
+    assert opened(root).fingerprint["skipped"]["count"] == 0
 
 
 def test_all_four_channel_images_are_refused_by_name(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.config.options import DataOptions
+from ssl_bench.console import say
 from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.layout import read_layout
 from ssl_bench.data.files.listing import ImageFile, written_name
@@ -105,8 +106,11 @@ def refuse_changed_images(folder: Path, config: dict[str, Any], content: Content
     if content is None or (folder / "run.json").exists():
         return
     for known, earlier in _earlier(folder, config):
-        unfinished = (earlier / "checkpoints" / "last.ckpt").exists() and read_run(earlier).status != "finished"
-        if known.root == content.root and unfinished:
+        if known.root != content.root:
+            continue
+        if read_run(earlier).status == "finished":
+            say(f"{content.root} has changed since {earlier} ({_difference(known, content)}): this is another run")
+        elif (earlier / "checkpoints" / "last.ckpt").exists():
             raise UserError(
                 f"{content.root} has changed since {earlier} stopped: {_difference(known, content)}; restore the "
                 f"images to continue that run, or move its folder away (or name another --runs) to start a new one"

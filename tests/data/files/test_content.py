@@ -26,6 +26,7 @@ from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.listing import find_images, listed
 from ssl_bench.errors import UserError
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
+from ssl_bench.records.run_folder import identity
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,14 @@ def test_paths_to_one_folder_are_one_content(photos: Path, tmp_path: Path, monke
     first = folder_of_run(runs, configuration("photos"))
     finished(first)
     assert {folder_of_run(runs, configuration(path)) for path in paths} == {first}  # under its first name
+
+
+def test_the_path_of_a_named_set_is_not_its_run(tmp_path: Path) -> None:
+    config = configuration(tmp_path, name="cifar10")
+    elsewhere = configuration("elsewhere", name="cifar10", value_range="auto", label_column=None)
+    assert identity(config) == identity(elsewhere) == identity(configuration("third", name="cifar10"))
+    assert identity(config) != identity(configuration(tmp_path, name="cifar100"))
+    assert identity(configuration("a"), "0123") == identity(configuration("b"), "0123") != identity(config, "4567")
 
 
 def changes(root: Path) -> dict[str, object]:
@@ -188,7 +197,9 @@ def test_a_file_that_cannot_be_read_has_no_digest(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["replaced", "added", "removed"])
-def test_changed_images_of_an_unfinished_run_are_refused(photos: Path, tmp_path: Path, change: str) -> None:
+def test_changed_images_of_an_unfinished_run_are_refused(
+    photos: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs, config = tmp_path / "runs", configuration(photos)
     content = content_of(DataOptions(**config["data"]))
     folder = find_run_folder(runs, config, content)
@@ -207,7 +218,8 @@ def test_changed_images_of_an_unfinished_run_are_refused(photos: Path, tmp_path:
         refuse_changed_images(other, config, content)
     refuse_changed_images(other, {**config, "seed": 1}, content)  # another run has nothing to do with it
     finished(folder)
-    refuse_changed_images(other, config, content)  # nor has a finished one
+    refuse_changed_images(other, config, content)  # a finished one is told of
+    assert f"has changed since {folder} (train/cat: {what[change]}" in capsys.readouterr().err
 
 
 def test_no_torch_is_needed_to_know_a_run(photos: Path, tmp_path: Path) -> None:
