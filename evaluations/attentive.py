@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.constraints import NonNegativeInt, PositiveInt, Range, Rates, Seed
-from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, progress, split_name

@@ -13,6 +13,12 @@ from wandb_server import WandbServer, client_of, serving
 from ssl_bench.config.fit_config import parse_fit
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests remember of their images stays theirs."""
+    monkeypatch.setenv("SSL_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def tiny_config() -> Callable[..., dict[str, Any]]:
     """Configuration of an MAE run of a second; flags override."""

@@ -18,6 +18,8 @@ from typing import Any
 from ssl_bench.config import registry
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.files.content import Content, folder_of_run
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.cached_results import remaining
@@ -109,11 +111,12 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
     shared = flatten(tree.get("fit") or {}, "fit")
     fits: dict[Path | None, Job] = {}
     evaluations: dict[str, Job] = {}
+    known: dict[DataOptions, Content | None] = {}  # images are looked at once
     for images in data:
         jobs: dict[Path | None, Job] = {}
         for stage, backbone, point in itertools.product(methods, backbones, points):
             given = {**shared, **images, **backbone, "runs": str(runs)}
-            for job in _jobs(stage, given, point, runs, extra, None):
+            for job in _jobs(stage, given, point, runs, extra, None, known):
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
         for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
             evaluations.setdefault(_target(job), job)  # two entries of `data` may be the same images
@@ -161,6 +164,7 @@ def _jobs(
     runs: Path,
     extra: Sequence[str],
     before: Job | None,
+    known: dict[DataOptions, Content | None],
 ) -> Iterator[Job]:
     """A stage's job and its followers'; what an axis varies is varied in the first, and in all if it is the seed's."""
     if "backbone.name" in stage.options:
@@ -184,12 +188,15 @@ def _jobs(
         parts += [f"{name}={value}" for name, value in stage.options.items() if name.startswith("data.")]
         parts.append(f"after {before.folder.name if before.folder else ''}")
     start = json.dumps([config["backbone"], config["seed"]], sort_keys=True)
-    folder = run_folder(runs, config)
+    try:
+        folder = folder_of_run(runs, config, known)
+    except UserError:  # its images are not there: its process says so
+        folder = run_folder(runs, config)
     after = None if before is None else before.folder
     job = Job("  ".join(parts), ("fit", *argv, *extra), folder.name, folder, after, start, config)
     yield job
     for follower in stage.then:
-        yield from _jobs(follower, {**given, **network}, point, runs, extra, job)
+        yield from _jobs(follower, {**given, **network}, point, runs, extra, job, known)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,9 @@ from ssl_bench.errors import UserError
 def main(argv: list[str]) -> int:
     from ssl_bench.cli.fit_cost import described
     from ssl_bench.config.fit_config import dump, parse_fit
+    from ssl_bench.data.files.content import folder_of_run
     from ssl_bench.data.image_summary import check_place, image_summary
+    from ssl_bench.records.run import read_run
 
     parsed = parse_fit(argv, look=image_summary)
     if parsed.print_config:
@@ -22,6 +24,9 @@ def main(argv: list[str]) -> int:
     check_runs_named(parsed.config)
     for note in parsed.notes:
         say(note)
+    folder = folder_of_run(parsed.runs, parsed.config)
+    if (folder / "run.json").exists() and read_run(folder).status == "finished":
+        return _already_done(folder)
     say(described(parsed))
     import_torch()
     from ssl_bench.pretraining.nan_guard import DivergenceError
@@ -33,8 +38,8 @@ def main(argv: list[str]) -> int:
     except DivergenceError as error:
         say(f"ssl-bench: {error}")
         return 1
-    if fitted.already_done:
-        say("already done: the run of this very configuration is finished")
+    if fitted.already_done:  # by another process, meanwhile
+        return _already_done(fitted.folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(fitted.folder)
     return 0
@@ -53,3 +58,10 @@ def check_runs_named(config: dict[str, Any]) -> None:
         named = config["method"].get(option)
         if isinstance(named, str) and named not in ("", "pixels") and not Path(named).exists():
             raise UserError(f"--method.{option} {named}: no such file or folder")
+
+
+def _already_done(folder: Path) -> int:
+    say("already done: the run of this very configuration is finished")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(folder)
+    return 0

@@ -13,6 +13,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.records.renamed import OPTIONS
 
 ENVIRONMENT = "SSL_BENCH_"
+NO_OPTIONS = ("SSL_BENCH_CACHE",)  # variables of that beginning that are none of a command's options
 NAMED = ("method", "backbone", "data")  # `--data cifar10` is short for `--data.name cifar10`
 
 
@@ -61,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
     """`SSL_BENCH_OPTIM__BASE_LR=1` -> `{optim.base_lr: "1"}`."""
-    chosen = {k: v for k, v in environ.items() if k.startswith(ENVIRONMENT)}
+    chosen = {k: v for k, v in environ.items() if k.startswith(ENVIRONMENT) and k not in NO_OPTIONS}
     for name, value in chosen.items():
         refuse_costly(value, name)
     return {k.removeprefix(ENVIRONMENT).lower().replace("__", "."): v for k, v in chosen.items()}

@@ -74,6 +74,9 @@ class DataOptions:
         strict: Stop at a broken file rather than skip and count it.
         label_fraction: Part of the training labels that a method which learns from labels sees: equally many of each
             class, fixed by split_seed, none of them of the validation part; all when not given.
+        value_range: Values that become black and white in images with more than 8 bits or a sign: "0,4095", say;
+            guessed from the whole set and printed when not given, or auto.
+        label_column: Column of a parquet file that holds the classes, when its name is none of the usual ones.
     """
 
     name: str = "digits-canvas"
@@ -86,6 +89,8 @@ class DataOptions:
     split_seed: Seed = 0
     strict: bool = False
     label_fraction: Fraction | None = None
+    value_range: str | None = None
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ Shapes: N images, H x W pixels.
 import hashlib
 import importlib
 import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,11 +16,15 @@ import numpy as np
 import torch
 
 from ssl_bench.config.options import DataOptions
+from ssl_bench.console import say
 from ssl_bench.data.catalogue import CATALOGUE
-from ssl_bench.data.pool import Pool, ResidentPool, Source
+from ssl_bench.data.files.listing import written_name
+from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit, balanced, stratified_validation
 from ssl_bench.errors import UserError, near
 
+NAMED = 1000  # files left out that a record names; all are counted
+FEW = 3  # that the console names
 PHOTOGRAPH = 224  # pixels that photographs are brought to when nothing else is asked
 STATISTICS = {  # mean and standard deviation per channel, as recipes publish them
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -46,6 +52,7 @@ class Dataset:
         std: Their standard deviation.
         fingerprint: Counts, classes, content hash and skipped files, for every record.
         remedy: What would make the data fit for evaluations, when they are not.
+        skipped: What is left out: name -> why.
     """
 
     options: DataOptions
@@ -60,6 +67,7 @@ class Dataset:
     std: RGB
     fingerprint: dict[str, Any]
     remedy: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def require_labels(self) -> None:
         """Refuse data that evaluations cannot use.
@@ -71,6 +79,23 @@ class Dataset:
             raise UserError(f"{self.title} has no labels, which evaluations need: {self.remedy or 'add them'}")
         if self.test is None:
             raise UserError(f"{self.title} has no test images, which evaluations need: {self.remedy or 'add them'}")
+
+    def without(self, left_out: Mapping[str, str]) -> "Dataset":
+        """The same data with some images left out of the splits, because reading them showed that they are broken.
+
+        Pretraining's images stay in their places, where others stand in for the broken ones.
+
+        Args:
+            left_out: Name -> why.
+        """
+        if not left_out:
+            return self
+        splits: dict[str, Any] = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits = {name: part.without(left_out) for name, part in splits.items() if part is not None}
+        counts = {**self.fingerprint["images"], **{name: len(part) for name, part in splits.items()}}
+        skipped = {**self.skipped, **left_out}
+        fingerprint = {**self.fingerprint, "images": counts, "skipped": describe_skipped(skipped)}
+        return replace(self, **splits, fingerprint=fingerprint, skipped=skipped)
 
     def labelled(self, unlabelled_too: bool = False) -> "Dataset":
         """The same data, but what is trained on are labelled images of the train split, and nothing else is labelled.
@@ -109,6 +134,8 @@ def load_dataset(options: DataOptions) -> Dataset:
     module, _, function = CATALOGUE[options.name].loader.partition(":")
     source: Source = getattr(importlib.import_module(module), function)(options)
     title = _title(options)
+    skipped = _skipped(source)
+    _say_skipped(title, skipped)
     _check(source, title)
     train = validation = test = None
     if source.classes is not None:
@@ -136,15 +163,16 @@ def load_dataset(options: DataOptions) -> Dataset:
         image_size=options.image_size or _native_size(pretrain),
         mean=mean,
         std=std,
-        fingerprint={"name": title, "images": counts, **_fingerprint(source)},
+        fingerprint={"name": title, "images": counts, **_fingerprint(source, skipped)},
         remedy=source.remedy,
+        skipped=skipped,
     )
 
 
 def _title(options: DataOptions) -> str:
     if options.name in ("folder", "parquet") and options.root is not None:
         root = Path(options.root).expanduser().resolve()
-        return (root.stem if root.is_file() else root.name) or options.name
+        return written_name(root.stem if root.is_file() else root.name) or options.name
     return options.name
 
 
@@ -190,15 +218,38 @@ def measured(pool: ResidentPool, most: int = 50_000) -> tuple[RGB, RGB]:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _fingerprint(source: Source) -> dict[str, Any]:
+def _fingerprint(source: Source, skipped: dict[str, str]) -> dict[str, Any]:
     pools = {"pretrain": source.pretrain, "train": source.train, "test": source.test}
     digests = {name: pool.digest() for name, pool in pools.items() if pool is not None}
     covers = sorted({pool.digest_covers for pool in pools.values() if pool is not None})
-    skipped = list(dict.fromkeys(name for pool in pools.values() if pool is not None for name in pool.skipped))
+    ranges = {k: list(v) for p in pools.values() if isinstance(p, EncodedPool) for k, v in p.ranges.items()}
     return {
         "classes": None if source.classes is None else list(source.classes),
         "sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         "sha256_covers": "; ".join(covers),
         "test_is": None if source.test is None else source.test_is,
-        "skipped": {"count": len(skipped), "names": skipped},
+        "skipped": describe_skipped(skipped),
+        **({"value_ranges": ranges} if ranges else {}),
     }
+
+
+def _skipped(source: Source) -> dict[str, str]:
+    """Everything that is left out: name -> why."""
+    pools = [pool for pool in (source.pretrain, source.train, source.test) if pool is not None]
+    return {**{name: why for pool in pools for name, why in pool.skipped.items()}, **source.left_out}
+
+
+def describe_skipped(skipped: Mapping[str, str]) -> dict[str, Any]:
+    """What is left out, as records have it: how many, their names, how many for each reason."""
+    described: dict[str, Any] = {"count": len(skipped), "names": list(skipped)[:NAMED]}
+    if skipped:
+        described["reasons"] = dict(Counter(skipped.values()).most_common())
+    return described
+
+
+def _say_skipped(title: str, skipped: Mapping[str, str]) -> None:
+    """A few names, then a count for each reason."""
+    if skipped:
+        few = ", ".join(list(skipped)[:FEW]) + (" ..." if len(skipped) > FEW else "")
+        reasons = "; ".join(f"{count:,} x {why}" for why, count in Counter(skipped.values()).most_common())
+        say(f"{title}: {len(skipped):,} left out: {few} ({reasons})")

@@ -4,6 +4,8 @@ Shapes: B images of a batch, 3 x H x W pixels.
 """
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -14,7 +16,9 @@ from ssl_bench.augment.views import Views
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
 from ssl_bench.data.dataset import Dataset
-from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader
+from ssl_bench.data.files.left_out import add_left_out, read_left_out
+from ssl_bench.data.loaders import PhotographLoader, RawBatch, ResidentLoader
+from ssl_bench.data.order import Order
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.runtime.seeds import derive
 
@@ -35,6 +39,7 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.data, self.options, self.seed = data, options, seed
         self._views = views
+        self.folder: Path | None = None  # of the run, which remembers images that are found broken
         self._resident = DeviceViews(views, data.mean, data.std)
         self._cropped = ColourOnDevice(views, data.mean, data.std)
         self._labels = torch.as_tensor(data.pretrain.labels) if labels else None  # (N,)
@@ -59,7 +64,10 @@ class DataModule(pl.LightningDataModule):
             self._loader = ResidentLoader(pool, order)
         else:
             crop = CropInWorker(self._views)
-            self._loader = PhotographLoader(pool, order, crop, self.options.num_workers, self.options.strict)
+            folder, given = self.folder, (self.options.num_workers, self.options.strict)
+            known = read_left_out(folder) if folder is not None else {}
+            remember = partial(add_left_out, folder) if folder is not None else None
+            self._loader = PhotographLoader(pool, order, crop, *given, known, remember)
 
     def train_dataloader(self) -> ResidentLoader | PhotographLoader:
         assert self._loader is not None, "setup comes first"

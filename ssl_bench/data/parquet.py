@@ -1,11 +1,8 @@
 """Parquet files in Hugging Face's image layout: a column of {bytes, path}, and one of labels where there are any."""
 
-import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +10,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.in_memory import resident_if_small
-from ssl_bench.data.pool import EncodedPool, Pool, Source
+from ssl_bench.data.files.digests import read_whole
+from ssl_bench.data.files.shards import digests_of_shards, find_shards
+from ssl_bench.data.in_memory import usable
+from ssl_bench.data.packed import ArrowBytes
+from ssl_bench.data.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
+from ssl_bench.data.pool import EncodedPool, Source
 from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 
 IMAGES = ("image", "img")
-LABELS = ("label", "labels", "fine_label")
-SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val")}
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,16 @@ class Table:
     Args:
         ids: N names.
         encoded: N contents of image files.
-        labels: (N,) labels as they stand in the file, or None.
-        names: Of the classes, when the file's schema knows them.
+        digests: N hashes, each of its file and its place in it.
+        whole: Whether the files were read whole for them.
+        labels: As the files have them; None where they have no such column.
     """
 
     ids: list[str]
-    encoded: list[bytes]
-    labels: np.ndarray | None
-    names: tuple[str, ...] | None
+    encoded: ArrowBytes
+    digests: list[str]
+    whole: bool
+    labels: Labels | None
 
 
 def load(options: DataOptions) -> Source:
@@ -46,57 +47,37 @@ def load(options: DataOptions) -> Source:
     Raises:
         UserError: No such files, shards missing, or columns that are not images and labels.
     """
-    if options.root is None:
-        raise UserError("--data parquet needs --data.root: a parquet file, or the folder of train-*.parquet")
-    root = Path(options.root).expanduser()
-    shards = {"train": [root]} if root.is_file() else _shards(root)
+    base, shards = find_shards(options)
     _fits_memory([file for files in shards.values() for file in files])
-    train = _read("train", shards["train"])
-    test = _read("test", shards["test"]) if "test" in shards else None
+    schema = _schema(shards["train"][0])
+    image = _image_column(schema, shards["train"][0])
+    label = label_column(shards["train"], schema, image, options.label_column)
+    train = _read("train", base, shards["train"], label)
+    test = _read("test", base, shards["test"], label) if "test" in shards else None
     test_is = "the test files"
-    if "validation" in shards and (test is None or test.labels is None or (test.labels == -1).all()):
-        test, test_is = _read("validation", shards["validation"]), "the validation files"  # test labels are withheld
-    if train.labels is None:
-        remedy = "its parquet files have no integer column of labels"
-        return Source(train=_pool(train, None, options.strict), test=None, classes=None, remedy=remedy)
-    if train.names is not None:
-        codes, classes = np.arange(len(train.names)), train.names
-    else:
-        codes = np.unique(train.labels)
-        classes = tuple(str(code) for code in codes)
-    pool = _pool(train, codes, options.strict)
-    if test is not None and test.labels is not None:
-        return Source(train=pool, test=_pool(test, codes, options.strict), classes=classes, test_is=test_is)
+    if "validation" in shards and not _labelled(test):  # the test's labels are withheld
+        test, test_is = _read("validation", base, shards["validation"], label), "the validation files"
+    if not _labelled(train):
+        (pool,) = usable([_pool(train, ())], options)
+        remedy = "its parquet files have no column of labels that can be told; --data.label_column names it"
+        return Source(train=pool, test=None, classes=None, remedy=remedy)
+    assert train.labels is not None
+    codes = classes_of(train.labels)
+    classes = tuple(map(str, codes))
+    if test is not None and _labelled(test):
+        pool, tests = usable([_pool(train, codes), _pool(test, codes)], options)
+        return Source(train=pool, test=tests, classes=classes, test_is=test_is)
+    (pool,) = usable([_pool(train, codes)], options)
     assert pool.labels is not None
+    root = Path(options.root or "").expanduser()
     if root.is_dir() or np.bincount(pool.labels).min() < 2:
         return Source(train=pool, test=None, classes=classes, remedy=f"add labelled test-*.parquet to {root}")
     first, second = split_off_test(pool)
     return Source(train=first, test=second, classes=classes, test_is=FIFTH)
 
 
-def _shards(root: Path) -> dict[str, list[Path]]:
-    """Split -> its files, from the root or else its folder `data`."""
-    if not root.is_dir():
-        raise UserError(f"no file or folder {root}: --data.root says where the parquet files are")
-    for folder in (root, root / "data"):
-        found: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.parquet")):
-            start = re.split(r"[-.]", file.name)[0]
-            for split, names in SPLITS.items():
-                if start in names:
-                    found.setdefault(split, []).append(file)
-        for files in found.values():
-            _complete(files)
-        if "train" in found:
-            return found
-    raise UserError(f"no train-*.parquet in {root} or {root / 'data'}: --data.root is their folder, or a single file")
-
-
-def _complete(files: list[Path]) -> None:
-    """Refuse `train-00000-of-00005.parquet` without its four siblings."""
-    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)", file.name))}
-    if counts and counts != {len(files)}:
-        raise UserError(f"{len(files)} of {max(counts)} shards like {files[0]}: fetch the rest, or rename the files")
+def _labelled(table: Table | None) -> bool:
+    return table is not None and table.labels is not None and table.labels.values is not None
 
 
 def _fits_memory(files: list[Path]) -> None:
@@ -110,36 +91,61 @@ def _fits_memory(files: list[Path]) -> None:
         )
 
 
-def _read(split: str, files: list[Path]) -> Table:
-    parts = []
-    for file in files:
+def _read(split: str, base: Path, files: list[Path], label: str | None) -> Table:
+    """A split's images and labels, each file by its own schema."""
+    chunks: list[pa.Array] = []
+    paths: list[str | None] = []
+    labels: list[Labels] = []
+    known, hashes = digests_of_shards(base, split, files)
+    digests = []
+    for file, digest in zip(files, hashes, strict=True):
+        schema = _schema(file)
+        image = _image_column(schema, file)
+        wanted = [image, *([label] if label in schema.names else [])]
+        if label is not None and label not in schema.names and labels:
+            raise UserError(f"{file} has no column {label!r}, which other files of its split have")
         try:
-            schema = pq.read_schema(file)
-            image, label = _columns(schema, file)
-            parts.append(pq.read_table(file, columns=[name for name in (image, label) if name]))
+            table = pq.read_table(file, columns=[name for name in wanted if name])
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} is no readable parquet file: {str(error).splitlines()[0]}") from None
-    table = pa.concat_tables(parts)
-    if table.num_rows == 0:
+            raise _unreadable(file, error) from None
+        encoded, own = _contents(file, table[image], image)
+        digests += [f"{digest}-{row}" for row in range(table.num_rows)]
+        chunks += encoded.chunks
+        paths += own
+        if label in schema.names:
+            labels.append(read_labels(file, schema, table[label], str(label)))
+    images = ArrowBytes(chunks)
+    if not len(images):
         raise UserError(f"no images in {files[0]}")
-    column = table[image]
+    names = [path for path in paths if path is not None]
+    if len(set(names)) < len(images):
+        names = [f"{split}/{row:06d}" for row in range(len(images))]
+    return Table(names, images, digests, read_whole(known), joined(files, labels) if labels else None)
+
+
+def _contents(file: Path, column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, list[str | None]]:
+    """The bytes of a column of images, and their paths where it tells them."""
     fields = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
-    encoded = (pc.struct_field(column, "bytes") if fields else column).to_pylist()
-    paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else []
-    if None in encoded:
-        raise UserError(f"{files[0]}: row {encoded.index(None)} of column {image!r} has no bytes; embed the images")
-    if not paths or None in paths or len(set(paths)) < len(paths):
-        paths = [f"{split}/{row:06d}" for row in range(len(encoded))]
-    labels = None
-    if label:
-        if table[label].null_count:
-            raise UserError(f"{files[0]}: column {label!r} has {table[label].null_count} rows without a label")
-        labels = table[label].to_numpy().astype(np.int64)
-    return Table(paths, encoded, labels, _class_names(schema, label))
+    encoded = pc.struct_field(column, "bytes") if fields else column
+    if encoded.null_count:
+        row = pc.index(pc.is_null(encoded), True).as_py()
+        raise UserError(f"{file}: row {row} of column {name!r} has no bytes; embed the images")
+    paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else [None] * len(column)
+    return encoded, paths
 
 
-def _columns(schema: pa.Schema, file: Path) -> tuple[str, str | None]:
-    """Names of the image column and of the label column, if there is one."""
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is no readable parquet file: {str(error).splitlines()[0]}")
+
+
+def _image_column(schema: pa.Schema, file: Path) -> str:
     images = [field.name for field in schema if _holds_images(field.type)]
     image = next((name for name in IMAGES if name in images), images[0] if len(images) == 1 else None)
     if image is None:
@@ -147,8 +153,7 @@ def _columns(schema: pa.Schema, file: Path) -> tuple[str, str | None]:
             f"{file} has no image column: a struct with bytes named {' or '.join(IMAGES)}; "
             f"its columns are {', '.join(schema.names)}"
         )
-    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
-    return image, next((name for name in LABELS if name in whole), whole[0] if len(whole) == 1 else None)
+    return image
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -161,19 +166,7 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    metadata: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = (metadata.get("info") or {}).get("features") or {}
-    names = (features.get(label) or {}).get("names") if label else None
-    return tuple(names) if names else None
-
-
-def _pool(table: Table, codes: np.ndarray | None, strict: bool) -> Pool:
-    """The table's images; labels are positions in `codes`."""
-    labels = None
-    if codes is not None and table.labels is not None:
-        labels = np.searchsorted(codes, table.labels).clip(max=len(codes) - 1)
-        odd = np.flatnonzero(codes[labels] != table.labels)
-        if len(odd):
-            raise UserError(f"label {table.labels[odd[0]]} of {table.ids[odd[0]]} is no class of the training images")
-    return resident_if_small(EncodedPool(labels=labels, ids=table.ids, encoded=table.encoded), strict)
+def _pool(table: Table, classes: tuple[Value, ...]) -> EncodedPool:
+    """The table's images; labels are positions among the classes, None without them."""
+    labels = numbered(table.labels, classes, table.ids) if classes and table.labels else None
+    return EncodedPool(labels=labels, ids=table.ids, encoded=table.encoded, digests=table.digests, whole=table.whole)

@@ -4,11 +4,12 @@ Shapes: N images, C = 3 channels, H x W pixels.
 """
 
 import hashlib
-import os
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Self, final
 
 import numpy as np
@@ -16,9 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.data.decode import decode
-
-HASHED = 2 << 30  # bytes of encoded images up to which their content is hashed, not only their names and sizes
+from ssl_bench.data.decode import USUAL, Ranges, decode
+from ssl_bench.data.packed import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class Pool(ABC):
     Args:
         labels: (N,) int64 class, or None for unlabelled images.
         ids: N names that stay the same however the images are ordered or split.
-        skipped: Names of broken files that were left out.
+        skipped: Images that were left out because they cannot be used: name -> why.
     """
 
     labels: np.ndarray | None
     ids: list[str]
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,34 +110,49 @@ class EncodedPool(Pool):
 
     Args:
         encoded: N paths of files, or contents of files.
+        digests: N hashes of their content, when they are known already; empty for a file that cannot be read.
+        whole: Whether those are of all of the content.
+        ranges: Of values with more than 8 bits or a sign, by their kind; empty where no image has such.
     """
 
     encoded: Sequence[str | bytes]
+    digests: Sequence[str] | None = None
+    whole: bool = True
+    ranges: Ranges = field(default_factory=dict)
 
     def image(self, row: int) -> Image.Image:
-        return decode(self.encoded[row])
+        return decode(self.encoded[row], {**USUAL, **self.ranges})
 
     def take(self, rows: np.ndarray) -> Self:
-        return replace(self, encoded=[self.encoded[row] for row in rows], **self._part(rows))  # type: ignore[arg-type]
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Bytes of each encoded image."""
-        return [len(item) if isinstance(item, bytes) else os.stat(item).st_size for item in self.encoded]
+        digests = None if self.digests is None else [self.digests[row] for row in rows]
+        encoded: Sequence[str | bytes]
+        if isinstance(self.encoded, Packed):
+            encoded = self.encoded.take(rows)
+        else:
+            encoded = [self.encoded[row] for row in rows]
+        return replace(self, encoded=encoded, digests=digests, **self._part(rows))  # type: ignore[arg-type]
 
     @property
     def digest_covers(self) -> str:
-        return "content and labels" if sum(self.sizes) <= HASHED else "names, sizes and labels"
+        return "content and labels" if self.whole else "sizes, samples of the content and labels"
+
+    @cached_property
+    def content(self) -> list[str]:
+        """32 hex digits for each image; its content is read unless they are known."""
+        return list(self.digests) if self.digests is not None else [_digest(item) for item in self.encoded]
 
     def _hashed(self) -> Iterable[bytes | memoryview]:
-        whole = sum(self.sizes) <= HASHED
-        for item, name, size in zip(self.encoded, self.ids, self.sizes, strict=True):
-            yield f"{'' if whole else name} {size}:".encode()
-            if whole and isinstance(item, bytes):
-                yield item
-            elif whole:
-                with open(item, "rb") as file:
-                    yield file.read()
+        yield "\n".join(self.content).encode()
+        if self.ranges:
+            yield json.dumps(self.ranges, sort_keys=True).encode()
+
+
+def _digest(encoded: str | bytes) -> str:
+    try:
+        content = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 @final
@@ -152,6 +167,7 @@ class Source:
         pretrain: Training images with and without labels, when there are more of them than in `train`.
         test_is: Where the test images come from, for the record.
         remedy: What would make this data set fit for evaluations, when it is not.
+        left_out: Files that are no images, or none of those that count: name -> why.
     """
 
     train: Pool
@@ -160,3 +176,4 @@ class Source:
     pretrain: Pool | None = None
     test_is: str = "official"
     remedy: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)

@@ -6,8 +6,9 @@ Shapes: N images, H x W pixels.
 """
 
 from abc import ABC
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 
@@ -28,6 +29,12 @@ class Split(ABC):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def without(self, names: Collection[str]) -> Self:
+        """The split without some of its images, by their names."""
+        if not names:
+            return self
+        return replace(self, rows=np.array([r for r in self.rows if self.pool.ids[r] not in names], dtype=np.int64))
 
     @property
     def ids(self) -> list[str]:

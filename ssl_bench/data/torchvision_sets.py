@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.in_memory import resident_if_small
+from ssl_bench.data.files.digests import digests_of, read_whole
+from ssl_bench.data.files.listing import listed
+from ssl_bench.data.in_memory import usable
+from ssl_bench.data.packed import Paths
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
@@ -64,11 +67,11 @@ def load(options: DataOptions) -> Source:
     root = Path(options.root).expanduser() if options.root else default_root()
     opened = [_open(options, root, parts.cls, arguments) for arguments in parts.train]
     classes = _classes(opened[0])
-    train = _pool(opened, root, "train", options.strict)
+    train = _pool(opened, root, "train", options)
     if parts.test is None:
         train, test = split_off_test(train)
         return Source(train=train, test=test, classes=classes, test_is=FIFTH)
-    test = _pool([_open(options, root, parts.cls, parts.test)], root, "test", options.strict)
+    test = _pool([_open(options, root, parts.cls, parts.test)], root, "test", options)
     assert train.labels is not None
     labelled = np.flatnonzero(train.labels >= 0)
     if len(labelled) == len(train):
@@ -105,7 +108,7 @@ def _open(options: DataOptions, root: Path, name: str, arguments: dict[str, Any]
             raise UserError(f"{options.name} could not be downloaded to {root}: {why}") from None
 
 
-def _pool(opened: list[Any], root: Path, part: str, strict: bool) -> Pool:
+def _pool(opened: list[Any], root: Path, part: str, options: DataOptions) -> Pool:
     if hasattr(opened[0], "data"):
         images = torch.cat([_images(dataset.data) for dataset in opened])
         labels = np.concatenate([_first(dataset, "targets", "labels") for dataset in opened]).astype(np.int64)
@@ -121,7 +124,15 @@ def _pool(opened: list[Any], root: Path, part: str, strict: bool) -> Pool:
             files.append(str(file))
             targets.append(int(label))
     names = [Path(file).relative_to(root).as_posix() for file in files]
-    return resident_if_small(EncodedPool(labels=np.array(targets, dtype=np.int64), ids=names, encoded=files), strict)
+    known = listed(zip(names, files, strict=True))
+    pool = EncodedPool(
+        labels=np.array(targets, dtype=np.int64),
+        ids=names,
+        encoded=Paths.of(files),
+        digests=digests_of(root, known, f"{options.name}/{part}"),
+        whole=read_whole(known),
+    )
+    return usable([pool], options)[0]
 
 
 def _first(dataset: Any, *names: str) -> Any:

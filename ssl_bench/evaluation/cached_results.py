@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.config import registry
-from ssl_bench.config.options import BackboneOptions
+from ssl_bench.config.options import BackboneOptions, DataOptions
 from ssl_bench.console import say
+from ssl_bench.data.files.content import content_of, find_run_folder
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
 from ssl_bench.evaluation.targets import Target, data_options
 from ssl_bench.records.result import Result, read_result, recorded_stem
-from ssl_bench.records.run import RunInfo, read_run
-from ssl_bench.records.run_folder import run_folder
+from ssl_bench.records.run import DataRecord, RunInfo, read_run
 
 # Two results that agree in these are of the same number.
 SAME = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
 BEFOREHAND = ("protocol", "version", "options", "data", "branch")  # what is known before images and weights are read
-IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed")  # options that say which they are
+# Options that say which images they are.
+IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed", "value_range", "label_column")
 
 
 def recorded(run_dir: Path, blank: Result, same: tuple[str, ...] = SAME) -> Result | None:
@@ -45,7 +46,11 @@ def recorded(run_dir: Path, blank: Result, same: tuple[str, ...] = SAME) -> Resu
     except UserError as error:
         say(f"{error}; evaluating again")
         return None
-    return found if all(getattr(found, name) == getattr(blank, name) for name in same) else None
+    return found if all(_agree(getattr(found, name), getattr(blank, name)) for name in same) else None
+
+
+def _agree(one: Any, other: Any) -> bool:
+    return one.same_images(other) if isinstance(one, DataRecord) else bool(one == other)
 
 
 def remaining(given: Evaluate) -> list[str]:
@@ -93,15 +98,19 @@ def _baseline_folder(target: Target, given: Evaluate) -> Path | None:
     """Where a baseline's results are, if it was evaluated; its network may have taken its size from the images."""
     config: dict[str, Any] = {"method": {"name": target.baseline}, "backbone": {"name": "none"}, "seed": target.seed}
     config["data"] = asdict(data_options({}, given.data))
+    try:
+        content = content_of(DataOptions(**config["data"]))
+    except UserError:
+        return None  # its images are not there: an evaluation says so
     if target.backbone is None:
-        return run_folder(given.runs, config)
+        return find_run_folder(given.runs, config, content)
     config["backbone"] = asdict(BackboneOptions(**target.backbone))
-    start = run_folder(given.runs, config).name[: -len("01234567")]
+    start = find_run_folder(given.runs, config, content).name[: -len("01234567")]
     for record in given.runs.glob("*/run.json"):
         if record.parent.name.startswith(start):
             size = read_run(record.parent).options["backbone"]["img_size"]
             config["backbone"]["img_size"] = target.backbone.get("img_size") or size
-            if run_folder(given.runs, config).name == record.parent.name:
+            if find_run_folder(given.runs, config, content).name == record.parent.name:
                 return record.parent
     return None
 

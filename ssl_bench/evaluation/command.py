@@ -1,11 +1,13 @@
 """All targets of one `evaluate` command through its protocols."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
+from ssl_bench.data.files.left_out import UnreadableImage, add_left_out, read_left_out
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
 from ssl_bench.evaluation.networks import prepare_target
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
     """Evaluate all targets; yields each folder when it is done. Processes started by torchrun share the work."""
-    from ssl_bench.evaluation.runner import evaluate
     from ssl_bench.runtime.distributed import distributed_context, rank
     from ssl_bench.tracking.wandb_results import logged
 
@@ -35,16 +36,37 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
             if key not in opened:
                 opened[key] = _open(options)
             folder, networks = prepare_target(target, opened[key], options, given, device)
+            opened[key] = opened[key].without(read_left_out(folder))
             for place, frozen in enumerate(networks):
                 pages = {name: _instance(name, o) for name, o in given.protocols.items()}
                 if place > 0:
                     say(f"{frozen.identity['branch']}:")
                     pages = {name: page for name, page in pages.items() if not page.trains}
-                evaluate(frozen, opened[key], _accepted(pages, frozen, given, target), folder, force=given.force)
+                pages = _accepted(pages, frozen, given, target)
+                opened[key] = _evaluate(frozen, opened[key], pages, folder, given.force)
             if rank() == 0:
                 with logged(folder, given.wandb):  # all that the folder holds by now
                     pass
                 yield str(folder)
+
+
+def _evaluate(
+    frozen: "FeatureExtractor", data: "Dataset", pages: dict[str, Any], folder: Path, force: bool
+) -> "Dataset":
+    """Evaluate until no image turns out to be broken; each that does is left out. The data without them."""
+    from ssl_bench.evaluation.runner import evaluate
+    from ssl_bench.runtime.distributed import world_size
+
+    while True:
+        try:
+            evaluate(frozen, data, pages, folder, force=force)
+            return data
+        except UnreadableImage as found:
+            if data.options.strict or world_size() > 1:  # other processes wait for this one
+                raise
+            say(f"{found.name} is left out: {found.why}")
+            add_left_out(folder, found.name, found.why)
+            data = data.without({found.name: found.why})
 
 
 def _accepted(pages: dict[str, Any], frozen: "FeatureExtractor", given: Evaluate, target: Target) -> dict[str, Any]:

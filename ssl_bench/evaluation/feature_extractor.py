@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ssl_bench
 from ssl_bench.augment.views import View
+from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
 from ssl_bench.data.geometry import short_side
-from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, progress, rows_digest, split_name

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_bench.config.options import BackboneOptions, DataOptions
+from ssl_bench.data.files.content import folder_of_run
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
 from ssl_bench.evaluation.targets import Target, recorded_baseline
 from ssl_bench.records.run import read_run
-from ssl_bench.records.run_folder import run_folder
 
 if TYPE_CHECKING:
     from ssl_bench.data.dataset import Dataset
@@ -40,7 +40,7 @@ def prepare_target(
     assert target.baseline is not None
     config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
     named = Path(target.name)  # a baseline that was evaluated before stays where it is
-    folder = run_folder(named.parent if (named / "run.json").exists() else given.runs, config)
+    folder = folder_of_run(named.parent if (named / "run.json").exists() else given.runs, config)
     folder.mkdir(parents=True, exist_ok=True)
     info = RunInfo(
         status="finished",

@@ -20,8 +20,10 @@ from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
 from ssl_bench.data.dataset import RGB, Dataset
-from ssl_bench.data.loaders import Order, PhotographLoader, ResidentLoader, evaluation_batches
+from ssl_bench.data.evaluation_batches import evaluation_batches
+from ssl_bench.data.loaders import PhotographLoader, ResidentLoader
 from ssl_bench.data.module import DataModule
+from ssl_bench.data.order import Order
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import LabelledSplit, Split, TestSplit, TrainSplit
 from ssl_bench.errors import UserError

@@ -16,6 +16,7 @@ import ssl_bench
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.targets import data_options
 from ssl_bench.figures.drawing import encoded
@@ -142,7 +143,7 @@ def _open(
         except UserError as error:
             remedy = "" if "--data.root" in str(error) else "; --data.root says where they are on this machine"
             raise UserError(f"its images cannot be opened: {error}{remedy}") from None
-    data = opened[key]
+    data = opened[key].without(read_left_out(folder))
     saw = info.data.fingerprint.get("sha256")
     is_own = own.get("name") == options.name
     if is_own and saw and saw != data.fingerprint["sha256"]:

@@ -26,6 +26,7 @@ from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.augment.geometry import crop_resize, draw_boxes
 from ssl_bench.augment.views import View
 from ssl_bench.data.decode import BrokenImage
+from ssl_bench.data.files.left_out import UnreadableImage
 from ssl_bench.data.geometry import see_batch, see_image
 from ssl_bench.data.pool import Pool, ResidentPool
 from ssl_bench.data.splits import Split, TrainSplit
@@ -192,10 +193,8 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
     def _photograph(self, pool: Pool, row: int) -> Image.Image:
         try:
             image = pool.image(row)
-        except BrokenImage:
-            raise UserError(
-                f"broken image {pool.ids[row]}: evaluations need every image, so mend or remove it"
-            ) from None
+        except BrokenImage as error:
+            raise UnreadableImage.of(pool.ids[row], str(error)) from None
         if self.recipe.scale is None:
             pixels = see_image(image, self.size)
         else:

@@ -21,7 +21,7 @@ from timm.models import beit, swin_transformer, vision_transformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ssl_bench.data.loaders import evaluation_batches
+from ssl_bench.data.evaluation_batches import evaluation_batches
 from ssl_bench.data.splits import Split, ValidationSplit
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.data.loaders import evaluation_batches
+from ssl_bench.data.evaluation_batches import evaluation_batches
 from ssl_bench.data.splits import LabelledSplit, Split, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress

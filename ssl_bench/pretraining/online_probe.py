@@ -7,8 +7,9 @@ Shapes: N images of the bank, M queries, D features, K classes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from ssl_bench.config.options import ProbeOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
+from ssl_bench.data.files.left_out import UnreadableImage, add_left_out, read_left_out
 from ssl_bench.data.splits import LabelledSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.representation_metrics import effective_rank, singular_values
@@ -65,10 +67,11 @@ class OnlineProbe(pl.Callback):
     Args:
         data: Its train and validation splits, or its unlabelled images.
         options: How often, on how many images.
+        folder: The run's, which remembers images that are found broken; they are left out.
     """
 
-    def __init__(self, data: Dataset, options: ProbeOptions) -> None:
-        self.data, self.options = data, options
+    def __init__(self, data: Dataset, options: ProbeOptions, folder: Path | None = None) -> None:
+        self.data, self.options, self.folder = data, options, folder
         self.latest: dict[str, float] = {}
         self.start: Spread | None = None
         rows = data.train.rows if data.train is not None else np.arange(len(data.pretrain))
@@ -78,6 +81,7 @@ class OnlineProbe(pl.Callback):
         if data.validation is not None and len(data.validation):
             few = _evenly(data.validation.rows, max(1, options.images // 4))
             self.queries = ValidationSplit(data.validation.pool, few)
+        self._leave_out(read_left_out(folder) if folder is not None else {})
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.options.every_n_epochs != 0 and self.start is None and trainer.is_global_zero:
@@ -97,9 +101,25 @@ class OnlineProbe(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = Spread(*state_dict["start"]) if state_dict["start"] else None
 
+    def _leave_out(self, names: Collection[str]) -> None:
+        self.bank = self.bank.without(names)
+        self.queries = self.queries.without(names) if self.queries is not None else None
+
     def _probe(self, trainer: pl.Trainer, module: Any) -> None:
-        if module.product != "backbone":
-            return
+        """Measure; again without an image that turns out to be broken."""
+        while module.product == "backbone":
+            try:
+                self._measure(trainer, module)
+                break
+            except UnreadableImage as found:
+                if self.data.options.strict:
+                    raise
+                say(f"{found.name} is left out: {found.why}")
+                self._leave_out([found.name])
+                if self.folder is not None:
+                    add_left_out(self.folder, found.name, found.why)
+
+    def _measure(self, trainer: pl.Trainer, module: Any) -> None:
         frozen = FeatureExtractor(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
         bank = frozen.features(self.bank, frozen.primary_feature_type)  # (N, D)
         now = spread(bank)

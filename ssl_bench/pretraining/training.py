@@ -24,6 +24,8 @@ from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.files.content import content_of, find_run_folder, refuse_changed_images, remember_content
+from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -37,7 +39,6 @@ from ssl_bench.pretraining.online_probe import OnlineProbe
 from ssl_bench.pretraining.progress import Progress
 from ssl_bench.records.files import write_json, write_text
 from ssl_bench.records.run import DataRecord, RunCost, RunInfo, read_run, write_run
-from ssl_bench.records.run_folder import run_folder
 from ssl_bench.runtime.acceleration import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
 from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import SyncNorms
@@ -71,14 +72,17 @@ def fit(
         DivergenceError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; the run continues from its last checkpoint when started again.
     """
-    folder = run_folder(runs, config)
+    content = content_of(DataOptions(**config["data"]))
+    folder = find_run_folder(runs, config, content)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return Fitted(folder, already_done=True)
+    refuse_changed_images(folder, config, content)
     prepare_process()
     trainer_options = TrainerOptions(**config["trainer"])
     check_trainer(trainer_options)
     pl.seed_everything(config["seed"], verbose=False)
     data, method, module = build(config)
+    module.folder = folder
     info = _describe_run(config, data, method, command)
     flops_per_image = training_flops(method)
     if 0 < trainer_options.max_epochs <= method.optim.warmup_epochs:
@@ -86,6 +90,7 @@ def fit(
         say(f"--optim.warmup_epochs: {epochs}, so the learning rate only rises; a tenth of them is usual")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump(config))
+    remember_content(folder, config, content)
     precision = effective_precision(trainer_options.precision, trainer_options.accelerator)
     write_json(folder / "environment.json", {**describe(), "precision": precision})
     write_run(folder, info)
@@ -127,6 +132,8 @@ def _train(
             save_backbone(folder, method, data)
             if (classifier := method.evaluated_classifier) is not None:
                 save_classifier(folder, classifier, classifier.names or data.classes or ())
+        seen = data.without(read_left_out(folder))
+        info = replace(info, data=DataRecord(seen.title, seen.fingerprint))
         write_run(folder, _finished(trainer, info, flops_per_image))
 
 
@@ -212,7 +219,7 @@ def prepare_process() -> None:
 
 def _trainer(options: TrainerOptions, config: dict[str, Any], folder: Path, data: Dataset, run: WandbRun) -> pl.Trainer:
     loggers: list[Any] = [MetricsFile(folder / "metrics.csv"), WandbMetrics(run)]
-    probe = OnlineProbe(data, ProbeOptions(**config["probe"]))
+    probe = OnlineProbe(data, ProbeOptions(**config["probe"]), folder)
     callbacks = [SeedEachBatch(config["seed"]), StopAtNaN(), probe, Progress(probe), SaveLast(folder, config)]
     return pl.Trainer(
         max_epochs=options.max_epochs,

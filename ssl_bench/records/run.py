@@ -35,6 +35,11 @@ class DataRecord:
         """Title and eight characters of the content's hash."""
         return self.title, str(self.fingerprint.get("sha256", ""))[:8]
 
+    def same_images(self, other: "DataRecord") -> bool:
+        """Whether both are of the same images in the same splits, whatever their folder is called."""
+        what = ("sha256", "images", "classes", "test_is")
+        return all(self.fingerprint.get(name) == other.fingerprint.get(name) for name in what)
+
 
 @dataclass(frozen=True)
 class BackboneRecord:

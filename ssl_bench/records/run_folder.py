@@ -1,6 +1,7 @@
 """A run's identity and folder. Torch-free.
 
-The identity is a hash of the configuration: the same command again finds the same folder, and resumes or is done.
+The identity is a hash of the configuration and of the content of someone's own images: the same command again finds the
+same folder, and resumes or is done; by whatever path the images are reached.
 """
 
 import hashlib
@@ -18,10 +19,25 @@ NOT_IDENTITY = (
     ("trainer", "log_every_n_steps"),
 )
 
+OWN = ("folder", "parquet")  # sets that are someone's own images
 
-def identity(config: dict[str, Any]) -> str:
-    """Eight hex digits of the configuration's sha256."""
+
+def identity(config: dict[str, Any], content: str | None = None) -> str:
+    """Eight hex digits of the configuration's sha256.
+
+    Args:
+        config: Of the run.
+        content: A hash of its images, when they are someone's own (`ssl_bench.data.files.content`); it stands for
+            their path. The path of a named set is where its files are, and says nothing of the run.
+    """
     what = json.loads(json.dumps(config))
+    data = what.get("data", {})
+    if content is not None or data.get("name") not in OWN:
+        data.pop("root", None)
+    if content is not None:
+        data["content"] = content
+    if data.get("value_range") == "auto":
+        del data["value_range"]
     if what.get("init"):
         what["init"] = Path(what["init"]).name  # has a hash of its own, wherever the folder is
     for option in ("tokenizer", "teacher"):  # likewise
@@ -39,18 +55,24 @@ def identity(config: dict[str, Any]) -> str:
 
 def data_title(data: dict[str, Any]) -> str:
     """What to call the images: the set's name, or the folder's for `folder` and `parquet`."""
-    if data["name"] in ("folder", "parquet") and data.get("root"):
+    if data["name"] in OWN and data.get("root"):
         return Path(data["root"]).resolve().name
     return str(data["name"])
 
 
-def run_folder(runs: Path, config: dict[str, Any]) -> Path:
-    """`runs/mae-cifar10-vit_tiny_patch16_224-s0-1a2b3c4d`; `runs/dvae-cifar10-s0-1a2b3c4d`."""
+def run_folder(runs: Path, config: dict[str, Any], content: str | None = None) -> Path:
+    """`runs/mae-cifar10-vit_tiny_patch16_224-s0-1a2b3c4d`; `runs/dvae-cifar10-s0-1a2b3c4d`.
+
+    Args:
+        runs: Where run folders live.
+        config: Of the run.
+        content: As for `identity`.
+    """
     method = config["method"]["name"].rpartition(".")[2]
     backbone = [config["backbone"]["name"]] if "backbone" in config else []  # a tokenizer's run has none
     parts = (method, data_title(config["data"]), *backbone, f"s{config['seed']}")
     safe = (re.sub(r"[^\w.+-]+", "_", part)[:60] for part in parts)
-    return runs / "-".join((*safe, identity(config)))
+    return runs / "-".join((*safe, identity(config, content)))
 
 
 def folder_identity(folder: Path) -> str:

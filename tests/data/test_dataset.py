@@ -13,7 +13,6 @@ import torch
 from pictures import encoded, picture
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data import pool as pool_module
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.dataset import load_dataset, measured
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool
@@ -144,13 +143,13 @@ def test_digest_of_files_follows_their_content(tmp_path):
     assert pool().digest() != first
 
 
-def test_digest_of_very_many_bytes_is_of_names_and_sizes(monkeypatch):
-    whole = files().digest()
-    monkeypatch.setattr(pool_module, "HASHED", 1000)
-    big = files()
-    assert big.digest() != whole and big.digest_covers == "names, sizes and labels"
-    assert replace(big, ids=[f"j{row}" for row in range(6)]).digest() != big.digest()
-    assert replace(big, encoded=[item + b"." for item in big.encoded]).digest() != big.digest()
+def test_digest_of_known_hashes_is_that_of_the_content():
+    whole = files()
+    known = replace(whole, digests=whole.content)
+    assert known.digest() == whole.digest() and whole.digest_covers == "content and labels"
+    assert replace(whole, ids=[f"j{row}" for row in range(6)]).digest() == whole.digest()
+    assert replace(known, whole=False).digest_covers == "sizes, samples of the content and labels"
+    assert replace(whole, ranges={"16-bit": (0, 4095)}).digest() != whole.digest()
 
 
 def test_resident_image_is_its_pixels():

@@ -1,11 +1,14 @@
 """Each oddity of image files, written by PIL, against pixel values worked out here."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
-from pictures import encoded, picture
+from pictures import encoded, four_channels, picture
 from PIL import Image
 
-from ssl_bench.data.decode import UPRIGHT, BrokenImage, decode, fault
+from ssl_bench.data.decode import UPRIGHT, USUAL, BrokenImage, Check, check, decode, fault, guess_range
 
 GRAY = np.array([[0, 64, 128], [192, 254, 255]], dtype=np.uint8)
 
@@ -129,3 +132,156 @@ def test_missing_file_is_broken(tmp_path):
     assert fault(str(tmp_path / "gone.png"))
     with pytest.raises(BrokenImage):
         decode(str(tmp_path / "gone.png"))
+
+
+# Values of more than 8 bits, or with a sign
+
+
+def gray(values: np.ndarray, kind: str = "TIFF", **options) -> bytes:
+    return encoded(Image.fromarray(values), kind, **options)
+
+
+def signed_tiff(values: np.ndarray) -> bytes:
+    """A TIFF of 8- or 16-bit integers with a sign, or 32-bit ones without: what Pillow reads and does not write."""
+    height, width = values.shape
+    form = 1 if values.dtype.kind == "u" else 2
+    rows = [(256, 3, width), (257, 3, height), (258, 3, 8 * values.itemsize), (259, 3, 1), (262, 3, 1)]
+    rows += [(273, 4, 8 + 2 + 12 * 9 + 4), (277, 3, 1), (279, 4, values.nbytes), (339, 3, form)]
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in rows)
+    return struct.pack("<2sHIH", b"II", 42, 8, 9) + table + bytes(4) + values.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "low", "high"),
+    [
+        (np.array([[0, 4095]], dtype=np.uint16), "16-bit", 0, 4095),
+        (np.array([[-5, 70000]], dtype=np.int32), "integer", -5, 70000),
+        (np.array([[-0.5, 0.25]], dtype=np.float32), "float", -0.5, 0.25),
+    ],
+)
+def test_a_check_tells_the_values(values, kind, low, high):
+    assert check(gray(values)) == Check(None, kind, low, high)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (np.array([[-100, 100]], dtype=np.int8), -100, 100),
+        (np.array([[-1024, 3071]], dtype=np.int16), -1024, 3071),
+        (np.array([[0, 4_000_000_000]], dtype=np.uint32), 0, 4_000_000_000),
+    ],
+)
+def test_signs_are_those_of_the_file(values, low, high):
+    file = signed_tiff(values)
+    assert check(file) == Check(None, "integer", low, high)
+    assert np.asarray(decode(file, {**USUAL, "integer": (low, high)}))[0, :, 0].tolist() == [0, 255]
+
+
+def test_eight_bits_have_no_range():
+    assert check(gray(GRAY)) == check(encoded(picture(0), "JPEG")) == Check()
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "expected"),
+    [
+        ("16-bit", 0, 255, (0, 255)),
+        ("16-bit", 3, 1000, (0, 1023)),
+        ("16-bit", 0, 4000, (0, 4095)),
+        ("16-bit", 0, 16000, (0, 16383)),
+        ("16-bit", 0, 40000, (0, 65535)),
+        ("16-bit", 0, 9, (0, 9)),
+        ("integer", -1024, 3071, (-1024, 3071)),
+        ("integer", 0, 10**6, (0, 10**6)),
+        ("float", 0, 1, (0, 1)),
+        ("float", -0.9, 0.8, (-1, 1)),
+        ("float", 0.0, 250.0, (0, 255)),
+        ("float", 0.0, 2.5, (0, 2.5)),
+        ("float", -3.0, 8.0, (-3, 8)),
+        ("float", 0.0, 0.01, (0, 0.01)),
+        ("float", 5.0, 5.0, (5, 6)),
+    ],
+)
+def test_a_range_is_guessed(kind, low, high, expected):
+    assert guess_range(kind, low, high) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_values_scale_to_the_nearest_level_and_are_clipped(dtype):
+    values = np.array([[0, 100, 1100, 2100, 3000]], dtype=dtype)
+    kind = check(gray(values)).kind
+    found = np.asarray(decode(gray(values), {kind: (100, 2100)}))[0, :, 0]
+    assert found.tolist() == [0, 0, 128, 255, 255]  # 127.5 rounds up
+
+
+def test_zero_may_be_white():
+    values = np.array([[0.0, 1.0]], dtype=np.float32)
+    file = gray(values, tiffinfo={262: 0})
+    assert np.asarray(decode(file))[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_broken(value):
+    file = gray(np.array([[0.0, value]], dtype=np.float32))
+    assert fault(file) == "some of its values are not numbers"
+    with pytest.raises(BrokenImage, match="not numbers"):
+        decode(file)
+
+
+def test_16_bit_colour_gives_its_upper_bits(tmp_path):
+    rows = b"".join(b"\0" + struct.pack(">6H", 0x1234, 0xFFFF, 0, 256, 255, 0x8000) for _ in range(2))
+    file = made_png(2, 2, 16, 2, rows)
+    assert check(file) == Check(None, "16-bit colour", 0, 65535)
+    assert pixels(file)[0].tolist() == [[0x12, 255, 0], [1, 0, 0x80]]
+
+
+def made_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG with the given lines, each after its filter's byte."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    body = b""
+    for name, content in [*parts, (b"IEND", b"")]:
+        body += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+# Four channels
+
+
+@pytest.mark.parametrize("extra", [None, (0,)])
+def test_a_fourth_channel_of_unknown_meaning_is_refused(extra):
+    assert "4 channels, of which the last is not marked as transparency: save gray or RGB" in fault(
+        four_channels(extra)
+    )
+    with pytest.raises(BrokenImage, match="4 channels"):
+        decode(four_channels(extra))
+
+
+@pytest.mark.parametrize(("extra", "expected"), [((2,), 255 - 155 * 100 / 255), ((1,), 255)])
+def test_a_fourth_channel_that_is_transparency_is_laid_over_white(extra, expected):
+    assert np.abs(pixels(four_channels(extra)).astype(float) - expected).max() <= 1
+
+
+def test_cmyk_tiff_is_converted():
+    assert (pixels(encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), "TIFF")) == 0).all()
+
+
+# Damage
+
+
+@pytest.mark.parametrize("at", np.linspace(0.05, 0.95, 19))
+def test_a_flipped_byte_anywhere_in_a_png_is_found(at):
+    content = bytearray(encoded(picture(1, 200, 150)))
+    content[int(at * len(content))] ^= 0xFF
+    assert fault(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_what_is_cut_short_is_found_wherever(kind, part):
+    whole = encoded(picture(1, 200, 150), kind)
+    assert fault(whole[: int(part * len(whole))]) and fault(whole) is None
+
+
+def test_reasons_can_be_counted():
+    reasons = {fault(encoded(picture(i, 200, 150), "JPEG")[: 1000 + 37 * i]) for i in range(5)}
+    assert reasons == {"image file is truncated"}
+    assert fault(b"no image") == fault(b"nor this") == "it is no image that can be recognised"

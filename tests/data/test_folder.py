@@ -114,22 +114,25 @@ def test_images_deep_in_class_folders_and_strange_files(class_folders):
     assert len(data.pretrain) == 12 and "train/b/more/000.png" in data.pretrain.ids
 
 
-def test_broken_files_are_skipped_named_and_counted(class_folders):
+def test_broken_files_are_skipped_named_and_counted(class_folders, capsys):
     root = class_folders(SPLITS, count=5, width=200, height=150, kind="jpg")
     (root / "train" / "cat" / "aaa.jpg").write_bytes(encoded(picture(0, 200, 150), "JPEG")[:1500])
     (root / "test" / "dog" / "zzz.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="1 of (11|12) images are broken and left out, beginning with"):
-        data = opened(root)
-    assert data.fingerprint["skipped"] == {"count": 2, "names": ["train/cat/aaa.jpg", "test/dog/zzz.png"]}
+    data = opened(root)
+    reasons = {"image file is truncated": 1, "it is no image that can be recognised": 1}
+    names = ["train/cat/aaa.jpg", "test/dog/zzz.png"]
+    assert data.fingerprint["skipped"] == {"count": 2, "names": names, "reasons": reasons}
+    said = "own pictures: 2 left out: train/cat/aaa.jpg, test/dog/zzz.png (1 x image file is truncated; 1 x it is no"
+    assert said in capsys.readouterr().err
     assert len(data.pretrain) == 10 and len(data.test) == 10
     assert data.pretrain.labels.tolist() == [0] * 5 + [1] * 5
 
 
-def test_broken_small_files_are_skipped_too(class_folders):
+def test_broken_small_files_are_skipped_too(class_folders, capsys):
     root = class_folders(SPLITS, count=5)
     (root / "train" / "cat" / "000.png").write_bytes(encoded(picture(0))[:300])
-    with pytest.warns(UserWarning, match="broken and left out"):
-        data = opened(root)
+    data = opened(root)
+    assert "1 left out: train/cat/000.png (1 x the file is cut short)" in capsys.readouterr().err
     assert isinstance(data.pretrain, ResidentPool) and len(data.pretrain) == 9
     assert (np.asarray(data.pretrain.image(0)) == np.asarray(picture(1))).all()
     assert data.pretrain.labels.tolist() == [0] * 4 + [1] * 5

@@ -18,8 +18,11 @@ from torchvision.transforms.v2 import functional as tv
 
 from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.augment.views import View
-from ssl_bench.data.geometry import short_side
-from ssl_bench.data.loaders import Order, PhotographLoader, RawBatch, ResidentLoader, evaluation_batches
+from ssl_bench.data.evaluation_batches import evaluation_batches
+from ssl_bench.data.files.left_out import UnreadableImage
+from ssl_bench.data.geometry import see_image, short_side
+from ssl_bench.data.loaders import PhotographLoader, RawBatch, ResidentLoader
+from ssl_bench.data.order import Order
 from ssl_bench.data.pool import EncodedPool, ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit
 from ssl_bench.errors import UserError
@@ -162,6 +165,29 @@ def test_a_broken_photograph_is_replaced_the_same_way_each_time():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_photograph_leaves_the_other_images_of_its_batch_alone(num_workers):
+    whole = list(loader(photographs(12)))
+    with pytest.warns(UserWarning):
+        found = list(loader(photographs(12, broken=(3,)), num_workers=num_workers))
+    for a, b in zip(whole, found, strict=True):
+        same_rows = a.rows == b.rows
+        assert len(b.rows) == 4 and int(same_rows.sum()) == 4 - int(3 in a.rows)
+        assert all(torch.equal(x[same_rows], y[same_rows]) for x, y in zip(a.images, b.images, strict=True))
+
+
+def test_a_broken_photograph_is_told_of_once_and_why():
+    pool, told = photographs(8, broken=(3, 5)), []
+    tried = PhotographLoader(
+        pool, Order(8, 4, 7), CropInWorker(VIEWS), 0, False, ["photo5"], lambda *found: told.append(found)
+    )
+    with pytest.warns(UserWarning, match="photo3 cannot be decoded") as warned:
+        for _ in range(2):
+            list(tried)
+    assert told == [("photo3", "image file is truncated")] and len(warned) == 1  # photo5 was known
+    assert tried.broken == {"photo3", "photo5"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_strict_stops_at_a_photograph_broken_later(num_workers):
     with pytest.raises(UserError, match="^broken image photo3: remove it[^\n]*$"):
         list(loader(photographs(8, broken=(3,)), num_workers=num_workers, strict=True))
@@ -236,8 +262,36 @@ def test_an_empty_split_has_no_batches():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_broken_image_cannot_be_evaluated(num_workers):
     split = TestSplit(photographs(6, broken=(4,)), np.arange(6))
-    with pytest.raises(UserError, match="^broken image photo4: evaluations need every image"):
+    with pytest.raises(UnreadableImage, match="^broken image photo4: evaluations need every image[^\n]*$") as caught:
         list(evaluation_batches(split, 16, 2, num_workers))
+    assert (caught.value.name, caught.value.why) == ("photo4", "image file is truncated")
+    assert len(list(evaluation_batches(split.without(["photo4"]), 16, 2, num_workers))) == 3
+
+
+@pytest.mark.parametrize("shape", [(2000, 2), (3, 4000), (300, 17)])
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_strip_is_seen_as_if_enlarged_whole(shape, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
+    pool = EncodedPool(labels=None, ids=["a"], encoded=[encoded(image)])
+    ((found, _),) = evaluation_batches(TrainSplit(pool, np.array([0])), size, 4, num_workers=0)
+    assert (255 * found[0] - oracle(image, size)).abs().max() <= 1
+
+
+def test_a_long_strip_takes_no_memory(monkeypatch):
+    """20,000 x 2 pixels: enlarged whole they would be 2,560,000 x 256."""
+    largest = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: largest.append(size) or resize(self, size, *a, **k)
+    )
+    assert see_image(Image.new("RGB", (20_000, 2)), 224).shape == (3, 224, 224) and largest == [(224, 224)]
+
+
+def test_resident_strips_are_seen_one_by_one():
+    pool = resident(3, 2, 90)
+    ((found, _),) = evaluation_batches(TestSplit(pool, np.arange(3)), 32, 4)
+    for row in range(3):
+        assert (255 * found[row] - oracle(pool.image(row), 32)).abs().max() <= 1
 
 
 def test_jpeg_photographs_survive_the_trip_through_workers():
