@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError
-from ssl_bench.records.files import replacing
+from ssl_bench.records.files import read_regular, replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+MOST_BYTES = 2**30  # of a file of predictions
+MOST_VALUES = 10**8  # in it, however well they are compressed
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,29 @@ def read_predictions(path: Path) -> Predictions:
     import pyarrow.parquet
 
     try:
-        with open(path, "rb") as file:
-            source = pyarrow.parquet.ParquetFile(file)
-            names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
-            table = source.read(columns=["id", "label", *names])
-            # Arrow's own `to_numpy` imports pandas, which takes longer than all else here.
-            labels, *rows = (np.from_dlpack(table.column(name).combine_chunks()) for name in ("label", *names))
-            return Predictions(table.column("id").to_pylist(), labels, {"prediction": np.stack(rows)})
+        source = pyarrow.parquet.ParquetFile(pa.BufferReader(read_regular(path, MOST_BYTES)))
+        names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
+        if source.metadata.num_rows * (len(names) + 2) > MOST_VALUES:
+            raise ValueError(f"{source.metadata.num_rows} rows of {len(names)} predictions are too many")
+        table = source.read(columns=["id", "label", *names])
+        # Arrow's own `to_numpy` imports pandas, which takes longer than all else here.
+        labels, *rows = (_integers(table.column(name).combine_chunks(), name) for name in ("label", *names))
+        return Predictions(table.column("id").to_pylist(), labels, {"prediction": np.stack(rows)})
     except FileNotFoundError as error:
         raise UserError(f"no predictions in {path}: `ssl-bench evaluate {path.parent.parent}` makes them") from error
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        line = str(error).partition("\n")[0]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, BufferError, MemoryError) as error:
+        line = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         raise UserError(f"{path} is damaged ({line}): delete it and evaluate its run again") from error
+
+
+def _integers(column: Any, name: str) -> "NDArray[Any]":
+    """A column of classes as an array of 64-bit integers."""
+    import numpy as np
+
+    values = np.from_dlpack(column)
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} is of type {values.dtype}")
+    return values.astype(np.int64, copy=False)
 
 
 def write_predictions(path: Path, primary: str, predictions: Predictions) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ssl_bench.statistics.intervals import LEVEL, variance_of_draws
 
 Floats: TypeAlias = NDArray[np.float64]
-Verdict: TypeAlias = Literal["better", "tie", "undecided"]
+Verdict: TypeAlias = Literal["better", "tie", "undecided", "one seed"]
 
 DRAWS = 10_000
 MARGIN = 0.003  # two accuracies closer than this are equal for all practical purposes
@@ -35,11 +35,14 @@ class Answers:
         name: Of the method.
         right: (S, R, N) whether each test image was classified rightly.
         seeds: Of the S runs. The same name and seed is the same run, whatever the protocol.
+        one_seed: Whether this is one run where another seed would give another: it stands for itself, and nothing that
+            is found of it is found of its method.
     """
 
     name: str
     right: NDArray[Any]
     seeds: tuple[int, ...] = (0,)
+    one_seed: bool = False
 
     def __post_init__(self) -> None:
         assert self.right.ndim == 3 and len(self.right) == len(self.seeds), (self.right.shape, self.seeds)
@@ -61,10 +64,11 @@ class Pair:
         interval: Its 95 % interval.
         p: Of no difference: McNemar's mid-p between two runs, otherwise by hierarchical bootstrap.
         exact: McNemar's exact p; None where there are several seeds or repetitions.
-        adjusted: p after Holm, over all pairs.
+        adjusted: p after Holm, over all pairs of methods; None where one of the two is a single run.
         detectable: The difference that would be found significant four times in five, one test alone.
         verdict: `tie`: the interval lies within +-0.3 points, whichever is ahead. `better`: a is, adjusted p < 0.05.
-            `undecided`: neither is shown.
+            `undecided`: neither is shown. `one seed`: one of the two is a single run, so that interval and p are of
+            these two networks on other test images, and of no method.
     """
 
     a: str
@@ -73,21 +77,26 @@ class Pair:
     interval: tuple[float, float]
     p: float
     exact: float | None
-    adjusted: float
+    adjusted: float | None
     detectable: float
     verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs, and the names of the methods that are not significantly worse than the best."""
+    """Pairs, and the names of the methods that are not significantly worse than the best; none of a single run."""
 
     pairs: tuple[Pair, ...]
     unbeaten: tuple[str, ...]
 
 
 def compare(
-    methods: Sequence[Answers], images: Floats, seeds: Floats, repeats: str = "", level: float = LEVEL
+    methods: Sequence[Answers],
+    images: Floats,
+    seeds: Floats,
+    repeats: str = "",
+    level: float = LEVEL,
+    most: int | None = None,
 ) -> Comparison:
     """All pairs of methods under one protocol.
 
@@ -98,22 +107,36 @@ def compare(
         repeats: What the R are: `draws` at random, the same ones for all methods, or `conditions` that are all there
             are.
         level: Of the intervals; 1 - level is the rate of false findings in the whole table.
+        most: Methods of which all pairs are made; of more, the best alone is compared with each other one.
     """
     assert len({method.right.shape[1:] for method in methods}) == 1, "not the same images, or not as many repetitions"
     accuracy = [float(method.shares.mean()) for method in methods]
     order = sorted(range(len(methods)), key=lambda m: -accuracy[m])
+    known = [m for m in order if not methods[m].one_seed]
     raw = [
         _pair(methods[a], methods[b], images[:, a] - images[:, b], seeds[:, a] - seeds[:, b], repeats, level)
-        for a, b in itertools.combinations(order, 2)
+        for a, b in _places_of_pairs(order, known, most)
     ]
-    pairs = []
-    for pair, adjusted in zip(raw, holm([pair.p for pair in raw]), strict=True):
+    tested = [index for index, pair in enumerate(raw) if pair.verdict != "one seed"]
+    pairs = list(raw)
+    for index, adjusted in zip(tested, holm([raw[index].p for index in tested]), strict=True):
         significant = adjusted < 1 - level
-        verdict: Verdict = "tie" if tied(pair.interval) else "better" if significant else "undecided"
-        pairs.append(replace(pair, adjusted=adjusted, verdict=verdict))
-    best = methods[order[0]].name
-    beaten = {pair.b for pair in pairs if pair.a == best and pair.adjusted < 1 - level}
-    return Comparison(tuple(pairs), tuple(methods[m].name for m in order if methods[m].name not in beaten))
+        verdict: Verdict = "tie" if tied(raw[index].interval) else "better" if significant else "undecided"
+        pairs[index] = replace(raw[index], adjusted=adjusted, verdict=verdict)
+    if len(known) < 2:
+        return Comparison(tuple(pairs), ())
+    best = methods[known[0]].name
+    beaten = {pair.b for pair in pairs if pair.a == best and pair.adjusted is not None and pair.adjusted < 1 - level}
+    return Comparison(tuple(pairs), tuple(methods[m].name for m in known if methods[m].name not in beaten))
+
+
+def _places_of_pairs(order: Sequence[int], known: Sequence[int], most: int | None) -> list[tuple[int, int]]:
+    """Pairs of methods, the higher accuracy first: all, or those of the best (of several seeds, if any is)."""
+    if most is None or len(order) <= most:
+        return list(itertools.combinations(order, 2))
+    best = (known or order)[0]
+    place = order.index(best)
+    return [(best, m) if order.index(m) > place else (m, best) for m in order if m != best]
 
 
 def image_draws(shares: Floats, labels: NDArray[Any], draws: int = DRAWS, seed: int = 0) -> Floats:
@@ -230,18 +253,19 @@ def tied(interval: tuple[float, float], margin: float = MARGIN) -> bool:
 def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, level: float) -> Pair:
     """A pair before Holm, of its draws (B,)."""
     difference = float(a.shares.mean() - b.shares.mean())
+    verdict: Verdict = "one seed" if a.one_seed or b.one_seed else "undecided"
     if a.right.shape[:2] == b.right.shape[:2] == (1, 1):
         only_a, only_b = (int(np.sum(x.right & ~y.right)) for x, y in ((a, b), (b, a)))
         exact, p = mcnemar(only_a, only_b)
         detectable = detectable_difference(paired_error(only_a, only_b, a.right.shape[2]), level)
-        return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, p, detectable, "undecided")
+        return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, None, detectable, verdict)
     moved = difference + _calibrated(a, b, images, seeds, repeats)
     sides = (np.sum(moved <= 0), np.sum(moved >= 0))
     p = min(1.0, 2 * (int(min(sides)) + 1) / (len(moved) + 1))
     low, high = _ends(moved, level)
     error = (high - low) / 2 / detectable_difference(1.0, level, power=0.5)  # the half width as so many of it
     detectable = detectable_difference(error, level)
-    return Pair(a.name, b.name, difference, (low, high), p, None, p, detectable, "undecided")
+    return Pair(a.name, b.name, difference, (low, high), p, None, None, detectable, verdict)
 
 
 def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str) -> Floats:
