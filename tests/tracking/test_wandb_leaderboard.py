@@ -190,9 +190,9 @@ def test_published_numbers_and_images_go_along(server: WandbServer, runs: Path, 
 
 def test_each_leaderboard_has_an_id_of_its_own() -> None:
     folders = ["/lab/runs", "/lab2/結果", "/lab2/研究", "a b", "a-b", "a\udcff", "x" * 101, "x" * 102, "runs by epochs"]
-    ids = [_identity([Path(folder)], "views").id for folder in folders]
+    ids = [_identity([Path(folder)], None).id for folder in folders]
     assert ids[0] == "leaderboard-runs" and ids[4] == "leaderboard-a-b"
-    ids += [_identity([Path("/lab/runs")], "epochs").id, _identity([Path("a"), Path("b")], "views").id]
+    ids += [_identity([Path("/lab/runs")], "epochs").id, _identity([Path("a"), Path("b")], None).id]
     assert len(set(ids)) == len(ids) - 1  # by epochs, whoever says it
     assert all(re.fullmatch(r"[\w.-]{1,128}", name, re.ASCII) for name in ids)
 
