@@ -133,7 +133,8 @@ def _answers(cell: Cell) -> tuple[Predictions, NDArray[Any]]:
     for path in cell.files:
         read = read_predictions(path)
         first = first or read
-        if read.ids != first.ids or not np.array_equal(read.labels, first.labels):
+        same = read.ids is first.ids and read.labels is first.labels
+        if not same and (read.ids != first.ids or not np.array_equal(read.labels, first.labels)):
             raise UserError(f"{path} and {cell.files[0]} are not of the same test images: they cannot be compared")
         right.append(np.asarray(read.variants["prediction"]) == read.labels)  # (R, N)
     if len({len(rows) for rows in right}) > 1:

@@ -136,12 +136,13 @@ def _of_baselines(runs: list[Run], by: By) -> list[Block]:
 def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     first = (runs or baselines)[0]
     images, backbone = first.info.data.identity, first.info.backbone
-    columns = _columns(runs, baselines, images)
+    keys = _column_keys([*runs, *baselines])
+    columns = _columns(runs, baselines, images, keys)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in [*runs, *baselines]:
         groups[key_of(row_key(run), budget_of(run, "views"))].append(run)
     names = row_names([group[0] for group in groups.values()])
-    rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
+    rows = [_row(name, group, list(columns), keys) for name, group in zip(names, groups.values(), strict=True)]
     shown = tuple(columns.values())
     budgets = {budget_of(run, "epochs" if by == "epochs" else "views") for run in runs}
     ranked = not runs or by == "nothing" or None not in budgets
@@ -162,12 +163,25 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     )
 
 
-def _columns(runs: list[Run], baselines: list[Run], images: Images) -> dict[Key, Column]:
+def _column_keys(runs: Iterable[Run]) -> dict[int, Key]:
+    """By its id, what each result shares with others of its column; made once where their records are the same."""
+    known: dict[tuple[object, ...], Key] = {}
+    found = {}
+    for result in (result for run in runs for result in run.results):
+        parts = (result.options, result.geometry, result.splits, result.data, result.selected)
+        same = (result.protocol, result.version, result.primary, *map(id, parts))
+        if same not in known:
+            known[same] = column_key(result)
+        found[id(result)] = known[same]
+    return found
+
+
+def _columns(runs: list[Run], baselines: list[Run], images: Images, keys: Mapping[int, Key]) -> dict[Key, Column]:
     """All that the runs were evaluated by, and what the baselines were on the block's own images."""
     results = [result for run in runs for result in run.results]
     own = [run for run in baselines if run.info.backbone is not None] or ([] if runs else baselines)
     results += [result for run in own for result in run.results if not runs or result.data.identity == images]
-    found = {column_key(result): result for result in results}
+    found = {keys[id(result)]: result for result in results}
     titles = [_column_title(result, images) for result in found.values()]
     names = tell_apart(titles, [{**column_options(r), "variant": r.primary} for r in found.values()])
     columns = [Column(name, r.primary, is_oracle(r)) for name, r in zip(names, found.values(), strict=True)]
@@ -182,7 +196,7 @@ def _column_title(result: Result, images: Images) -> str:
     return f"{result.protocol}@{title if title != images[0] else f'{title}:{short}'}{oracle}"
 
 
-def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
+def _row(name: str, runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> Row:
     runs = sorted(runs, key=lambda run: run.info.seed)
     info = runs[0].info
     return Row(
@@ -194,21 +208,22 @@ def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
         seconds=sum(run.info.cost.seconds for run in runs) / len(runs),
         flops=sum(run.info.cost.flops for run in runs) / len(runs),
         device=info.cost.device,
-        cells=_cells(runs, columns),
+        cells=_cells(runs, columns, keys),
         runs=tuple(run.folder.name for run in runs),
         members=tuple(runs),
     )
 
 
-def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
+def _cells(runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> tuple[Cell | None, ...]:
     found: dict[Key, dict[int, tuple[Path, Result]]] = {column: {} for column in columns}
     for run in runs:
         for result in run.results:
-            common, own = column_key(result)
-            for column in columns:
-                # Raw pixels have features and a geometry of their own, which no column shares.
-                if column[0] == common and (column[1] == own or run.info.backbone is None):
-                    file = predictions_path(run.folder, run.info, result)
+            own = keys[id(result)]
+            # Raw pixels have features and a geometry of their own, which no column shares.
+            those = [column for column in columns if column[0] == own[0]] if run.info.backbone is None else [own]
+            file = predictions_path(run.folder, run.info, result)
+            for column in those:
+                if column in found:
                     found[column].setdefault(run.info.seed, (file, result))
     seeded = any(run.info.backbone is not None for run in runs)
     return tuple(_cell(results, seeded) if results else None for results in found.values())

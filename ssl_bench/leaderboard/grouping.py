@@ -112,7 +112,7 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{optim: {base_lr: 1}}` -> `{optim.base_lr: 1}`."""
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value

@@ -5,7 +5,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -256,22 +256,24 @@ def _ranking(columns: list[tuple[str, ColumnAnswers]], left_out: tuple[str, ...]
     if len(names) < 2:
         return None
     draws = min(len(column.moved) for _, column in columns)
-    tasks = []
-    for block, column in columns:
-        place = {method.name: index for index, method in enumerate(column.methods)}
-        order = [place[name] for name in names]
-        accuracy = np.array([float(column.methods[i].shares.mean()) for i in order])
-        tasks.append(
-            Task((block, column.images), protocol_name(column.title), accuracy, accuracy + column.moved[:draws, order])
-        )
-    sets, means = mean_ranks(tasks, [task.accuracy for task in tasks])
-    tau = kendall(np.stack([task.accuracy for task in tasks])).tolist()
+
+    def tasks() -> Iterator[Task]:
+        for block, column in columns:
+            place = {method.name: index for index, method in enumerate(column.methods)}
+            order = [place[name] for name in names]
+            accuracy = np.array([float(column.methods[i].shares.mean()) for i in order])
+            data = (block, column.images)
+            yield Task(data, protocol_name(column.title), accuracy, accuracy + column.moved[:draws, order])
+
+    found = [replace(task, draws=np.zeros(0)) for task in tasks()]
+    sets, means = mean_ranks(found, [task.accuracy for task in found])
+    tau = kendall(np.stack([task.accuracy for task in found])).tolist()
     return Ranking(
         protocols=tuple(f"{column.title} [{block}]" if block else column.title for block, column in columns),
-        families=tuple(dict.fromkeys(family(task.protocol) for task in tasks)),
+        families=tuple(dict.fromkeys(family(task.protocol) for task in found)),
         left_out=left_out,
         data_sets=len(sets),
-        ranks=tuple(rank_distribution(names, tasks)),
+        ranks=tuple(rank_distribution(names, tasks())),
         tau=tuple(tuple(None if math.isnan(value) else value for value in row) for row in tau),
         friedman=friedman(-means) if len(sets) > 1 else None,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import marshal
 import math
 import types
 from collections.abc import Callable
@@ -19,8 +20,12 @@ Measured: TypeAlias = Annotated[float, "may be NaN or infinite, as the loss of a
 
 MOST_BYTES = 2**24  # of a record
 MOST_DEPTH = 32  # of lists and objects within each other
+MOST_SHARED = 2**20  # bytes of a value that is kept to be shared
+MOST_KNOWN = 4096  # such values
 LARGEST_INT = 2**63 - 1
 LARGEST_FLOAT = 1e100  # beyond it is damage, and products of a few such numbers would not be finite
+
+_known: dict[tuple[Decoder, str, bytes], Any] = {}
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
@@ -47,7 +52,7 @@ def _fields(kind: Any) -> Callable[[Any, str], dict[str, Any]]:
     hints = get_type_hints(kind, include_extras=True)
     missing = dataclasses.MISSING
     known = [
-        (item.name, _decoder(hints[item.name]), item.default is missing and item.default_factory is missing)
+        (item.name, _field_decoder(hints[item.name]), item.default is missing and item.default_factory is missing)
         for item in dataclasses.fields(kind)
     ]
 
@@ -63,6 +68,34 @@ def _fields(kind: Any) -> Callable[[Any, str], dict[str, Any]]:
         return found
 
     return decode
+
+
+def _field_decoder(kind: Any) -> Decoder:
+    """Decoder of a field. What thousands of records have alike, such as their images, is decoded once and shared."""
+    of = _decoder(kind)
+    return of if kind in (int, str, bool) or _has_floats(kind) else functools.partial(_shared, of)
+
+
+def _has_floats(kind: Any) -> bool:
+    """Whether values of a type hold measured numbers, which no two records have alike."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return any(map(_has_floats, get_type_hints(kind).values()))
+    return kind is float or any(map(_has_floats, get_args(kind)))
+
+
+def _shared(of: Decoder, value: Any, where: str) -> Any:
+    if not isinstance(value, dict | list):
+        return of(value, where)
+    text = marshal.dumps(value, 2)  # of version 2: the same for equal values
+    key = of, where, text
+    if key not in _known:
+        found = of(value, where)
+        if len(text) > MOST_SHARED:
+            return found
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return _known[key]
 
 
 @functools.cache
@@ -132,6 +165,8 @@ def _dict(of: Decoder, value: Any, where: str) -> dict[str, Any]:
 def _list(of: Decoder, value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{where} is {_shown(value)}")
+    if of is _measured and set(map(type, value)) <= {float}:
+        return value  # curves are long
     return [of(item, where) for item in value]
 
 

@@ -72,13 +72,18 @@ def read_regular(path: Path, most: int) -> bytes:
         OSError: It cannot be read, is a FIFO, a device or a folder, or is larger.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, _kind(found.st_mode), str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
-        return file.read(most)
+        parts = [os.read(descriptor, found.st_size)]
+        while parts[-1] and sum(map(len, parts)) < found.st_size:  # the system may give less than it is asked for
+            parts.append(os.read(descriptor, found.st_size))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

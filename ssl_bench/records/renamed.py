@@ -21,6 +21,8 @@ OPTIONS = {
     "robustness.kinds": "robustness.feature_types",
 }
 
+GROUPS = {name.partition(".")[0] for name in OPTIONS}
+
 
 def current(record: Any) -> Any:
     """A record as JSON gave it, with the names of today.
@@ -50,9 +52,11 @@ def current(record: Any) -> Any:
 
 def current_options(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """Options, nested or dotted, with the names of today."""
+    if group:
+        start = len(group) + 1
+        return {OPTIONS.get(f"{group}.{key}", f"{group}.{key}")[start:]: value for key, value in options.items()}
     found: dict[str, Any] = {}
     for key, value in options.items():
-        dotted = f"{group}.{key}" if group else key
-        new = OPTIONS.get(dotted, dotted)[len(group) + 1 if group else 0 :]
-        found[new] = current_options(value, dotted) if isinstance(value, Mapping) else value
+        nested = isinstance(value, dict) and key in GROUPS
+        found[OPTIONS.get(key, key)] = current_options(value, key) if nested else value
     return found

@@ -6,10 +6,11 @@ suggest. Everything here pairs them image by image.
 Letters: M methods, S seeds (runs), R repetitions within a run, N test images, B draws.
 """
 
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, final
 
@@ -24,6 +25,7 @@ Verdict: TypeAlias = Literal["better", "tie", "undecided", "one seed"]
 DRAWS = 10_000
 MARGIN = 0.003  # two accuracies closer than this are equal for all practical purposes
 POWER = 0.8
+MOST_KEPT = 20_000_000  # draws of images that are kept, a byte each
 
 
 @final
@@ -47,10 +49,15 @@ class Answers:
     def __post_init__(self) -> None:
         assert self.right.ndim == 3 and len(self.right) == len(self.seeds), (self.right.shape, self.seeds)
 
-    @property
+    @functools.cached_property
     def shares(self) -> Floats:
         """(N,) share of right answers to each image."""
         return np.asarray(self.right.mean((0, 1)))
+
+    @functools.cached_property
+    def variance_of_seeds(self) -> tuple[float, float]:
+        """What the S runs add to the variance of their mean, as `variance_of_draws` has it."""
+        return variance_of_draws(self.right.mean(1))
 
 
 @dataclass(frozen=True)
@@ -152,23 +159,46 @@ def image_draws(shares: Floats, labels: NDArray[Any], draws: int = DRAWS, seed: 
         draws: B.
         seed: The same seed draws the same images, whatever the rows.
     """
-    rng = np.random.default_rng(seed)
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     classes = np.where(counts[classes] == 1, -1, classes)
     moved = np.zeros((draws, len(shares)))
-    for one in np.unique(classes):
-        members = np.flatnonzero(classes == one)
-        n = len(members)
-        if n == 1:
-            continue
-        values = shares[:, members].T.astype(float)  # (n, M)
-        step = max(1, 4_000_000 // n)  # bounds the memory
-        for start in range(0, draws, step):
-            some = min(step, draws - start)
-            picks = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
-            times = np.bincount(picks.ravel(), minlength=some * n).reshape(some, n)
-            moved[start : start + some] += ((times - 1.0) @ values) * math.sqrt(n / (n - 1))
+    members = [np.flatnonzero(classes == one) for one in np.unique(classes)]
+    times = _times_drawn(tuple(map(len, members)), draws, seed)
+    for own, parts in zip(members, times, strict=True):
+        n = len(own)
+        values = shares[:, own].T.astype(float)  # (n, M)
+        for start, drawn in parts:
+            moved[start : start + len(drawn)] += ((drawn - 1.0) @ values) * math.sqrt(n / (n - 1))
     return np.asarray(moved / shares.shape[1])
+
+
+def _times_drawn(counts: tuple[int, ...], draws: int, seed: int) -> Iterable[Iterable[tuple[int, NDArray[Any]]]]:
+    """For each class of so many images, (draw, how often the following draws take each image) part by part.
+
+    Tables of the same test images draw the same: where that is small it is kept.
+    """
+    if sum(counts) * draws <= MOST_KEPT:
+        return _kept_times(counts, draws, seed)
+    rng = np.random.default_rng(seed)
+    return (_times_of_class(n, draws, rng) for n in counts)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_times(counts: tuple[int, ...], draws: int, seed: int) -> list[list[tuple[int, NDArray[Any]]]]:
+    rng = np.random.default_rng(seed)
+    return [[(at, _smallest(times)) for at, times in _times_of_class(n, draws, rng)] for n in counts]
+
+
+def _smallest(times: NDArray[Any]) -> NDArray[Any]:
+    return times.astype(np.uint8) if times.max() < 256 else times
+
+
+def _times_of_class(n: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[Any]]]:
+    step = max(1, 4_000_000 // n)  # bounds the memory
+    for start in range(0, draws if n > 1 else 0, step):
+        some = min(step, draws - start)
+        picks = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
+        yield start, np.bincount(picks.ravel(), minlength=some * n).reshape(some, n)
 
 
 def seed_draws(
@@ -279,10 +309,9 @@ def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: 
     Simulated coverage of the 95 % interval with 2, 3 and 5 seeds: 93.7 to 96.5 %, whether seeds err on the same images
     or on different ones. Drawing seeds with replacement, then images, and no more: 83 to 99 %.
     """
-    repeated = [method.right.mean(1) for method in (a, b)]
-    if repeats == "draws":
-        repeated.append(a.right.mean(0) - b.right.mean(0))
-    parts = [(*variance_of_draws(values), len(values) - 1) for values in repeated]
+    parts = [(*method.variance_of_seeds, len(method.right) - 1) for method in (a, b)]
+    if repeats == "draws" and a.right.shape[1] > 1:  # one draw varies by nothing
+        parts.append((*variance_of_draws(a.right.mean(0) - b.right.mean(0)), a.right.shape[1] - 1))
     spread = sum(variance for variance, _, _ in parts)
     total = float(images.var())
     own = max(0.0, total - sum(twice for _, twice, _ in parts))
@@ -303,6 +332,7 @@ def _weighted(values: Floats, names: Sequence[str], draws: int, seed: int) -> Fl
     return np.asarray(weights @ (values - values.mean()) / math.sqrt(s * (s - 1)))
 
 
+@functools.lru_cache(maxsize=256)  # of a method's runs, which have the same under each protocol
 def _normals(name: str, draws: int, seed: int) -> Floats:
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")]).standard_normal(draws)

@@ -14,7 +14,7 @@ from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.findings import findings
-from ssl_bench.leaderboard.page.figures import checked_images
+from ssl_bench.leaderboard.page.figures import checked_images, published_pictures
 from ssl_bench.leaderboard.page.page import html
 from ssl_bench.leaderboard.render import rendered, tabled
 from ssl_bench.leaderboard.table import Block, Table
@@ -23,8 +23,9 @@ from ssl_bench.records.files import write_json, write_text
 from ssl_bench.records.result import result_stem
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.records.store import Run
+from ssl_bench.tracking.wandb_client import Identity, one_line
 from ssl_bench.tracking.wandb_report import Specification, create, read_specification, specify, write_specification
-from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
+from ssl_bench.tracking.wandb_run import WandbRun, wandb_run
 
 FILES = {"csv": "leaderboard.csv", "json": "leaderboard.json", "markdown": "leaderboard.md", "html": "leaderboard.html"}
 LONG = (
@@ -160,7 +161,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, list[tuple[str, Path]]]:
     """Name of a picture -> (method, file) of the first run of each method that has one."""
     found: dict[str, dict[str, Path]] = {}
     for run in sorted(runs, key=lambda run: run.info.seed):
-        for path in sorted((run.folder / "figures").glob("*.png")):
+        for path in published_pictures(run.folder):
             found.setdefault(path.stem, {}).setdefault(run.info.method, path)
     return {name: sorted(files.items()) for name, files in sorted(found.items())}
 

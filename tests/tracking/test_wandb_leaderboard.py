@@ -148,7 +148,8 @@ def test_a_server_that_is_ill_halfway(
     mode: str, server: WandbServer, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     for name in ("CALL_SECONDS", "FINISH_SECONDS", "ANSWER_SECONDS"):
-        monkeypatch.setattr(f"ssl_bench.tracking.wandb_run.{name}", 1.0)
+        module = "wandb_run" if name == "CALL_SECONDS" else "wandb_client"
+        monkeypatch.setattr(f"ssl_bench.tracking.{module}.{name}", 1.0)
     gallery = wandb_leaderboard._gallery
 
     def ill(*given: Any) -> dict[str, Any]:

@@ -105,6 +105,15 @@ def read_png(run: Path, file: Path) -> bytes | None:
     return content if content.startswith(PNG) else None
 
 
+def published_pictures(run: Path) -> list[Path]:
+    """The pictures in a run's folder that may be published: regular PNG files of the folder itself, by name."""
+    try:
+        names = sorted(name for name in os.listdir(run / FOLDER) if name.endswith(".png") and name[:1] != ".")
+    except OSError:
+        return []
+    return [run / FOLDER / name for name in names if read_png(run, run / FOLDER / name) is not None]
+
+
 def _captions(run: Path) -> dict[str, Any]:
     """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
     file = run / FOLDER / CAPTIONS
