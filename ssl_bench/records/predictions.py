@@ -104,11 +104,13 @@ def _digest(source: Any, content: bytes) -> bytes | None:
 def _integers(column: Any, name: str) -> "NDArray[Any]":
     """A column of classes as an array of 64-bit integers."""
     import numpy as np
+    import pyarrow as pa
 
-    values = np.from_dlpack(column.combine_chunks())
-    if values.dtype.kind not in "iu":
-        raise ValueError(f"{name} is of type {values.dtype}")
-    return values.astype(np.int64, copy=False)
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"{name} is of type {column.type}")
+    if column.null_count:
+        raise ValueError(f"{name} has gaps")
+    return np.from_dlpack(column.cast(pa.int64()).combine_chunks())
 
 
 def write_predictions(path: Path, primary: str, predictions: Predictions) -> None:

@@ -43,11 +43,31 @@ def current(record: Any) -> Any:
         record["splits"] = {
             ("validation" if k == "selection" else k): (renamed if k == "selection" else v) for k, v in splits.items()
         }
+    if isinstance(command := record.get("command"), list):
+        record["command"] = [_current_flag(flag) if isinstance(flag, str) else flag for flag in command]
+    if isinstance(data := record.get("data"), dict):
+        record["data"] = _current_data(data)
     if isinstance(curve := record.get("curve"), dict):
         record["curve"] = {key.replace("selection accuracy", "validation accuracy"): v for key, v in curve.items()}
     if isinstance(options := record.get("options"), dict):
         record["options"] = current_options(options, str(record.get("protocol", "")))
     return record
+
+
+def _current_flag(flag: str) -> str:
+    """`--data.selection_fraction=0.1`, with the name of today."""
+    name, sign, value = flag.removeprefix("--").partition("=")
+    return f"--{OPTIONS[name]}{sign}{value}" if flag.startswith("--") and name in OPTIONS else flag
+
+
+def _current_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Images, whose counts have the names of their splits."""
+    fingerprint = data.get("fingerprint")
+    counts = fingerprint.get("images") if isinstance(fingerprint, dict) else None
+    if not isinstance(counts, dict) or "selection" not in counts:
+        return data
+    renamed = {"validation" if name == "selection" else name: count for name, count in counts.items()}
+    return {**data, "fingerprint": {**data["fingerprint"], "images": renamed}}
 
 
 def current_options(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:

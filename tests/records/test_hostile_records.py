@@ -179,13 +179,12 @@ def test_predictions_of_other_types_are_damage(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 
     ids = pa.array(["a", "b"])
-    columns: list[Any] = [[0.5, 1.5], ["x", "y"], [1, None], [2**63, 1]]
+    columns = [pa.array([0.5, 1.5]), pa.array(["x", "y"]), pa.array([1, None]), pa.array([2**63, 1], pa.uint64())]
     for number, values in enumerate(columns):
         path = tmp_path / f"{number}.parquet"
-        parquet.write_table(pa.table({"id": ids, "label": pa.array([0, 1]), "prediction": pa.array(values)}), path)
-        if number < 3:
-            with pytest.raises(UserError, match="is damaged"):
-                read_predictions(path)
+        parquet.write_table(pa.table({"id": ids, "label": pa.array([0, 1]), "prediction": values}), path)
+        with pytest.raises(UserError, match="is damaged"):
+            read_predictions(path)
     parquet.write_table(pa.table({"id": ids, "label": pa.array([0, 1])}), tmp_path / "none.parquet")
     with pytest.raises(UserError, match="is damaged"):
         read_predictions(tmp_path / "none.parquet")
