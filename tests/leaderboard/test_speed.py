@@ -8,11 +8,15 @@ import pytest
 from large_store import write_store
 
 CODE = (
-    "import resource, sys, time; start = time.process_time()\n"
+    "import sys, time; start = time.process_time()\n"
     "from ssl_bench.cli.main import main; code = main(sys.argv[1:])\n"
-    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    "print(code, time.process_time() - start, peak / 1024, file=sys.stderr)"
+    "seconds = time.process_time() - start\n"
+    "(line,) = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]  # of this program alone\n"
+    "print(code, seconds, int(line.split()[1]) / 1024, file=sys.stderr)"
 )
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +29,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [["leaderboard"], ["leaderboard", "--format=html"], ["compare"]], ids=" ".join)
 def test_two_thousand_results(store: Path, command: list[str]) -> None:
-    """Measured: 1.5, 6 and 4 s on a busy core; the page and the tables compare image by image, as there are so few."""
+    """Measured on a busy core: 3 to 4 s; the page and the tables compare image by image, as there are so few."""
     run = [sys.executable, "-c", CODE, command[0], str(store), *command[1:]]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     code, seconds, mib = map(float, done.stderr.split())
     print(f"{seconds:.1f} s, {mib:.0f} MiB")
-    assert code == 0 and seconds < 18 and mib < 500
+    assert code == 0 and seconds < 12 and mib < 500
