@@ -339,5 +339,13 @@ def _normals(name: str, draws: int, seed: int) -> Floats:
 
 
 def _ends(draws: Floats, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    """Quantiles as `np.quantile` interpolates them, without what it does besides."""
+    places = [(len(draws) - 1) * share for share in ((1 - level) / 2, (1 + level) / 2)]
+    whole = [int(place) for place in places]
+    known = np.partition(draws, sorted({at for low in whole for at in (low, min(low + 1, len(draws) - 1))}))
+    return tuple(_between(known, place, at) for place, at in zip(places, whole, strict=True))  # type: ignore[return-value]
+
+
+def _between(known: Floats, place: float, at: int) -> float:
+    low, high, part = float(known[at]), float(known[min(at + 1, len(known) - 1)]), place - at
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
