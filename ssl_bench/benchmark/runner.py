@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, final
 
 from jsonargparse import Namespace
 
+import ssl_bench
 from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.config import registry
 from ssl_bench.config.constraints import PositiveInt
@@ -28,7 +30,8 @@ from ssl_bench.config.layers import read_yaml, split_argv
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
-from ssl_bench.leaderboard.table import checked_by
+from ssl_bench.leaderboard.table import DEFAULT_BY, checked_by
+from ssl_bench.records.benchmark import BenchmarkInfo, write_benchmark
 from ssl_bench.records.files import write_json, write_text
 from ssl_bench.runtime.watchdog import marked_child
 
@@ -55,6 +58,7 @@ class Benchmark:
         estimate: With the time it will take, from a few steps of each kind of run.
         retry_failed: Take up what failed before.
         by: Budget that a block of the leaderboard shares.
+        argv: Of the command.
     """
 
     jobs: list[Job]
@@ -64,6 +68,7 @@ class Benchmark:
     estimate: bool
     retry_failed: bool
     by: str
+    argv: tuple[str, ...] = ()
 
     @property
     def logs(self) -> Path:
@@ -108,8 +113,8 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     runs = Path(given.runs)
     wandb_options(given)  # one that is wrong is found now
     jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given))
-    by = checked_by(str(tree.get("by", "views")))
-    return Benchmark(jobs, runs, given.jobs, given.dry_run, given.estimate, given.retry_failed, by)
+    by = checked_by(str(tree.get("by", DEFAULT_BY)))
+    return Benchmark(jobs, runs, given.jobs, given.dry_run, given.estimate, given.retry_failed, by, tuple(argv))
 
 
 def _wandb_flags(given: Namespace) -> list[str]:
@@ -138,6 +143,9 @@ def run_benchmark(benchmark: Benchmark) -> int:
         _show_plan(benchmark)
         return 0
     start = time.monotonic()
+    command = ["ssl-bench", "benchmark", *benchmark.argv]
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    write_benchmark(benchmark.runs, BenchmarkInfo(benchmark.by, command, started, ssl_bench.__version__))
     with _stopped_by_sigterm():
         failed = Grid(benchmark).run()
     try:
@@ -173,7 +181,7 @@ def _leaderboard(benchmark: Benchmark) -> Path:
     from ssl_bench.leaderboard.render import rendered, tabled
 
     page = benchmark.runs / "leaderboard.html"
-    found = tabled([benchmark.runs], benchmark.by)
+    found = tabled([benchmark.runs])  # grouped as benchmark.json says
     write_text(page, html(*found, "beside", benchmark.runs / "leaderboard-images"))
     print(rendered(*found, "table"), end="", flush=True)
     return page

@@ -23,6 +23,12 @@ COMMANDS = {
     "completion": "a script that completes commands and options in your shell",
 }
 
+HELP_BY = (
+    "budget that a table shares: nothing, one table for each data set and backbone | views | epochs (default: as the "
+    "benchmark that made the runs, or nothing)"
+)
+HELP_BRANCHES = "networks of a run that have a row: default | all, such as student and teacher (default: default)"
+
 
 def refuse(parser: argparse.ArgumentParser) -> Any:
     """argparse's message in one line, with the nearest option."""

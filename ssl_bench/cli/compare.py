@@ -2,7 +2,7 @@
 
 import argparse
 
-from ssl_bench.cli.commands import COMMANDS, path, refuse
+from ssl_bench.cli.commands import COMMANDS, HELP_BRANCHES, HELP_BY, path, refuse
 
 
 def main(argv: list[str]) -> int:
@@ -10,10 +10,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUNS", type=path, help="run folders, or folders of them")
     parser.add_argument("--protocol", default="", metavar="NAME", help="one protocol, e.g. knn (default: all)")
     parser.add_argument("--format", default="table", help="table | json (default: table)")
-    parser.add_argument("--by", default="views", help="budget to share: views (default) | epochs | nothing")
+    parser.add_argument("--by", help=HELP_BY)
+    parser.add_argument("--branches", default="default", help=HELP_BRANCHES)
     parser.error = refuse(parser)  # type: ignore[method-assign]
     given = parser.parse_args(argv)
     from ssl_bench.leaderboard.compare import comparison
 
-    print(comparison(given.runs, given.protocol, given.format, given.by), end="")
+    print(comparison(given.runs, given.protocol, given.format, given.by, given.branches), end="")
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ssl_bench.cli.commands import COMMANDS, path, refuse
+from ssl_bench.cli.commands import COMMANDS, HELP_BRANCHES, HELP_BY, path, refuse
 from ssl_bench.errors import UserError
 
 
@@ -14,7 +14,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=path, help="run folders, or folders of them")
     parser.add_argument("--runs", type=path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
     parser.add_argument("--format", help=" | ".join(FORMATS) + " (default: table)")
-    parser.add_argument("--by", default="views", help="budget that a block shares: views (default) | epochs | nothing")
+    parser.add_argument("--by", help=HELP_BY)
+    parser.add_argument("--branches", default="default", help=HELP_BRANCHES)
     help_output = "write to this file, or for html to index.html in this folder; by default to standard output"
     parser.add_argument("--output", type=path, help=help_output)
     help_images = "figures of the runs on a page: beside it (default) | embed | none; on standard output none"
@@ -33,16 +34,16 @@ def main(argv: list[str]) -> int:
         for option in ("format", "output"):
             if getattr(given, option) is not None:
                 raise UserError(f"--{option} is not for --wandb, which writes every format into RUNS/leaderboard")
-        return publish(runs, given.wandb, given.by, given.published, given.images or "none")
+        return publish(runs, given.wandb, given.by, given.published, given.images or "none", given.branches)
     if given.output is None:
-        print(leaderboard(runs, format, given.by, given.published), end="")
+        print(leaderboard(runs, format, given.by, given.published, given.branches), end="")
     elif format == "html":
-        print(write_page(runs, given.output, given.by, given.published, given.images or "beside"))
+        print(write_page(runs, given.output, given.by, given.published, given.images or "beside", given.branches))
     else:
         from ssl_bench.records.files import write_text
 
         if given.output.is_dir():
             raise UserError(f"--output {given.output} is a folder: name a file in it")
-        write_text(given.output, leaderboard(runs, format, given.by, given.published))
+        write_text(given.output, leaderboard(runs, format, given.by, given.published, given.branches))
         print(given.output)
     return 0

@@ -1,7 +1,7 @@
 """From run folders to a table.
 
-Runs stand in one block only when their numbers may be compared: same images, same architecture, same budget of
-pretraining. Baselines have no budget and stand in every block of their images.
+Runs stand in one block only when their numbers may be compared: same images and same architecture; if asked for, the
+same budget of pretraining. Baselines have no budget and stand in every block of their images.
 """
 
 from collections import defaultdict
@@ -19,29 +19,32 @@ from ssl_bench.leaderboard.grouping import (
     is_oracle,
     key_of,
     row_key,
-    row_options,
+    row_names,
     set_options,
     tell_apart,
 )
-from ssl_bench.leaderboard.table import Absent, Block, By, Cell, Column, Images, Key, Row, Table
+from ssl_bench.leaderboard.table import DEFAULT_BY, Absent, Block, Branches, By, Cell, Column, Images, Key, Row, Table
 from ssl_bench.records.result import Result, predictions_path
 from ssl_bench.records.store import Run, Unread
 from ssl_bench.statistics.intervals import mean_over_seeds
 
 
-def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) -> Table:
+def build(
+    runs: Sequence[Run], by: By = DEFAULT_BY, unread: Sequence[Unread] = (), branches: Branches = "default"
+) -> Table:
     """The leaderboard of some runs.
 
     Args:
         runs: Run folders, read.
-        by: What makes a budget: `views`, the epochs times the views of an image in each (effective epochs), so that a
-            method that looks at ten crops is not ranked against one that looks once; or `epochs`; or `nothing`, for
-            one block of all.
+        by: Budget that the rows of a block share: `nothing`, one block for each data set and backbone, with the budget
+            as a column; `views`, the epochs times the views of an image in each (effective epochs), so that a method
+            that looks at ten crops is not ranked against one that looks once; or `epochs`.
         unread: Files that cannot be read: they are listed.
+        branches: Networks of a run that have a row: the `default` one, or `all`, such as student and teacher.
     """
     absent = [_absent(run) for run in runs if run.info.status != "finished" or not _values(run)]
     absent += [_unread(file) for file in unread]
-    runs = [part for run in runs for part in _by_branch(run)]
+    runs = [part for run in runs for part in _by_branch(run, branches)]
     runs, notes = _one_per_seed([run for run in runs if run.info.status == "finished" and run.results])
     notes += [_origin(run) for run in runs if run.info.kind == "imported"]
     baselines = [run for run in runs if run.info.kind == "baseline"]
@@ -60,12 +63,15 @@ def build(runs: Sequence[Run], by: By = "views", unread: Sequence[Unread] = ()) 
     return Table(tuple(blocks), tuple(sorted(absent, key=lambda run: run.run)), tuple(notes))
 
 
-def _by_branch(run: Run) -> list[Run]:
-    """A run for each of its networks that was evaluated (student and teacher are rows of their own)."""
-    branches: dict[str, list[Result]] = {}
+def _by_branch(run: Run, branches: Branches) -> list[Run]:
+    """A run with the results of its default branch; or one for each of its networks that was evaluated."""
+    found: dict[str, list[Result]] = {}
     for result in _values(run):
-        branches.setdefault(result.branch, []).append(result)
-    return [replace(run, results=tuple(results)) for results in branches.values()]
+        found.setdefault(result.branch, []).append(result)
+    if branches == "default" and len(found) > 1:
+        default = run.info.branch if run.info.branch in found else max(found, key=lambda name: len(found[name]))
+        found = {default: found[default]}
+    return [replace(run, results=tuple(results)) for results in found.values()]
 
 
 def _values(run: Run) -> list[Result]:
@@ -130,16 +136,16 @@ def _of_baselines(runs: list[Run], by: By) -> list[Block]:
 def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
     first = (runs or baselines)[0]
     images, backbone = first.info.data.identity, first.info.backbone
-    columns = _columns(runs, baselines, images)
+    keys = _column_keys([*runs, *baselines])
+    columns = _columns(runs, baselines, images, keys)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in [*runs, *baselines]:
-        groups[row_key(run)].append(run)
-    firsts = [group[0] for group in groups.values()]
-    names = tell_apart([run.info.method for run in firsts], [row_options(run) for run in firsts])
-    rows = [_row(name, group, list(columns)) for name, group in zip(names, groups.values(), strict=True)]
+        groups[key_of(row_key(run), budget_of(run, "views"))].append(run)
+    names = row_names([group[0] for group in groups.values()])
+    rows = [_row(name, group, list(columns), keys) for name, group in zip(names, groups.values(), strict=True)]
     shown = tuple(columns.values())
-    budget = budget_of(first, by) if runs else None
-    ranked = not runs or by == "nothing" or budget is not None
+    budgets = {budget_of(run, "epochs" if by == "epochs" else "views") for run in runs}
+    ranked = not runs or by == "nothing" or None not in budgets
     rows.sort(key=lambda row: _rank(row, shown, ranked))
     return Block(
         data=images[0],
@@ -148,20 +154,34 @@ def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
         params=backbone.params if backbone else 0,
         gflops_per_image=backbone.gflops_per_image if backbone else 0.0,
         tokens=backbone.tokens if backbone else 0,
-        budget=budget,
-        budget_text=budget_text(runs, by),
+        budget=next(iter(budgets)) if len(budgets) == 1 else None,
+        budget_text=budget_text(budgets, by),
         columns=shown,
         rows=_best_marked(rows, shown) if ranked else tuple(rows),
         ranked=ranked,
+        matched=len(budgets) < 2 and None not in budgets,
     )
 
 
-def _columns(runs: list[Run], baselines: list[Run], images: Images) -> dict[Key, Column]:
+def _column_keys(runs: Iterable[Run]) -> dict[int, Key]:
+    """By its id, what each result shares with others of its column; made once where their records are the same."""
+    known: dict[tuple[object, ...], Key] = {}
+    found = {}
+    for result in (result for run in runs for result in run.results):
+        parts = (result.options, result.geometry, result.splits, result.data, result.selected)
+        same = (result.protocol, result.version, result.primary, *map(id, parts))
+        if same not in known:
+            known[same] = column_key(result)
+        found[id(result)] = known[same]
+    return found
+
+
+def _columns(runs: list[Run], baselines: list[Run], images: Images, keys: Mapping[int, Key]) -> dict[Key, Column]:
     """All that the runs were evaluated by, and what the baselines were on the block's own images."""
     results = [result for run in runs for result in run.results]
     own = [run for run in baselines if run.info.backbone is not None] or ([] if runs else baselines)
     results += [result for run in own for result in run.results if not runs or result.data.identity == images]
-    found = {column_key(result): result for result in results}
+    found = {keys[id(result)]: result for result in results}
     titles = [_column_title(result, images) for result in found.values()]
     names = tell_apart(titles, [{**column_options(r), "variant": r.primary} for r in found.values()])
     columns = [Column(name, r.primary, is_oracle(r)) for name, r in zip(names, found.values(), strict=True)]
@@ -176,7 +196,7 @@ def _column_title(result: Result, images: Images) -> str:
     return f"{result.protocol}@{title if title != images[0] else f'{title}:{short}'}{oracle}"
 
 
-def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
+def _row(name: str, runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> Row:
     runs = sorted(runs, key=lambda run: run.info.seed)
     info = runs[0].info
     return Row(
@@ -188,26 +208,29 @@ def _row(name: str, runs: list[Run], columns: list[Key]) -> Row:
         seconds=sum(run.info.cost.seconds for run in runs) / len(runs),
         flops=sum(run.info.cost.flops for run in runs) / len(runs),
         device=info.cost.device,
-        cells=_cells(runs, columns),
+        cells=_cells(runs, columns, keys),
         runs=tuple(run.folder.name for run in runs),
         members=tuple(runs),
     )
 
 
-def _cells(runs: list[Run], columns: list[Key]) -> tuple[Cell | None, ...]:
+def _cells(runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> tuple[Cell | None, ...]:
     found: dict[Key, dict[int, tuple[Path, Result]]] = {column: {} for column in columns}
     for run in runs:
         for result in run.results:
-            common, own = column_key(result)
-            for column in columns:
-                # Raw pixels have features and a geometry of their own, which no column shares.
-                if column[0] == common and (column[1] == own or run.info.backbone is None):
-                    file = predictions_path(run.folder, run.info, result)
+            own = keys[id(result)]
+            # Raw pixels have features and a geometry of their own, which no column shares.
+            those = [column for column in columns if column[0] == own[0]] if run.info.backbone is None else [own]
+            file = predictions_path(run.folder, run.info, result)
+            for column in those:
+                if column in found:
                     found[column].setdefault(run.info.seed, (file, result))
-    return tuple(_cell(results) if results else None for results in found.values())
+    seeded = any(run.info.backbone is not None for run in runs)
+    return tuple(_cell(results, seeded) if results else None for results in found.values())
 
 
-def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
+def _cell(found: Mapping[int, tuple[Path, Result]], seeded: bool) -> Cell:
+    """The mean over seeds; `seeded` says whether a seed changes anything, which it does not for raw pixels."""
     results = {seed: result for seed, (_, result) in found.items()}
     files = tuple(file for file, _ in found.values())
     repeats = {score.repeats for result in results.values() if (score := result.variants.get(result.primary))}
@@ -215,11 +238,14 @@ def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
     n_test = min(result.n_test for result in results.values())
     at_grid_boundary = any(result.selected.at_grid_boundary for result in results.values())
     alone = next(iter(results.values())).interval if len(results) == 1 else None  # that of its draws, where it has some
+    covers = "test images and draws" if alone and "draws" in repeats else "test images"
     return Cell(
         *((values[0], *alone) if alone else mean_over_seeds(values, n_test)),
         seeds=tuple(results),
         values=values,
         n_test=n_test,
+        covers=covers if alone else "seeds and test images",
+        one_seed=alone is not None and seeded,
         at_grid_boundary=at_grid_boundary,
         repeats="draws" if "draws" in repeats else "conditions" if "conditions" in repeats else "",
         files=files,
@@ -229,12 +255,15 @@ def _cell(found: Mapping[int, tuple[Path, Result]]) -> Cell:
 def _best_marked(rows: list[Row], columns: tuple[Column, ...]) -> tuple[Row, ...]:
     tops: list[float | None] = []
     for index, column in enumerate(columns):
-        found = [(cell.mean, row.kind) for row in rows if (cell := row.cells[index])]
+        found = [(cell.mean, row.kind) for row in rows if (cell := row.cells[index]) and not cell.one_seed]
         ranked = len(found) > 1 and not column.oracle and any(kind != "baseline" for _, kind in found)
         tops.append(max(mean for mean, _ in found) if ranked else None)
     marked = []
     for row in rows:
-        cells = [cell and replace(cell, best=cell.mean == top) for cell, top in zip(row.cells, tops, strict=True)]
+        cells = [
+            cell and replace(cell, best=cell.mean == top and not cell.one_seed)
+            for cell, top in zip(row.cells, tops, strict=True)
+        ]
         marked.append(replace(row, cells=tuple(cells)))
     return tuple(marked)
 

@@ -1,6 +1,7 @@
 """`ssl-bench compare`: which differences between methods are significant, image by image. Torch-free.
 
-Methods are compared where the leaderboard puts them side by side: same images, same architecture, same budget.
+Methods are compared where the leaderboard puts them side by side: same images, same architecture. A method of one seed
+is shown beside the others, and nothing is concluded of it.
 """
 
 import dataclasses
@@ -10,35 +11,46 @@ from pathlib import Path
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.significance import Protocol, Ranking, Report, build_report
-from ssl_bench.leaderboard.text import aligned, percent, visible, wrapped
+from ssl_bench.leaderboard.text import BUDGETS, MORE_SEEDS, TEST_IMAGES_ONLY, aligned, percent, visible, wrapped
 
 FORMATS = ("table", "json")
 LEGEND = (
-    "Accuracies and differences in % with 95 % intervals: accuracies for new test images (and new seeds, where n > 1), "
-    "and for new classes too; differences paired on the same test images, for new ones (and new seeds). A method of "
-    "n=1 speaks for that run only.",
+    "Accuracies and differences in % with 95 % intervals; `covers` says over what those of accuracies are, and they "
+    "are given for new classes too. Differences are paired on the same test images, for new ones (and new seeds, where "
+    "there are several).",
     "p: McNemar's mid-p between two runs, hierarchical bootstrap where there are several seeds or repetitions; Holm: p "
     "adjusted for all pairs of the table. detectable: the difference that one test of this kind finds four times in "
     "five. tie: the interval lies within ±0.3.",
-    "* not significantly worse than the best (Holm, 5 %).",
+)
+STAR = "* not significantly worse than the best (Holm, 5 %)."
+ONE_SEED = (
+    f"one seed: the pair's interval and p are over {TEST_IMAGES_ONLY}, of two networks and of no method. Differences "
+    f"mean nothing about methods yet, since another seed may reverse them: {MORE_SEEDS}."
 )
 
 
-def comparison(paths: Iterable[Path], protocol: str = "", format: str = "table", by: str = "views") -> str:
+def comparison(
+    paths: Iterable[Path],
+    protocol: str = "",
+    format: str = "table",
+    by: str | None = None,
+    branches: str = "default",
+) -> str:
     """The comparison of all methods among the runs at or below the paths.
 
     Args:
         paths: Run folders, or folders of them.
         protocol: Only this one, such as knn, or knn@cifar100 on other images; all of them by default.
         format: table or json.
-        by: Budget that methods must share to be compared: views, epochs or nothing.
+        by: Budget that methods must share to be compared: views, epochs or nothing; by default as `leaderboard`.
+        branches: Networks of a run that are compared: the default one, or all.
 
     Raises:
         UserError: Fewer than two methods to compare, predictions missing, or not of the same test images.
     """
     if format not in FORMATS:
         raise UserError(f"no format {format!r}{near(format, FORMATS)}; there are {', '.join(FORMATS)}")
-    report = build_report(paths, protocol, by)
+    report = build_report(paths, protocol, by, branches)
     if format == "table":
         return terminal(report)
     return json.dumps({"format": 1, **dataclasses.asdict(report)}, indent=1, allow_nan=False) + "\n"
@@ -55,17 +67,22 @@ def terminal(report: Report) -> str:
             lines += [*_ranking_lines(block.ranking), ""]
     if report.ranking:
         lines += ["Over all of the above:", "", *_ranking_lines(report.ranking), ""]
-    lines += [line for words in LEGEND for line in wrapped(words)]
+    protocols = [protocol for block in report.blocks for protocol in block.protocols]
+    stars = any(method.unbeaten for protocol in protocols for method in protocol.methods)
+    single = any(pair.verdict == "one seed" for protocol in protocols for pair in protocol.pairs)
+    paragraphs = [*LEGEND, *([STAR] if stars else []), *([ONE_SEED] if single else [])]
+    paragraphs += [] if all(block.matched for block in report.blocks) else [f"{BUDGETS}."]
+    lines += [line for paragraph in paragraphs for line in wrapped(paragraph)]
     lines += [line for note in report.notes for line in wrapped(f"Note: {note}.", indent="    ")]
     return "\n".join(lines) + "\n"
 
 
 def _protocol_lines(protocol: Protocol) -> list[str]:
-    heads = [["method", "n", "accuracy", "95 %", "over classes", ""]]
+    heads = [["method", "n", "accuracy", "95 %", "covers", "over classes", ""]]
     rows = [
         [
             *(visible(score.name), f"n={len(score.seeds)}", percent(score.accuracy), _interval(score.interval)),
-            *(_interval(score.over_classes), "*" if score.unbeaten else ""),
+            *(score.covers, _interval(score.over_classes), "*" if score.unbeaten else ""),
         ]
         for score in protocol.methods
     ]
@@ -73,12 +90,17 @@ def _protocol_lines(protocol: Protocol) -> list[str]:
     pairs = [
         [
             *(visible(f"{pair.a} - {pair.b}"), f"{100 * pair.difference:+.2f}", _interval(pair.interval, 2)),
-            *(_p(pair.p), _p(pair.adjusted), f"{100 * pair.detectable:.2f}", pair.verdict),
+            *(
+                _p(pair.p),
+                "-" if pair.adjusted is None else _p(pair.adjusted),
+                f"{100 * pair.detectable:.2f}",
+                pair.verdict,
+            ),
         ]
         for pair in protocol.pairs
     ]
     title = f"{protocol.title} ({protocol.variant}), {protocol.n_test} test images"
-    return [*wrapped(title), "", *_ruled(heads + rows, "<>>>><"), "", *_ruled(pair_heads + pairs, "<>>>>><")]
+    return [*wrapped(title), "", *_ruled(heads + rows, "<>>><><"), "", *_ruled(pair_heads + pairs, "<>>>>><")]
 
 
 def _ranking_lines(ranking: Ranking) -> list[str]:

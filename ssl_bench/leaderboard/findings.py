@@ -11,12 +11,12 @@ from typing import Literal, TypeAlias
 
 from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
 from ssl_bench.leaderboard.table import Block, Table
-from ssl_bench.leaderboard.text import block_facts, block_title, label
+from ssl_bench.leaderboard.text import block_facts, block_title, joined, label, seeds_caveat
 from ssl_bench.statistics.comparison import Pair
 
 Kind: TypeAlias = Literal["leader", "tie", "baseline", "disagreement", "rank", "caveat"]
 SHOWN = 3  # of what there may be many of
-NEEDED = "two methods with results of one protocol, images, architecture and budget are needed"
+NEEDED = "two methods with results of one protocol, images, and architecture are needed"
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,21 @@ def _with_intervals(block: Block, compared: BlockComparison | None) -> BlockComp
     protocols = []
     for index, column in enumerate(block.columns):
         cells = [(row, cell) for row in block.rows if (cell := row.cells[index])]
-        if column.title in paired:
+        if column.title in paired and column.test != "intervals":
             protocols.append(paired[column.title])
-        elif column.test and len(cells) > 1:
+        elif block.ranked and not column.oracle and len(cells) > 1 and any(row.kind != "baseline" for row, _ in cells):
             scores = [
-                MethodScore(label(row), row.kind, cell.seeds, cell.mean, (cell.low, cell.high), None, cell.unbeaten)
+                MethodScore(
+                    *(label(row), row.kind, cell.seeds, cell.mean, (cell.low, cell.high), None),
+                    *(cell.unbeaten, cell.covers, cell.one_seed),
+                )
                 for row, cell in sorted(cells, key=lambda found: -found[1].mean)
             ]
             protocols.append(Protocol(column.title, column.variant, cells[0][1].n_test, tuple(scores), ()))
     ranking = compared.ranking if compared else None
-    return BlockComparison(block_title(block), block_facts(block), tuple(protocols), ranking)
+    left_out = compared.left_out if compared else ()
+    title, facts = block_title(block), block_facts(block)
+    return BlockComparison(title, facts, tuple(protocols), ranking, left_out, block.matched)
 
 
 def of_report(report: Report) -> tuple[Finding, ...]:
@@ -83,59 +88,74 @@ def _of_block(block: BlockComparison) -> list[Finding]:
             continue
         ties = [f"{pair.a} and {pair.b}" for pair in protocol.pairs if pair.verdict == "tie"]
         if ties:
-            text = f"{protocol.title}: shown to be equal within 0.3 points: {listed(ties, SHOWN, '; ')}."
+            text = f"{protocol.title}: shown to be equal within 0.3 points: {joined(ties, SHOWN, '; ')}."
             found.append(Finding("tie", block.title, text))
         found += [Finding("baseline", block.title, text) for text in _no_better_than_baselines(protocol, pretrained)]
     found += _disagreements(block, pretrained)
     if block.ranking:
         found += _of_ranking(block.title, block.ranking, "")
-    alone = [protocol.title for protocol in block.protocols if not protocol.pairs and len(protocol.methods) > 1]
+    alone = [p.title for p in block.protocols if not p.pairs and len(_of_several_seeds(p)) > 1]
     if alone:
         text = (
-            f"{listed(alone)}: not compared image by image, for predictions are missing or too many. What is "
-            "significant is told by intervals alone, which finds less."
+            f"{joined(alone)}: not compared image by image, for predictions are missing or too many. What is "
+            "significant is decided by intervals alone, which finds less."
         )
         found.append(Finding("caveat", block.title, text))
-    single = sorted({m.name for p in block.protocols for m in p.methods if m.kind != "baseline" and len(m.seeds) == 1})
+    single = sorted({m.name for p in block.protocols for m in p.methods if m.one_seed})
     if single:
-        text = (
-            f"{listed(single)} {'has' if len(single) == 1 else 'have'} one seed: what is said of them is of that run."
-        )
+        several = any(not m.one_seed and len(m.seeds) > 1 for p in block.protocols for m in p.methods)
+        found.append(Finding("caveat", block.title, seeds_caveat(single, several)))
+    if block.left_out:
+        text = f"Not compared image by image: {joined(block.left_out, SHOWN, '; ')}."
+        found.append(Finding("caveat", block.title, text))
+    if not block.matched:
+        text = "Budgets are not matched: a difference may come from the budget and not from the method."
         found.append(Finding("caveat", block.title, text))
     return found
 
 
+def _of_several_seeds(protocol: Protocol) -> list[MethodScore]:
+    return [method for method in protocol.methods if not method.one_seed]
+
+
 def _leader(protocol: Protocol) -> str:
-    """Who is ahead, and from whom it is not told apart."""
-    best = protocol.methods[0]
+    """Who is ahead, and of whom that is not significant; of single runs, which number is the highest."""
+    methods = _of_several_seeds(protocol)
+    best = (methods if len(methods) > 1 else protocol.methods)[0]
     a_baseline = " (a baseline)" if best.kind == "baseline" else ""
-    where = f"{protocol.title}: {best.name}{a_baseline} leads with {_percent(best.accuracy)}"
-    beside = [method.name for method in protocol.methods[1:] if method.unbeaten]
     if len(protocol.methods) == 1:
-        return f"{where}."
+        return f"{protocol.title}: {best.name}{a_baseline} has {_percent(best.accuracy)}."
+    if len(methods) < 2:
+        ends = f"[{100 * best.interval[0]:.1f}, {100 * best.interval[1]:.1f}] over {best.covers}"
+        of = f"the highest of {len(protocol.methods)} numbers"
+        return f"{protocol.title}: {_percent(best.accuracy)} of {best.name}{a_baseline} is {of}, {ends}."
+    where = f"{protocol.title}: {best.name}{a_baseline} leads with {_percent(best.accuracy)}"
+    beside = [method.name for method in methods[1:] if method.unbeaten]
     if not beside:
-        second = protocol.methods[1]
+        second = methods[1]
         ahead = _pair(protocol.pairs, best.name, second.name)
         shown = f", {_points(ahead.difference)} above {second.name}" if ahead else ""
-        return f"{where}, significantly ahead of all others ({len(protocol.methods) - 1}){shown}."
-    rest = len(protocol.methods) - 1 - len(beside)
+        return f"{where}, significantly ahead of all others ({len(methods) - 1}){shown}."
+    rest = len(methods) - 1 - len(beside)
     of_rest = f", and significantly of the rest ({rest})" if rest else ""
-    return f"{where}, ahead of {listed(beside)} by no significant difference{of_rest}."
+    return f"{where}, ahead of {joined(beside)} by no significant difference{of_rest}."
 
 
 def _no_better_than_baselines(protocol: Protocol, pretrained: set[str]) -> list[str]:
     """Methods that are not significantly better than a baseline, baseline by baseline."""
-    said = []
-    for baseline in (method.name for method in protocol.methods if method.kind == "baseline"):
+    found = []
+    known = {method.name for method in _of_several_seeds(protocol)}
+    pretrained = pretrained & known
+    for baseline in (m.name for m in protocol.methods if m.kind == "baseline" and m.name in known):
         above = {pair.b for pair in protocol.pairs if pair.a == baseline and pair.verdict == "better"}
         clear = {pair.a for pair in protocol.pairs if pair.b == baseline and pair.verdict == "better"}
         worse = [method.name for method in protocol.methods if method.name in pretrained & above]
         open_ = [m.name for m in protocol.methods if m.name in pretrained and m.name not in above | clear]
         if worse:
-            said.append(f"{protocol.title}: {listed(worse)} {_is(worse)} significantly below the baseline {baseline}.")
+            found.append(f"{protocol.title}: {joined(worse)} {_is(worse)} significantly below the baseline {baseline}.")
         if open_:
-            said.append(f"{protocol.title}: {listed(open_)} {_is(open_)} not shown to beat the baseline {baseline}.")
-    return said
+            found.append(f"{protocol.title}: {joined(open_)} {_is(open_)} not shown to beat the baseline {baseline}.")
+    return found
 
 
 def _disagreements(block: BlockComparison, pretrained: set[str]) -> list[Finding]:
@@ -143,11 +163,11 @@ def _disagreements(block: BlockComparison, pretrained: set[str]) -> list[Finding
     found = []
     leaders: dict[str, list[str]] = {}
     for protocol in block.protocols:
-        first = next((method.name for method in protocol.methods if method.name in pretrained), "")
+        first = next((method.name for method in _of_several_seeds(protocol) if method.name in pretrained), "")
         leaders.setdefault(first, []).append(protocol.title)
     leaders.pop("", None)
     if len(leaders) > 1:
-        parts = [f"{name} under {listed(titles)}" for name, titles in leaders.items()]
+        parts = [f"{name} under {joined(titles)}" for name, titles in leaders.items()]
         text = f"The best pretrained method depends on the protocol: {'; '.join(parts)}."
         found.append(Finding("disagreement", block.title, text))
     flips = []
@@ -201,18 +221,9 @@ def _of_ranking(block: str, ranking: Ranking, scope: str) -> list[Finding]:
             )
         found.append(Finding("disagreement" if low_tau < 0 else "rank", block, f"{text}."))
     if ranking.left_out:
-        text = f"Not in the ranks, since not every method was measured: {listed(ranking.left_out)}."
+        text = f"Not in the ranks, since not every method was measured: {joined(ranking.left_out)}."
         found.append(Finding("caveat", block, text))
     return found
-
-
-def listed(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
-    """`a, b and c`; of many, the first and how many more."""
-    if len(names) > most:
-        return f"{separator.join(names[:most])} and {len(names) - most} more"
-    if separator != ", " or len(names) < 2:
-        return separator.join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _pair(pairs: Iterable[Pair], a: str, b: str) -> Pair | None:

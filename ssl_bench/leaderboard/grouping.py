@@ -1,17 +1,19 @@
 """What tells blocks, rows and columns of a table apart."""
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ssl_bench.leaderboard.table import By, Key
+from ssl_bench.leaderboard.table import DEFAULT_BY, By, Key, checked_by
+from ssl_bench.records.benchmark import BenchmarkInfo
 from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run
 
-# Options that block and column say already, or that say where a run happened rather than what it was. A batch is of one
+# Options that block and column show already, or of where a run happened rather than what it was. A batch is of one
 # device, so their number is part of what a run was: `_devices` counts them.
-SAID_ELSEWHERE = (
+NOT_IN_NAMES = (
     *("seed", "method.name", "backbone", "data.name", "data.root", "data.download", "data.num_workers", "data.strict"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.log_every_n_steps"),
     *("probe", "runs", "wandb"),
@@ -30,16 +32,16 @@ def budget_of(run: Run, by: By) -> float | None:
     return float(f"{info.epochs * (info.views_per_image if by == 'views' else 1):.4g}")
 
 
-def budget_text(runs: Sequence[Run], by: By) -> str:
-    if not runs:
+def budget_text(budgets: Collection[float | None], by: By) -> str:
+    """The budgets of what was pretrained, in words."""
+    if not budgets:
         return "no pretraining"
-    if by == "nothing":
-        differ = len({budget_of(run, "views") for run in runs}) > 1
-        return "whatever the budget: budgets differ" if differ else "whatever the budget"
-    budget = budget_of(runs[0], by)
+    if by == "nothing" and (len(budgets) > 1 or None in budgets):
+        return "budgets not matched" if len(budgets) > 1 else "unknown budgets"
+    (budget,) = budgets
     if budget is None:
         return "unknown budget: budgets may differ, so nothing is ranked"
-    return f"{budget:g} epochs x views" if by == "views" else f"{budget:g} epochs"
+    return f"{budget:g} epochs" if by == "epochs" else f"{budget:g} epochs x views"
 
 
 def row_key(run: Run) -> str:
@@ -56,11 +58,11 @@ def row_options(run: Run, backbone: bool = False) -> dict[str, Any]:
     if run.info.kind == "baseline":
         return {}
     branch = run.results[0].branch
-    elsewhere = [said for said in SAID_ELSEWHERE if not (backbone and said == "backbone")]
+    elsewhere = [name for name in NOT_IN_NAMES if not (backbone and name == "backbone")]
     options = {
         name: value
         for name, value in flat(run.info.options).items()
-        if not any(name == said or name.startswith(f"{said}.") for said in elsewhere)
+        if not any(name == other or name.startswith(f"{other}.") for other in elsewhere)
     }
     devices = _devices(run)
     return options | ({"branch": branch} if branch else {}) | ({"devices": devices} if devices else {})
@@ -73,7 +75,7 @@ def _devices(run: Run) -> int | None:
     nodes = known.get("trainer.num_nodes", 1)
     if isinstance(asked, str) and "," in asked:  # "0,2" are two
         asked = len([name for name in asked.split(",") if name.strip()])
-    asked = int(asked) if isinstance(asked, int | str) and str(asked).isdigit() else 0
+    asked = int(asked) if isinstance(asked, int | str) and re.fullmatch("[0-9]{1,9}", str(asked)) else 0
     if asked > 0 and isinstance(nodes, int):
         return asked * nodes
     batch, accumulated = known.get("data.batch_size"), known.get("trainer.accumulate_grad_batches", 1)
@@ -110,11 +112,30 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{optim: {base_lr: 1}}` -> `{optim.base_lr: 1}`."""
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def row_names(firsts: Sequence[Run]) -> list[str]:
+    """A name for each row, by one of its runs: the method, and the options in which it differs from its namesakes."""
+    methods, options = [run.info.method for run in firsts], [row_options(run) for run in firsts]
+    names = tell_apart(methods, options)
+    if len(set(names)) == len(names):
+        return names
+    budgets = [{"epochs x views": budget_of(run, "views")} for run in firsts]
+    return tell_apart(methods, [own | budget for own, budget in zip(options, budgets, strict=True)])
+
+
+def chosen_by(by: str | None, benchmark: BenchmarkInfo | None) -> By:
+    """How tables of runs are grouped: as asked for, or else as the benchmark that made them was, or by default.
+
+    Raises:
+        UserError: There is no such budget.
+    """
+    return checked_by(by if by is not None else benchmark.by if benchmark else DEFAULT_BY)
 
 
 def tell_apart(names: Sequence[str], options: Sequence[Mapping[str, Any]]) -> list[str]:

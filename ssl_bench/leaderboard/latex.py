@@ -7,12 +7,13 @@ from ssl_bench.leaderboard.table import Block, Row, Table
 from ssl_bench.leaderboard.text import (
     block_facts,
     block_title,
-    claim,
+    caveats,
     facts,
     label,
     legend,
     percent,
     pretrained,
+    published_value,
     score,
     seeds,
     sources,
@@ -48,9 +49,12 @@ def _block(block: Block) -> str:
         heads, under = [*heads, "epochs", "time"], [*under, "x views", ""]
     rows = [_row(block, row) for row in block.rows]
     gaps = ["-", "-"] if pretrained(block) else []
-    rows += [_grey([f"{row.name} (published)", "-", *map(claim, row.values), *gaps]) for row in block.published]
+    rows += [
+        _grey([f"{row.name} (published)", "-", *map(published_value, row.values), *gaps]) for row in block.published
+    ]
     caption = escaped(", ".join(filter(None, (block_title(block), block_facts(block)))))
-    below = "".join(f"\\par\\smallskip{{\\footnotesize {escaped(line)}.\\par}}\n" for line in sources([block]))
+    lines = [*caveats([block]), *(f"{line}." for line in sources([block]))]
+    below = "".join(f"\\par\\smallskip{{\\footnotesize {escaped(line)}\\par}}\n" for line in lines)
     return (
         "\\begin{table}\n\\centering\n\\caption{" + caption + "}\n\\begin{tabular}{l" + "r" * (len(heads) - 1) + "}\n"
         "\\toprule\n"

@@ -2,7 +2,8 @@
 
 By the paired tests of `ssl-bench compare`, Holm over all pairs of the column, where predictions are there. Where they
 are not, by the intervals: z of the difference of best and cell by the facing halves of their intervals, as if the test
-images were not shared, which finds less; Holm over the column.
+images were not shared, which finds less; Holm over the column. Cells of one seed have no marks: what is found of a
+single run is not found of its method.
 """
 
 from dataclasses import replace
@@ -29,7 +30,9 @@ def marked(table: Table) -> "tuple[Table, tuple[BlockComparison | None, ...]]":
     files = sum(len(cell.files) for block in table.blocks for row in block.rows for cell in row.cells if cell)
     found = [_compared(block, files) for block in table.blocks]
     blocks = tuple(_marked(block, compared) for block, compared in zip(table.blocks, found, strict=True))
-    return replace(table, blocks=blocks), tuple(found)
+    left_out = [line for compared in found if compared for line in compared.left_out]
+    notes = [f"tested by its interval alone: {line}" for line in left_out]
+    return replace(table, blocks=blocks, notes=(*table.notes, *notes)), tuple(found)
 
 
 def _compared(block: Block, files: int) -> "BlockComparison | None":
@@ -47,15 +50,17 @@ def _marked(block: Block, compared: "BlockComparison | None") -> Block:
     columns = list(block.columns)
     cells = [list(row.cells) for row in block.rows]
     for index, column in enumerate(columns):
-        found = {place: cell for place, row in enumerate(cells) if (cell := row[index])}
+        found = {place: cell for place, row in enumerate(cells) if (cell := row[index]) and not cell.one_seed}
         if not any(cell.best for cell in found.values()):
             continue
-        if column.title in protocols:
-            names = {score.name for score in protocols[column.title].methods if score.unbeaten}
-            unbeaten = {place for place, row in enumerate(block.rows) if label(row) in names}
-        else:
-            unbeaten = _by_intervals(found)
-        columns[index] = replace(column, test="paired" if column.title in protocols else "intervals")
+        unbeaten = _by_intervals(found)
+        known = {score.name: score for score in protocols[column.title].methods} if column.title in protocols else {}
+        paired = {place: known[name] for place in found if (name := label(block.rows[place])) in known}
+        by_pairs = any(place in paired for place, cell in found.items() if cell.best)  # else there is no pair with it
+        if by_pairs:
+            unbeaten -= paired.keys()
+            unbeaten |= {place for place, score in paired.items() if score.unbeaten}
+        columns[index] = replace(column, test="paired" if by_pairs else "intervals")
         for place, cell in found.items():
             cells[place][index] = replace(cell, unbeaten=place in unbeaten or cell.best)
     rows: tuple[Row, ...] = tuple(replace(row, cells=tuple(own)) for row, own in zip(block.rows, cells, strict=True))

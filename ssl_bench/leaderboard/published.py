@@ -66,17 +66,17 @@ def _published(where: str, line: Any) -> Published:
     for name in line:
         if name not in FIELDS:
             raise UserError(f"{where} has {name!r}{near(str(name), FIELDS)}; there are {', '.join(FIELDS)}")
-    words = {name: str(line.get(name) if line.get(name) is not None else "").strip() for name in FIELDS}
+    texts = {name: str(line.get(name) if line.get(name) is not None else "").strip() for name in FIELDS}
     for name in FIELDS:
-        if not words[name] and name != "backbone":
+        if not texts[name] and name != "backbone":
             raise UserError(f"{where} has no {name}: each has {', '.join(FIELDS)}")
     try:
-        value = float(words.pop("value")) / 100
+        value = float(texts.pop("value")) / 100
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
         raise UserError(f"{where}: value {line.get('value')!r} is no accuracy in %, such as 67.8")
-    return Published(value=value, **words)
+    return Published(value=value, **texts)
 
 
 def with_published(table: Table, numbers: list[Published]) -> Table:

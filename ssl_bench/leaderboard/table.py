@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from ssl_bench.errors import UserError, near
+from ssl_bench.records.benchmark import BenchmarkInfo
 from ssl_bench.records.store import Run
 
 By: TypeAlias = Literal["views", "epochs", "nothing"]
+Branches: TypeAlias = Literal["default", "all"]
+DEFAULT_BY: By = "nothing"
+
+
+def checked_branches(branches: str) -> Branches:
+    """Which of a run's networks have rows, by name.
+
+    Raises:
+        UserError: There is no such choice.
+    """
+    if branches not in get_args(Branches):
+        there = ", ".join(get_args(Branches))
+        raise UserError(f"no branches {branches!r}{near(branches, get_args(Branches))}; there are {there}")
+    return cast(Branches, branches)
 
 
 def checked_by(by: str) -> By:
@@ -39,7 +54,11 @@ class Cell:
         seeds: Of the runs, in the order of `values`.
         values: Accuracy of each.
         n_test: Test images.
-        best: Whether no mean of the column is higher; never where there are baselines alone.
+        covers: What the interval is over: test images; the draws that were repeated, too; or seeds, too.
+        one_seed: Whether another seed would change the number by an amount that is not known: a difference from it is
+            one of single runs, not of methods.
+        best: Whether no mean of the column is higher, among those of several seeds; never where there are
+            baselines alone.
         unbeaten: Whether it is best, or not significantly worse than the best.
         at_grid_boundary: Whether some run chose a value at the end of its grid, so that a wider one may give more.
         repeats: What was repeated in each: `draws` at random, `conditions` that are all there are, or nothing.
@@ -52,6 +71,8 @@ class Cell:
     seeds: tuple[int, ...]
     values: tuple[float, ...]
     n_test: int
+    covers: str = "test images"
+    one_seed: bool = False
     best: bool = False
     unbeaten: bool = False
     at_grid_boundary: bool = False
@@ -71,8 +92,8 @@ class Column:
     Args:
         title: The protocol's name, and what tells it from the block's other columns of that name.
         variant: The one that gives the number.
-        oracle: Something was chosen on the test images: not to be compared with honest columns, and nothing is best.
-        test: What says which cells are unbeaten: `paired`, image by image; `intervals` alone, where predictions are
+        oracle: Something was chosen on the test images: not to be compared with other columns, and nothing is best.
+        test: What decides which cells are unbeaten: `paired`, image by image; `intervals` alone, where predictions are
             missing; or nothing, where nothing is ranked.
     """
 
@@ -139,8 +160,9 @@ class Block:
         params: Of the backbone.
         gflops_per_image: Of its forward pass.
         tokens: Of its blocks; 0 for a ResNet.
-        budget: Effective epochs (or epochs); None for baselines alone and where unknown.
+        budget: Effective epochs (or epochs); None for baselines alone, where unknown, and where rows differ in it.
         budget_text: The same in words; why nothing is ranked, where nothing is.
+        matched: Whether all that was pretrained has the same budget.
         columns: Protocols.
         rows: Methods, best linear probe first, then baselines.
         published: Numbers of others.
@@ -159,6 +181,7 @@ class Block:
     rows: tuple[Row, ...]
     published: tuple[PublishedRow, ...] = ()
     ranked: bool = True
+    matched: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,8 +197,9 @@ class Absent:
 
 @dataclass(frozen=True)
 class Table:
-    """All blocks, what is missing from them, and what a reader should know."""
+    """All blocks, what is missing from them, what a reader should know, and the benchmark that made the runs."""
 
     blocks: tuple[Block, ...]
     absent: tuple[Absent, ...]
     notes: tuple[str, ...]
+    benchmark: BenchmarkInfo | None = None

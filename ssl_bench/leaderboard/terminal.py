@@ -11,12 +11,12 @@ from ssl_bench.leaderboard.text import (
     absent_cells,
     block_facts,
     block_title,
-    claim,
     duration,
     epochs,
     label,
     legend,
     pretrained,
+    published_value,
     score,
     seeds,
     visible,
@@ -63,8 +63,8 @@ def terminal(table: Table) -> str:
         legacy_windows=False,
     )
     for block in table.blocks:
-        for words in (block_title(block), block_facts(block)):
-            console.print(*([Text(visible(words))] if words else []))
+        for line in (block_title(block), block_facts(block)):
+            console.print(*([Text(visible(line))] if line else []))
         for part in _parts(_columns(block)):
             console.print("", _drawn(part), sep="\n")
         console.print()
@@ -85,7 +85,10 @@ def _columns(block: Block) -> Iterator[_Column]:
     none = ["-"] * len(published)
     yield _Column(["seeds"], [*map(seeds, block.rows), *none], "right", TERMINAL_WIDTH)
     for i, column in enumerate(block.columns):
-        cells = [*(score(row.cells[i], row) for row in block.rows), *(claim(row.values[i]) for row in published)]
+        cells = [
+            *(score(row.cells[i], row) for row in block.rows),
+            *(published_value(row.values[i]) for row in published),
+        ]
         yield _Column([visible(column.title), visible(column.variant)], _aligned(cells), "left", TERMINAL_WIDTH)
     if pretrained(block):
         yield _Column(["epochs", "x views"], [*map(epochs, block.rows), *none], "right", TERMINAL_WIDTH)

@@ -1,4 +1,4 @@
-"""The table as text: as Markdown, CSV and JSON, and the words that all formats share.
+"""The table as text: as Markdown, CSV and JSON, and the sentences that all formats share.
 
 Names come from users and file systems: what a reader could not see as a character is written as its escape.
 """
@@ -16,6 +16,14 @@ from ssl_bench.leaderboard.table import Absent, Block, Cell, Row, Table
 
 TERMINAL_WIDTH = 100
 LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test images."
+TEST_IMAGES_ONLY = "test images only"
+LEGEND_OF_ONE_SEED = "Accuracy in % on the test images, with the 95 % interval."
+LEGEND_OF_PIXELS = "Accuracy in % on the test images, with the 95 % interval over test images."
+MORE_SEEDS = "three seeds or more of each (`seeds: [0, 1, 2]` in a benchmark file) would show which differences last"
+BUDGETS = (
+    "Budgets are not matched: tests and ranks are over all rows, so a difference may come from the budget; --by views "
+    "makes a table for each budget"
+)
 MARKS = {
     "*": "not significantly worse than the best of its column, at 5 %",
     "†": "a chosen value lies at an end of its grid: a wider one may give more",
@@ -23,10 +31,16 @@ MARKS = {
 PAIRED = "paired tests on the same test images, Holm's correction over all pairs of a column"
 INTERVALS = "tests from the intervals alone, Holm's correction over a column, for want of predictions"
 ORACLE = "oracle: something was chosen on the test images; not to be compared with the other columns"
-BLOCK_FIELDS = ("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens", "budget", "budget_text")
+BLOCK_FIELDS = (
+    *("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens"),
+    *("budget", "budget_text", "matched"),
+)
 ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "device", "runs")
 COLUMN_FIELDS = ("title", "variant", "oracle", "test")
-CELL_FIELDS = ("mean", "low", "high", "seeds", "values", "n_test", "best", "unbeaten", "at_grid_boundary")
+CELL_FIELDS = (
+    *("mean", "low", "high", "covers", "seeds", "values", "n_test"),
+    *("one_seed", "best", "unbeaten", "at_grid_boundary"),
+)
 EMPTY = "No finished and evaluated run."
 
 
@@ -43,7 +57,8 @@ def markdown(table: Table) -> str:
         ]
         lines += [f"### {_escaped(block_title(block))}", "", _escaped(block_facts(block)), ""]
         rows += [
-            [f"{row.name} (published)", "-", *map(claim, row.values), *_no_facts(block)] for row in block.published
+            [f"{row.name} (published)", "-", *map(published_value, row.values), *_no_facts(block)]
+            for row in block.published
         ]
         lines += [_markdown_row(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_markdown_row, rows), ""]
     lines += [_escaped(legend(table)), ""]
@@ -66,14 +81,14 @@ def comma_separated(table: Table) -> str:
                     parts = ((block, BLOCK_FIELDS), (row, ROW_FIELDS), (column, COLUMN_FIELDS), (cell, CELL_FIELDS))
                     line = [_spreadsheet(getattr(part, name)) for part, names in parts for name in names]
                     writer.writerow([*line, ""])
-        for claimed in block.published:
-            for column, value in zip(block.columns, claimed.values, strict=True):
+        for other in block.published:
+            for column, value in zip(block.columns, other.values, strict=True):
                 if value is not None:
                     known: dict[str, object] = {
-                        "name": claimed.name,
+                        "name": other.name,
                         "kind": "published",
                         "mean": value,
-                        "source": claimed.source,
+                        "source": other.source,
                     }
                     known |= {name: getattr(block, name) for name in BLOCK_FIELDS}
                     known |= {name: getattr(column, name) for name in ("title", "variant")}
@@ -110,11 +125,11 @@ def block_facts(block: Block) -> str:
     return ", ".join([*facts, *([f"images {block.fingerprint}"] if block.fingerprint else [])])
 
 
-def legend(table: Table) -> str:
-    """How to read the numbers, of which only what occurs."""
+def legend(table: Table, with_caveats: bool = True) -> str:
+    """How to read the numbers, of which only what occurs; the page has the caveats beside each table."""
     if not table.blocks:
         return EMPTY
-    cells = [cell for block in table.blocks for row in block.rows for cell in row.cells if cell]
+    cells = [cell for block in table.blocks for cell in _cells(block)]
     columns = [column for block in table.blocks for column in block.columns]
     paired = {column.title for column in columns if column.test == "paired"}
     unpaired = list(
@@ -132,11 +147,51 @@ def legend(table: Table) -> str:
         marks["*"] += f": {PAIRED}; {INTERVALS}{where}" if paired else f": {INTERVALS}"
     else:
         marks["*"] += f": {PAIRED}"
-    words = [LEGEND, *(f"{mark} {meaning}." for mark, meaning in marks.items() if used[mark])]
+    sentences = [f"{mark} {meaning}." for mark, meaning in marks.items() if used[mark]]
     if any(column.oracle for column in columns):
-        words.append(f"{ORACLE}.")
-    words += [f"{line}." for line in sources(table.blocks)]
-    return " ".join(words)
+        sentences.append(f"{ORACLE}.")
+    sentences += [f"{line}." for line in sources(table.blocks)]
+    several = any(len(cell.seeds) > 1 for cell in cells)
+    single = any(cell.one_seed for cell in cells)
+    first = LEGEND if several else LEGEND_OF_ONE_SEED if single else LEGEND_OF_PIXELS
+    return " ".join([first, *(caveats(table.blocks) if with_caveats else []), *sentences])
+
+
+def caveats(blocks: Sequence[Block]) -> list[str]:
+    """What keeps differences of these blocks from being differences of methods: single seeds, unmatched budgets."""
+    found = []
+    single = list(dict.fromkeys(name for block in blocks for name in one_seed(block)))
+    if single:
+        several = any(not cell.one_seed and cell.values[1:] for block in blocks for cell in _cells(block))
+        found.append(seeds_caveat(single, several))
+    unmatched = [block for block in blocks if not block.matched and block.ranked]
+    if unmatched:
+        where = "" if len(unmatched) == len(blocks) else f" ({joined([block_title(block) for block in unmatched])})"
+        found.append(f"{BUDGETS.replace(':', f'{where}:', 1)}.")
+    return found
+
+
+def seeds_caveat(single: Sequence[str], several: bool) -> str:
+    """What numbers of one seed do not say, and what would.
+
+    Args:
+        single: Methods that have one.
+        several: Whether others have more.
+    """
+    which = f"One seed ({joined(single)})" if several else "One seed each"
+    return (
+        f"{which}: intervals are over {TEST_IMAGES_ONLY}. Differences mean nothing about methods yet, since another "
+        f"seed may reverse them: {MORE_SEEDS}."
+    )
+
+
+def one_seed(block: Block) -> list[str]:
+    """Labels of the rows that have numbers of a single seed."""
+    return [label(row) for row in block.rows if any(cell and cell.one_seed for cell in row.cells)]
+
+
+def _cells(block: Block) -> list[Cell]:
+    return [cell for row in block.rows for cell in row.cells if cell]
 
 
 def sources(blocks: Iterable[Block]) -> list[str]:
@@ -150,7 +205,7 @@ def sources(blocks: Iterable[Block]) -> list[str]:
     ]
 
 
-def claim(value: float | None) -> str:
+def published_value(value: float | None) -> str:
     """A published number."""
     return "-" if value is None else percent(value)
 
@@ -176,6 +231,15 @@ def percent(value: float) -> str:
 def epochs(row: Row) -> str:
     """`100 x 2`: passes, and views of an image in each."""
     return "-" if row.epochs is None else f"{row.epochs:.4g} x {row.views_per_image:.3g}"
+
+
+def joined(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    """`a, b and c`; of many, the first and how many more."""
+    if len(names) > most:
+        return f"{separator.join(names[:most])} and {len(names) - most} more"
+    if separator != ", " or len(names) < 2:
+        return separator.join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,14 @@
-"""Files and folders appear whole or not at all: written under a temporary name, flushed, renamed."""
+"""Files and folders appear whole or not at all: written under a temporary name, flushed, renamed.
 
+Files of others are read with bounds: a FIFO, a device or a file of many gigabytes in a folder that was copied from
+elsewhere is refused, and nothing waits for it.
+"""
+
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +59,45 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
             os.replace(old, path)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file; a link to one is followed.
+
+    Args:
+        path: Of the file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is a FIFO, a device or a folder, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, _kind(found.st_mode), str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
+        parts = [os.read(descriptor, found.st_size)]
+        while parts[-1] and sum(map(len, parts)) < found.st_size:  # the system may give less than it is asked for
+            parts.append(os.read(descriptor, found.st_size))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a regular file of the folder itself: no link in it leads out of the folder."""
+    try:
+        real = path.resolve(strict=True)
+        return real.is_relative_to(folder.resolve(strict=True)) and stat.S_ISREG(os.stat(real).st_mode)
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError up to Python 3.12
+        return False
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"))
+    return f"it is a {next((name for holds, name in kinds if holds(mode)), 'device')}, not a regular file"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,15 +1,22 @@
 """`predictions/<protocol>.parquet`: the predicted class of each test image."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError
-from ssl_bench.records.files import replacing
+from ssl_bench.records.files import read_regular, replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+MOST_BYTES = 2**30  # of a file of predictions
+MOST_VALUES = 10**8  # in it, however well they are compressed
+MOST_KNOWN = 16  # sets of test images that are kept
+_known_images: "dict[bytes, tuple[Sequence[str], NDArray[Any]]]" = {}
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,72 @@ def read_predictions(path: Path) -> Predictions:
     import pyarrow.parquet
 
     try:
-        with open(path, "rb") as file:
-            source = pyarrow.parquet.ParquetFile(file)
-            names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
-            table = source.read(columns=["id", "label", *names])
-            # Arrow's own `to_numpy` imports pandas, which takes longer than all else here.
-            labels, *rows = (np.from_dlpack(table.column(name).combine_chunks()) for name in ("label", *names))
-            return Predictions(table.column("id").to_pylist(), labels, {"prediction": np.stack(rows)})
+        content = read_regular(path, MOST_BYTES)
+        source = pyarrow.parquet.ParquetFile(pa.BufferReader(content))
+        names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
+        if source.metadata.num_rows * (len(names) + 2) > MOST_VALUES:
+            raise ValueError(f"{source.metadata.num_rows} rows of {len(names)} predictions are too many")
+        ids, labels = _images(source, content)
+        table = source.read(columns=names, use_threads=False)
+        # Arrow's own `to_numpy` imports pandas, which takes longer than all else here.
+        rows = [_integers(table.column(name), name) for name in names]
+        return Predictions(ids, labels, {"prediction": np.stack(rows)})
     except FileNotFoundError as error:
         raise UserError(f"no predictions in {path}: `ssl-bench evaluate {path.parent.parent}` makes them") from error
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        line = str(error).partition("\n")[0]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, BufferError, MemoryError) as error:
+        line = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         raise UserError(f"{path} is damaged ({line}): delete it and evaluate its run again") from error
+
+
+def _images(source: Any, content: bytes) -> "tuple[Sequence[str], NDArray[Any]]":
+    """Names and classes of the images.
+
+    Thousands of files are of the same images. Where the bytes of both columns are those of a file that was read before,
+    so are their values, and the very same objects are given: they are decoded once, and compared at once.
+    """
+    key = _digest(source, content)
+    if key is None or key not in _known_images:
+        table = source.read(columns=["id", "label"], use_threads=False)
+        labels = _integers(table.column("label"), "label")
+        labels.flags.writeable = False
+        found = tuple(table.column("id").to_pylist()), labels
+        if key is None:
+            return found
+        while len(_known_images) >= MOST_KNOWN:
+            _known_images.pop(next(iter(_known_images)))
+        _known_images[key] = found
+    return _known_images[key]
+
+
+def _digest(source: Any, content: bytes) -> bytes | None:
+    """Of the columns of names and classes as they are stored; None where they are in several parts."""
+    metadata = source.metadata
+    if metadata.num_row_groups != 1:
+        return None
+    group = metadata.row_group(0)
+    places = {group.column(place).path_in_schema: place for place in range(min(2, group.num_columns))}
+    if places.keys() != {"id", "label"}:
+        return None
+    found = hashlib.sha256()
+    for name in ("id", "label"):
+        column = group.column(places[name])
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        kind = (column.physical_type, column.compression, column.num_values, column.total_compressed_size)
+        found.update(repr((kind, str(source.schema_arrow.field(name).type))).encode())
+        found.update(memoryview(content)[start : start + column.total_compressed_size])
+    return found.digest()
+
+
+def _integers(column: Any, name: str) -> "NDArray[Any]":
+    """A column of classes as an array of 64-bit integers."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"{name} is of type {column.type}")
+    if column.null_count:
+        raise ValueError(f"{name} has gaps")
+    return np.from_dlpack(column.cast(pa.int64()).combine_chunks())
 
 
 def write_predictions(path: Path, primary: str, predictions: Predictions) -> None:

@@ -21,6 +21,8 @@ OPTIONS = {
     "robustness.kinds": "robustness.feature_types",
 }
 
+GROUPS = {name.partition(".")[0] for name in OPTIONS}
+
 
 def current(record: Any) -> Any:
     """A record as JSON gave it, with the names of today.
@@ -41,6 +43,10 @@ def current(record: Any) -> Any:
         record["splits"] = {
             ("validation" if k == "selection" else k): (renamed if k == "selection" else v) for k, v in splits.items()
         }
+    if isinstance(command := record.get("command"), list):
+        record["command"] = [_current_flag(flag) if isinstance(flag, str) else flag for flag in command]
+    if isinstance(data := record.get("data"), dict):
+        record["data"] = _current_data(data)
     if isinstance(curve := record.get("curve"), dict):
         record["curve"] = {key.replace("selection accuracy", "validation accuracy"): v for key, v in curve.items()}
     if isinstance(options := record.get("options"), dict):
@@ -48,11 +54,29 @@ def current(record: Any) -> Any:
     return record
 
 
+def _current_flag(flag: str) -> str:
+    """`--data.selection_fraction=0.1`, with the name of today."""
+    name, sign, value = flag.removeprefix("--").partition("=")
+    return f"--{OPTIONS[name]}{sign}{value}" if flag.startswith("--") and name in OPTIONS else flag
+
+
+def _current_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Images, whose counts have the names of their splits."""
+    fingerprint = data.get("fingerprint")
+    counts = fingerprint.get("images") if isinstance(fingerprint, dict) else None
+    if not isinstance(counts, dict) or "selection" not in counts:
+        return data
+    renamed = {"validation" if name == "selection" else name: count for name, count in counts.items()}
+    return {**data, "fingerprint": {**data["fingerprint"], "images": renamed}}
+
+
 def current_options(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """Options, nested or dotted, with the names of today."""
+    if group:
+        start = len(group) + 1
+        return {OPTIONS.get(f"{group}.{key}", f"{group}.{key}")[start:]: value for key, value in options.items()}
     found: dict[str, Any] = {}
     for key, value in options.items():
-        dotted = f"{group}.{key}" if group else key
-        new = OPTIONS.get(dotted, dotted)[len(group) + 1 if group else 0 :]
-        found[new] = current_options(value, dotted) if isinstance(value, Mapping) else value
+        nested = isinstance(value, dict) and key in GROUPS
+        found[OPTIONS.get(key, key)] = current_options(value, key) if nested else value
     return found

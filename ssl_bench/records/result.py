@@ -7,16 +7,13 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ssl_bench.errors import UserError
-from ssl_bench.records.decoding import read_record
+from ssl_bench.records.decoding import Measured, read_record
 from ssl_bench.records.files import write_json
 from ssl_bench.records.predictions import Predictions, write_predictions
 from ssl_bench.records.run import DataRecord, RunInfo, read_run
-
-if TYPE_CHECKING:
-    pass
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -86,8 +83,8 @@ class Result:
         protocol: Its name.
         version: Of the protocol: numbers of different versions are not compared.
         options: Option -> value of its constructor.
-        primary: The variant whose number is the protocol's; empty where it only diagnostics.
-        value: Accuracy of the primary variant, in [0, 1]; None where it only diagnostics.
+        primary: The variant whose number is the protocol's; empty where there are diagnostics alone.
+        value: Accuracy of the primary variant, in [0, 1]; None where there are diagnostics alone.
         interval: Its 95 % interval.
         n_test: Test images.
         data: The images evaluated on.
@@ -96,7 +93,7 @@ class Result:
         selected: What was chosen, and where.
         curve: Named series over the fit.
         diagnostics: Name -> a number that describes the features and is never ranked.
-        features: Kinds of features used.
+        features: Types of features used.
         geometry: How an image became the backbone's input.
         branch: Which network of the method: encoder, online, teacher.
         backbone: Hash of the architecture and the weights.
@@ -115,8 +112,8 @@ class Result:
     splits: dict[str, SplitRecord] = field(default_factory=dict)
     variants: dict[str, Score] = field(default_factory=dict)
     selected: Selected = Selected()
-    curve: dict[str, list[float]] = field(default_factory=dict)
-    diagnostics: dict[str, float] = field(default_factory=dict)
+    curve: dict[str, list[Measured]] = field(default_factory=dict)
+    diagnostics: dict[str, Measured] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)
     branch: str = ""
@@ -127,6 +124,8 @@ class Result:
     def __post_init__(self) -> None:
         if (self.value is None) != (self.interval is None):
             raise ValueError(f"accuracy {self.value} with interval {self.interval}")
+        if self.value is not None and self.n_test < 1:
+            raise ValueError(f"accuracy {self.value} on {self.n_test} test images")
         own = [] if self.value is None or self.interval is None else [Score(self.value, self.interval)]
         for score in [*own, *self.variants.values()]:
             for interval in (score.interval, score.over_classes or score.interval):

@@ -6,13 +6,10 @@ Unknown keys are ignored when reading: a record outlives its version.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ssl_bench.records.decoding import read_record
 from ssl_bench.records.files import write_json
-
-if TYPE_CHECKING:
-    pass
 
 Status: TypeAlias = Literal["running", "finished", "failed", "interrupted"]
 Kind: TypeAlias = Literal["pretrained", "baseline", "imported", "tokenizer"]
@@ -98,7 +95,7 @@ class RunInfo:
         finished: Likewise, when it ended.
         command: Arguments that start it again.
         version: Of ssl-bench.
-        branch: Which of a method's networks speaks for it; empty where there is one.
+        branch: The default branch: which of a method's networks is evaluated unless told; empty where there is one.
         error: Last line of what went wrong.
     """
 

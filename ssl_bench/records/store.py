@@ -1,17 +1,16 @@
 """Folders of runs: every run with its results, and what cannot be read. Torch-free."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.records.result import Result, read_result
 from ssl_bench.records.run import RunInfo, read_run
 
-if TYPE_CHECKING:
-    pass
+MOST_SAID = 10  # damaged files that are named one by one
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is no folder: name a run folder, or a folder of runs such as the one of --runs")
-        below = sorted(_runs_below(path))
+        below = sorted(_runs_below(path, set()))
         if not below:
             raise UserError(f"no run in {path} (a run folder has a run.json): `ssl-bench fit` makes one")
         found.update((run.resolve(), run) for run in below)
@@ -89,19 +88,41 @@ def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
     return runs, unread
 
 
+def say_unread(unread: Sequence[Unread]) -> None:
+    """Name damaged records on standard error: CSV and LaTeX have no place for them, and the others may be piped."""
+    for file in unread[:MOST_SAID]:
+        say(f"warning: left out, of {file.folder}: {file.reason}")
+    if len(unread) > MOST_SAID:
+        say(f"warning: left out, too: {len(unread) - MOST_SAID} more damaged files")
+
+
 def _load(folder: Path) -> Run:
     return Run(folder, read_run(folder), tuple(map(read_result, _result_files(folder))))
 
 
 def _result_files(folder: Path) -> list[Path]:
-    return sorted((folder / "results").glob("[!.]*.json"))
+    """Paths of the records of results, whatever kind of file they are."""
+    try:
+        with os.scandir(folder / "results") as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return []
+    return [folder / "results" / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def _runs_below(folder: Path) -> Iterable[Path]:
-    if (folder / "run.json").is_file():
+def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Run folders in a folder; one that links lead to again is not looked into twice."""
+    if os.path.lexists(folder / "run.json"):  # whatever it is: one that cannot be read is refused by its name
         yield folder
         return
-    with os.scandir(folder) as entries:
-        below = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    for name in below:
-        yield from _runs_below(folder / name)
+    try:
+        there = os.stat(folder)
+        with os.scandir(folder) as entries:
+            below = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        say(f"warning: {folder} cannot be read ({error.strerror}), nor runs in it")
+        return
+    if (there.st_dev, there.st_ino) not in seen:
+        seen.add((there.st_dev, there.st_ino))
+        for name in below:
+            yield from _runs_below(folder / name, seen)

@@ -6,10 +6,11 @@ suggest. Everything here pairs them image by image.
 Letters: M methods, S seeds (runs), R repetitions within a run, N test images, B draws.
 """
 
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, final
 
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from ssl_bench.statistics.intervals import LEVEL, variance_of_draws
 
 Floats: TypeAlias = NDArray[np.float64]
-Verdict: TypeAlias = Literal["better", "tie", "undecided"]
+Verdict: TypeAlias = Literal["better", "tie", "undecided", "one seed"]
 
 DRAWS = 10_000
 MARGIN = 0.003  # two accuracies closer than this are equal for all practical purposes
 POWER = 0.8
+MOST_KEPT = 20_000_000  # draws of images that are kept, a byte each
 
 
 @final
@@ -35,19 +37,27 @@ class Answers:
         name: Of the method.
         right: (S, R, N) whether each test image was classified rightly.
         seeds: Of the S runs. The same name and seed is the same run, whatever the protocol.
+        one_seed: Whether this is one run where another seed would give another: it stands for itself, and nothing that
+            is found of it is found of its method.
     """
 
     name: str
     right: NDArray[Any]
     seeds: tuple[int, ...] = (0,)
+    one_seed: bool = False
 
     def __post_init__(self) -> None:
         assert self.right.ndim == 3 and len(self.right) == len(self.seeds), (self.right.shape, self.seeds)
 
-    @property
+    @functools.cached_property
     def shares(self) -> Floats:
         """(N,) share of right answers to each image."""
         return np.asarray(self.right.mean((0, 1)))
+
+    @functools.cached_property
+    def variance_of_seeds(self) -> tuple[float, float]:
+        """What the S runs add to the variance of their mean, as `variance_of_draws` has it."""
+        return variance_of_draws(self.right.mean(1))
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,11 @@ class Pair:
         interval: Its 95 % interval.
         p: Of no difference: McNemar's mid-p between two runs, otherwise by hierarchical bootstrap.
         exact: McNemar's exact p; None where there are several seeds or repetitions.
-        adjusted: p after Holm, over all pairs.
+        adjusted: p after Holm, over all pairs of methods; None where one of the two is a single run.
         detectable: The difference that would be found significant four times in five, one test alone.
         verdict: `tie`: the interval lies within +-0.3 points, whichever is ahead. `better`: a is, adjusted p < 0.05.
-            `undecided`: neither is shown.
+            `undecided`: neither is shown. `one seed`: one of the two is a single run, so that interval and p are of
+            these two networks on other test images, and of no method.
     """
 
     a: str
@@ -73,21 +84,26 @@ class Pair:
     interval: tuple[float, float]
     p: float
     exact: float | None
-    adjusted: float
+    adjusted: float | None
     detectable: float
     verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs, and the names of the methods that are not significantly worse than the best."""
+    """Pairs, and the names of the methods that are not significantly worse than the best; none of a single run."""
 
     pairs: tuple[Pair, ...]
     unbeaten: tuple[str, ...]
 
 
 def compare(
-    methods: Sequence[Answers], images: Floats, seeds: Floats, repeats: str = "", level: float = LEVEL
+    methods: Sequence[Answers],
+    images: Floats,
+    seeds: Floats,
+    repeats: str = "",
+    level: float = LEVEL,
+    most: int | None = None,
 ) -> Comparison:
     """All pairs of methods under one protocol.
 
@@ -98,22 +114,36 @@ def compare(
         repeats: What the R are: `draws` at random, the same ones for all methods, or `conditions` that are all there
             are.
         level: Of the intervals; 1 - level is the rate of false findings in the whole table.
+        most: Methods of which all pairs are made; of more, the best alone is compared with each other one.
     """
     assert len({method.right.shape[1:] for method in methods}) == 1, "not the same images, or not as many repetitions"
     accuracy = [float(method.shares.mean()) for method in methods]
     order = sorted(range(len(methods)), key=lambda m: -accuracy[m])
+    known = [m for m in order if not methods[m].one_seed]
     raw = [
         _pair(methods[a], methods[b], images[:, a] - images[:, b], seeds[:, a] - seeds[:, b], repeats, level)
-        for a, b in itertools.combinations(order, 2)
+        for a, b in _places_of_pairs(order, known, most)
     ]
-    pairs = []
-    for pair, adjusted in zip(raw, holm([pair.p for pair in raw]), strict=True):
+    tested = [index for index, pair in enumerate(raw) if pair.verdict != "one seed"]
+    pairs = list(raw)
+    for index, adjusted in zip(tested, holm([raw[index].p for index in tested]), strict=True):
         significant = adjusted < 1 - level
-        verdict: Verdict = "tie" if tied(pair.interval) else "better" if significant else "undecided"
-        pairs.append(replace(pair, adjusted=adjusted, verdict=verdict))
-    best = methods[order[0]].name
-    beaten = {pair.b for pair in pairs if pair.a == best and pair.adjusted < 1 - level}
-    return Comparison(tuple(pairs), tuple(methods[m].name for m in order if methods[m].name not in beaten))
+        verdict: Verdict = "tie" if tied(raw[index].interval) else "better" if significant else "undecided"
+        pairs[index] = replace(raw[index], adjusted=adjusted, verdict=verdict)
+    if len(known) < 2:
+        return Comparison(tuple(pairs), ())
+    best = methods[known[0]].name
+    beaten = {pair.b for pair in pairs if pair.a == best and pair.adjusted is not None and pair.adjusted < 1 - level}
+    return Comparison(tuple(pairs), tuple(methods[m].name for m in known if methods[m].name not in beaten))
+
+
+def _places_of_pairs(order: Sequence[int], known: Sequence[int], most: int | None) -> list[tuple[int, int]]:
+    """Pairs of methods, the higher accuracy first: all, or those of the best (of several seeds, if any is)."""
+    if most is None or len(order) <= most:
+        return list(itertools.combinations(order, 2))
+    best = (known or order)[0]
+    place = order.index(best)
+    return [(best, m) if order.index(m) > place else (m, best) for m in order if m != best]
 
 
 def image_draws(shares: Floats, labels: NDArray[Any], draws: int = DRAWS, seed: int = 0) -> Floats:
@@ -129,23 +159,46 @@ def image_draws(shares: Floats, labels: NDArray[Any], draws: int = DRAWS, seed: 
         draws: B.
         seed: The same seed draws the same images, whatever the rows.
     """
-    rng = np.random.default_rng(seed)
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     classes = np.where(counts[classes] == 1, -1, classes)
     moved = np.zeros((draws, len(shares)))
-    for one in np.unique(classes):
-        members = np.flatnonzero(classes == one)
-        n = len(members)
-        if n == 1:
-            continue
-        values = shares[:, members].T.astype(float)  # (n, M)
-        step = max(1, 4_000_000 // n)  # bounds the memory
-        for start in range(0, draws, step):
-            some = min(step, draws - start)
-            picks = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
-            times = np.bincount(picks.ravel(), minlength=some * n).reshape(some, n)
-            moved[start : start + some] += ((times - 1.0) @ values) * math.sqrt(n / (n - 1))
+    members = [np.flatnonzero(classes == one) for one in np.unique(classes)]
+    times = _times_drawn(tuple(map(len, members)), draws, seed)
+    for own, parts in zip(members, times, strict=True):
+        n = len(own)
+        values = shares[:, own].T.astype(float)  # (n, M)
+        for start, drawn in parts:
+            moved[start : start + len(drawn)] += ((drawn - 1.0) @ values) * math.sqrt(n / (n - 1))
     return np.asarray(moved / shares.shape[1])
+
+
+def _times_drawn(counts: tuple[int, ...], draws: int, seed: int) -> Iterable[Iterable[tuple[int, NDArray[Any]]]]:
+    """For each class of so many images, (draw, how often the following draws take each image) part by part.
+
+    Tables of the same test images draw the same: where that is small it is kept.
+    """
+    if sum(counts) * draws <= MOST_KEPT:
+        return _kept_times(counts, draws, seed)
+    rng = np.random.default_rng(seed)
+    return (_times_of_class(n, draws, rng) for n in counts)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_times(counts: tuple[int, ...], draws: int, seed: int) -> list[list[tuple[int, NDArray[Any]]]]:
+    rng = np.random.default_rng(seed)
+    return [[(at, _smallest(times)) for at, times in _times_of_class(n, draws, rng)] for n in counts]
+
+
+def _smallest(times: NDArray[Any]) -> NDArray[Any]:
+    return times.astype(np.uint8) if times.max() < 256 else times
+
+
+def _times_of_class(n: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[int, NDArray[Any]]]:
+    step = max(1, 4_000_000 // n)  # bounds the memory
+    for start in range(0, draws if n > 1 else 0, step):
+        some = min(step, draws - start)
+        picks = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
+        yield start, np.bincount(picks.ravel(), minlength=some * n).reshape(some, n)
 
 
 def seed_draws(
@@ -230,18 +283,19 @@ def tied(interval: tuple[float, float], margin: float = MARGIN) -> bool:
 def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, level: float) -> Pair:
     """A pair before Holm, of its draws (B,)."""
     difference = float(a.shares.mean() - b.shares.mean())
+    verdict: Verdict = "one seed" if a.one_seed or b.one_seed else "undecided"
     if a.right.shape[:2] == b.right.shape[:2] == (1, 1):
         only_a, only_b = (int(np.sum(x.right & ~y.right)) for x, y in ((a, b), (b, a)))
         exact, p = mcnemar(only_a, only_b)
         detectable = detectable_difference(paired_error(only_a, only_b, a.right.shape[2]), level)
-        return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, p, detectable, "undecided")
+        return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, None, detectable, verdict)
     moved = difference + _calibrated(a, b, images, seeds, repeats)
     sides = (np.sum(moved <= 0), np.sum(moved >= 0))
     p = min(1.0, 2 * (int(min(sides)) + 1) / (len(moved) + 1))
     low, high = _ends(moved, level)
     error = (high - low) / 2 / detectable_difference(1.0, level, power=0.5)  # the half width as so many of it
     detectable = detectable_difference(error, level)
-    return Pair(a.name, b.name, difference, (low, high), p, None, p, detectable, "undecided")
+    return Pair(a.name, b.name, difference, (low, high), p, None, None, detectable, verdict)
 
 
 def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str) -> Floats:
@@ -255,10 +309,9 @@ def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: 
     Simulated coverage of the 95 % interval with 2, 3 and 5 seeds: 93.7 to 96.5 %, whether seeds err on the same images
     or on different ones. Drawing seeds with replacement, then images, and no more: 83 to 99 %.
     """
-    repeated = [method.right.mean(1) for method in (a, b)]
-    if repeats == "draws":
-        repeated.append(a.right.mean(0) - b.right.mean(0))
-    parts = [(*variance_of_draws(values), len(values) - 1) for values in repeated]
+    parts = [(*method.variance_of_seeds, len(method.right) - 1) for method in (a, b)]
+    if repeats == "draws" and a.right.shape[1] > 1:  # one draw varies by nothing
+        parts.append((*variance_of_draws(a.right.mean(0) - b.right.mean(0)), a.right.shape[1] - 1))
     spread = sum(variance for variance, _, _ in parts)
     total = float(images.var())
     own = max(0.0, total - sum(twice for _, twice, _ in parts))
@@ -279,11 +332,20 @@ def _weighted(values: Floats, names: Sequence[str], draws: int, seed: int) -> Fl
     return np.asarray(weights @ (values - values.mean()) / math.sqrt(s * (s - 1)))
 
 
+@functools.lru_cache(maxsize=256)  # of a method's runs, which have the same under each protocol
 def _normals(name: str, draws: int, seed: int) -> Floats:
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")]).standard_normal(draws)
 
 
 def _ends(draws: Floats, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    """Quantiles as `np.quantile` interpolates them, without what it does besides."""
+    places = [(len(draws) - 1) * share for share in ((1 - level) / 2, (1 + level) / 2)]
+    whole = [int(place) for place in places]
+    known = np.partition(draws, sorted({at for low in whole for at in (low, min(low + 1, len(draws) - 1))}))
+    return tuple(_between(known, place, at) for place, at in zip(places, whole, strict=True))  # type: ignore[return-value]
+
+
+def _between(known: Floats, place: float, at: int) -> float:
+    low, high, part = float(known[at]), float(known[min(at + 1, len(known) - 1)]), place - at
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)

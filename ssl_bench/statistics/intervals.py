@@ -5,7 +5,7 @@ S seeds, R repetitions, n test images, K classes, p an accuracy in [0, 1].
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # NumPy is imported where it is needed: the leaderboard does without
@@ -173,8 +173,9 @@ def over_classes(
     variances = np.bincount(classes, (shares - p[classes]) ** 2) / counts  # (K,) of one image
     between, within = p.var(ddof=1), np.mean(variances / np.maximum(1, counts - 1))
     shrink = math.sqrt(max(0.0, 1 - within / between)) if between > 0 else 0.0
-    picks = rng.integers(0, k, (draws, k)) + k * np.arange(draws)[:, None]
-    drawn = np.bincount(picks.ravel(), minlength=draws * k).reshape(draws, k) * counts  # (B, K): m_c n_c
+    times, state = _classes_drawn(k, draws, seed)
+    rng.bit_generator.state = state
+    drawn = times * counts  # (B, K): m_c n_c
     if right.ndim == 1:
         chance = rng.binomial(drawn, p) - drawn * p
     else:  # the sum of as many shares
@@ -193,6 +194,16 @@ def over_classes(
     error = error * np.sqrt(df / rng.chisquare(df, draws))
     low, high = np.quantile(mean + error, [(1 - level) / 2, (1 + level) / 2])
     return max(0.0, min(least, float(low))), min(1.0, max(most, float(high)))
+
+
+@functools.lru_cache(maxsize=2)  # the same for all methods and protocols of as many classes
+def _classes_drawn(k: int, draws: int, seed: int) -> "tuple[NDArray[Any], Mapping[str, Any]]":
+    """(B, K) how often each class is drawn, and the state that drawing leaves the generator in."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, k, (draws, k)) + k * np.arange(draws)[:, None]
+    return np.bincount(picks.ravel(), minlength=draws * k).reshape(draws, k), rng.bit_generator.state
 
 
 def student_t(level: float, df: float) -> float:

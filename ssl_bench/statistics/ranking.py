@@ -7,7 +7,7 @@ Letters: M methods, P protocols, T data sets, B draws. Rank 1 is the best.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -88,36 +88,60 @@ def ranks(scores: Floats) -> Floats:
     return np.asarray(above + (equal + 1) / 2)
 
 
-def mean_ranks(tasks: Sequence[Task], scores: Sequence[Floats]) -> tuple[list[Hashable], Floats]:
+def mean_ranks(tasks: Iterable[Task], scores: Iterable[Floats]) -> tuple[list[Hashable], Floats]:
     """Data sets, and (T, ..., M) mean rank of each method in each: over protocols in families, then over families.
 
     Args:
         tasks: What was measured.
         scores: (..., M) for each task.
     """
-    found: dict[Hashable, dict[str, list[Floats]]] = defaultdict(lambda: defaultdict(list))
+    sums = _RankSums()
     for task, values in zip(tasks, scores, strict=True):
-        found[task.data][family(task.protocol)].append(ranks(values))
-    means = [
-        np.mean([np.mean(members, axis=0) for members in families.values()], axis=0) for families in found.values()
-    ]
-    return list(found), np.stack(means)
+        sums.add(task, values)
+    return sums.means()
 
 
-def rank_distribution(names: Sequence[str], tasks: Sequence[Task], level: float = 0.9, seed: int = 0) -> list[Rank]:
+@final
+class _RankSums:
+    """Ranks summed in each family of each data set, so that those of single tasks need not be kept.
+
+    Ranks are whole numbers or halves: their sums are exact in single precision, too.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[Hashable, dict[str, tuple[int, NDArray[np.float32]]]] = defaultdict(dict)
+
+    def add(self, task: Task, scores: Floats) -> None:
+        """Count a task's ranks."""
+        count, total = self.found[task.data].get(family(task.protocol), (0, np.zeros((), np.float32)))
+        self.found[task.data][family(task.protocol)] = count + 1, total + ranks(scores).astype(np.float32)
+
+    def means(self) -> tuple[list[Hashable], Floats]:
+        """Data sets, and (T, ..., M) as `mean_ranks` gives them."""
+        means = [
+            np.mean([total.astype(np.float64) / count for count, total in families.values()], axis=0)
+            for families in self.found.values()
+        ]
+        return list(self.found), np.stack(means)
+
+
+def rank_distribution(names: Sequence[str], tasks: Iterable[Task], level: float = 0.9, seed: int = 0) -> list[Rank]:
     """Ranks over all tasks, the best mean first, by joint bootstrap of data sets, test images and seeds.
 
     Each draw takes the accuracies of its test images and seeds, and as many data sets with replacement as there are;
-    one data set speaks for itself only. Equal places are shared: a draw in which two are first gives half to each.
+    one data set shows nothing of others. Equal places are shared: a draw in which two are first gives half to each.
 
     Args:
         names: Of the M methods.
-        tasks: P of them, in any number of data sets.
+        tasks: P of them, in any number of data sets; each is looked at once.
         level: Of the interval of ranks.
         seed: Of the draw of data sets.
     """
-    _, observed = mean_ranks(tasks, [task.accuracy for task in tasks])  # (T, M)
-    _, drawn = mean_ranks(tasks, [task.draws for task in tasks])  # (T, B, M)
+    accuracies, draws_of = _RankSums(), _RankSums()
+    for task in tasks:
+        accuracies.add(task, task.accuracy)
+        draws_of.add(task, task.draws)
+    observed, drawn = accuracies.means()[1], draws_of.means()[1]  # (T, M), (T, B, M)
     sets, draws, m = drawn.shape
     times = np.random.default_rng(seed).multinomial(sets, np.full(sets, 1 / sets), draws)  # (B, T)
     average = np.einsum("bt,tbm->bm", times, drawn) / sets
@@ -175,5 +199,10 @@ def kendall(scores: Floats) -> Floats:
 
 def _places(scores: Floats) -> tuple[NDArray[Any], NDArray[Any]]:
     """(..., M) how many are above each, and how many equal it, itself included; equal to nine digits."""
-    difference = scores[..., None, :] - scores[..., :, None]
-    return (difference > 1e-9).sum(-1), (np.abs(difference) <= 1e-9).sum(-1)
+    above = np.zeros(scores.shape, np.int64)
+    equal = np.zeros(scores.shape, np.int64)
+    for m in range(scores.shape[-1]):  # one method at a time: all at once is (..., M, M)
+        difference = scores[..., m, None] - scores
+        above += difference > 1e-9
+        equal += np.abs(difference) <= 1e-9
+    return above, equal

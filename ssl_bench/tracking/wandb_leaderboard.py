@@ -14,7 +14,7 @@ from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.findings import findings
-from ssl_bench.leaderboard.page.figures import checked_images
+from ssl_bench.leaderboard.page.figures import checked_images, published_pictures
 from ssl_bench.leaderboard.page.page import html
 from ssl_bench.leaderboard.render import rendered, tabled
 from ssl_bench.leaderboard.table import Block, Table
@@ -23,8 +23,9 @@ from ssl_bench.records.files import write_json, write_text
 from ssl_bench.records.result import result_stem
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.records.store import Run
+from ssl_bench.tracking.wandb_client import Identity, one_line
 from ssl_bench.tracking.wandb_report import Specification, create, read_specification, specify, write_specification
-from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
+from ssl_bench.tracking.wandb_run import WandbRun, wandb_run
 
 FILES = {"csv": "leaderboard.csv", "json": "leaderboard.json", "markdown": "leaderboard.md", "html": "leaderboard.html"}
 LONG = (
@@ -37,6 +38,7 @@ LONG = (
     "accuracy",
     "low",
     "high",
+    "covers",
     "seeds",
     "best",
     "unbeaten",
@@ -44,16 +46,22 @@ LONG = (
 
 
 def publish(
-    paths: Sequence[Path], target: str, by: str = "views", published: Path | None = None, images: str = "none"
+    paths: Sequence[Path],
+    target: str,
+    by: str | None = None,
+    published: Path | None = None,
+    images: str = "none",
+    branches: str = "default",
 ) -> int:
     """Log the leaderboard of the runs at or below the paths, or make the report of a specification; an exit code.
 
     Args:
         paths: Run folders or folders of them; or one `report.json` that was written before.
         target: ENTITY/PROJECT.
-        by: Budget that a block shares.
+        by: Budget that a block shares; by default as `leaderboard`.
         published: CSV or YAML file of numbers that others published.
         images: Figures of the runs on the page: embed or none; W&B gets them as pictures in either case.
+        branches: Networks of a run that have a row: default or all.
 
     Raises:
         UserError: The target is none, there are no runs, or the report's package is missing.
@@ -62,12 +70,12 @@ def publish(
     if not entity or not project or "/" in project:
         raise UserError(f"--wandb {target}: where? ENTITY/PROJECT")
     if len(paths) == 1 and paths[0].suffix == ".json" and paths[0].is_file():
-        if published or images != "none" or by != "views":
-            raise UserError(f"{paths[0]} is a whole report: --published, --images and --by are for runs")
+        if published or images != "none" or by or branches != "default":
+            raise UserError(f"{paths[0]} is a whole report: --published, --images, --by and --branches are for runs")
         return 0 if _report(read_specification(paths[0]), paths[0], entity, project) else 1
     if images not in ("embed", "none"):
         raise UserError(f"--images {images}: W&B's page is one file: embed or none")
-    table, compared, runs = tabled(paths, by, published)
+    table, compared, runs = tabled(paths, by, published, branches)
     folder = _folder(paths)
     contents = {name: rendered(table, compared, runs, name) for name in FILES if name != "html"}
     contents["html"] = html(table, compared, runs, checked_images(images))
@@ -132,14 +140,16 @@ def _folder(paths: Sequence[Path]) -> Path:
     return (first.parent if (first / "run.json").exists() else first) / "leaderboard"
 
 
-def _identity(paths: Sequence[Path], by: str) -> Identity:
+def _identity(paths: Sequence[Path], by: str | None) -> Identity:
     """The same for folders of the same names: so a leaderboard is updated, and another one is another."""
-    name = "+".join(path.resolve().name for path in paths) + ("" if by == "views" else f" by {by}")
+    name = "+".join(path.resolve().name for path in paths) + (f" by {by}" if by else "")
     slug = re.sub(r"[^a-zA-Z0-9_.-]+", "-", name).strip("-")[:100] or "runs"
     if slug != name:  # which another name may have become too
         slug += "-" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     shown = name if len(name) <= 100 else f"{name[:97]}..."
-    return Identity(f"leaderboard-{slug}", shown, "leaderboard", {"runs": [str(path) for path in paths], "by": by})
+    return Identity(
+        f"leaderboard-{slug}", shown, "leaderboard", {"runs": [str(path) for path in paths], "by": by or "default"}
+    )
 
 
 def _protocols(runs: Sequence[Run]) -> list[str]:
@@ -151,7 +161,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, list[tuple[str, Path]]]:
     """Name of a picture -> (method, file) of the first run of each method that has one."""
     found: dict[str, dict[str, Path]] = {}
     for run in sorted(runs, key=lambda run: run.info.seed):
-        for path in sorted((run.folder / "figures").glob("*.png")):
+        for path in published_pictures(run.folder):
             found.setdefault(path.stem, {}).setdefault(run.info.method, path)
     return {name: sorted(files.items()) for name, files in sorted(found.items())}
 
@@ -180,7 +190,7 @@ def _rows(block: Block) -> list[list[Any]]:
     return [
         [
             *(block.data, block.backbone, block.budget_text, row.name, row.kind, column.title),
-            *(cell.mean, cell.low, cell.high, len(cell.seeds), cell.best, cell.unbeaten),
+            *(cell.mean, cell.low, cell.high, cell.covers, len(cell.seeds), cell.best, cell.unbeaten),
         ]
         for row in block.rows
         for column, cell in zip(block.columns, row.cells, strict=True)
@@ -189,6 +199,6 @@ def _rows(block: Block) -> list[list[Any]]:
 
 
 def _summary(table: Table, specification: Specification) -> dict[str, Any]:
-    said = [item for block in specification.blocks for item in block.items]
+    found = [item for block in specification.blocks for item in block.items]
     methods = {row.name for block in table.blocks for row in block.rows}
-    return {"blocks": len(table.blocks), "methods": len(methods), "absent": len(table.absent), "findings": said}
+    return {"blocks": len(table.blocks), "methods": len(methods), "absent": len(table.absent), "findings": found}

@@ -5,6 +5,7 @@ says all there is so far, in whatever order the parts are uploaded.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,18 @@ from typing import Any
 from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
+from ssl_bench.leaderboard.page.figures import published_pictures
+from ssl_bench.records.files import is_inside, read_regular
 from ssl_bench.records.result import Result, recorded_stem
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.records.store import Run, load_runs
-from ssl_bench.tracking.wandb_run import Identity, WandbRun, one_line, wandb_run
+from ssl_bench.tracking.wandb_client import Identity, one_line
+from ssl_bench.tracking.wandb_run import WandbRun, wandb_run
 
 COLUMNS = ["protocol", "variant", "primary", "accuracy", "low", "high", "test images", "data", "branch", "seconds"]
+
+MOST_BYTES = 2**27  # of metrics.csv and config.yaml
 
 
 @contextmanager
@@ -50,7 +56,7 @@ def identity_of(folder: Path) -> Identity:
     """A run folder's identity in W&B: the id is its hash."""
     info = read_run(folder)
     options = info.options
-    if (folder / "config.yaml").exists():
+    if is_inside(folder / "config.yaml", folder):
         options = read_yaml(folder / "config.yaml")
     # Flat names beside the configuration's own, for grouping and filtering without knowing where an option stands.
     flat = {
@@ -73,14 +79,14 @@ def send(run: WandbRun, folder: Path, checkpoints: bool = False) -> None:
     (read,) = load_runs([folder])
     step = read.info.steps + len(list((folder / "wandb").glob("*run-*")))  # after what trained and what was sent before
     run.media(lambda wandb: tables(wandb, read), step)
-    for path in sorted((folder / "figures").glob("*.png")):
+    for path in published_pictures(folder):
         run.media(partial(picture, path), step)  # each for itself: one that cannot be read costs no other
     run.summarise(summary(read))  # after the last row, which would set its own numbers
     files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.json")), folder / "config.yaml"]
     files += [folder / "checkpoints" / "last.ckpt"]
     if checkpoints:
         name = re.sub(r"[^a-zA-Z0-9_.-]+", "_", folder.name)[:128]
-        run.artifact(name, "checkpoint", {str(f.relative_to(folder)): f for f in files if f.exists()})
+        run.artifact(name, "checkpoint", {str(f.relative_to(folder)): f for f in files if is_inside(f, folder)})
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -108,10 +114,9 @@ def summary(run: Run) -> dict[str, Any]:
 
 def last_metrics(path: Path) -> dict[str, float]:
     """The last value of each column of metrics.csv."""
-    if not path.exists():
+    if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_regular(path, MOST_BYTES).decode("utf-8"), newline="")))
     found: dict[str, float] = {}
     damaged = 0
     for row in rows:

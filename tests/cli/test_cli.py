@@ -156,6 +156,8 @@ def test_student_and_teacher_are_evaluated_side_by_side(tmp_path: Path, capsys: 
         "ridge.student.json": "student",
     }
     assert main(["leaderboard", str(tmp_path)]) == 0
+    assert "branch=" not in capsys.readouterr().out
+    assert main(["leaderboard", str(tmp_path), "--branches=all"]) == 0
     shown = capsys.readouterr().out
     assert "branch=student" in shown and "branch=teacher" in shown
     assert main(["evaluate", str(folder), "--protocols=ridge", "--branch=both"]) == 2

@@ -1,5 +1,6 @@
 """Sentences follow from numbers: each from a comparison that was made by hand."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_bench.leaderboard.findings import findings, listed, of_report
+from ssl_bench.leaderboard.findings import findings, of_report
 from ssl_bench.leaderboard.render import Compared, tabled
 from ssl_bench.leaderboard.significance import BlockComparison, MethodScore, Protocol, Ranking, Report
 from ssl_bench.leaderboard.table import Table
+from ssl_bench.leaderboard.text import joined
 from ssl_bench.records.predictions import Predictions
 from ssl_bench.records.result import Result, write_result
-from ssl_bench.records.run import DataRecord, RunInfo, write_run
+from ssl_bench.records.run import BackboneRecord, DataRecord, RunInfo, write_run
 from ssl_bench.statistics.comparison import Pair
 from ssl_bench.statistics.intervals import wilson
 from ssl_bench.statistics.ranking import Rank
@@ -26,14 +28,25 @@ def protocol(title: str, scores: dict[str, float], better: Sequence[str], ties: 
     for i, a in enumerate(order):
         for b in order[i + 1 :]:
             difference = scores[a] - scores[b]
-            verdict: Any = "better" if f"{a}>{b}" in better else "tie" if f"{a}={b}" in ties else "undecided"
+            verdict: Any = (
+                "one seed"
+                if "single" in (a, b)
+                else "better"
+                if f"{a}>{b}" in better
+                else "tie"
+                if f"{a}={b}" in ties
+                else "undecided"
+            )
             pairs.append(Pair(a, b, difference, (difference - 0.01, difference + 0.01), 0.5, None, 0.5, 0.02, verdict))
     methods = []
     for name in order:
         kind = "baseline" if name in ("random", "pixels") else "pretrained"
         unbeaten = f"{order[0]}>{name}" not in better
         seeds = (0,) if name == "single" else (0, 1, 2)
-        methods.append(MethodScore(name, kind, seeds, scores[name], (0.0, 1.0), None, unbeaten))
+        one = name == "single"
+        methods.append(
+            MethodScore(name, kind, seeds, scores[name], (0.0, 1.0), None, unbeaten and not one, one_seed=one)
+        )
     return Protocol(title, "all", 100, tuple(methods), tuple(pairs))
 
 
@@ -109,9 +122,10 @@ def test_ranks_and_what_they_leave_out() -> None:
 def board(tmp_path: Path, methods: int = 3) -> tuple[Table, Compared]:
     """Methods of which each has twenty right answers fewer than the one before, under two protocols."""
     labels = np.arange(200) % 10
-    for number in range(methods):
-        folder, data = tmp_path / f"m{number}", DataRecord("digits", {"sha256": "ab" * 32})
-        write_run(folder, RunInfo("finished", "pretrained", f"m{number}", data, epochs=2.0))
+    for number, seed in itertools.product(range(methods), range(2)):
+        folder, data = tmp_path / f"m{number}-{seed}", DataRecord("digits", {"sha256": "ab" * 32})
+        backbone = BackboneRecord("vit")
+        write_run(folder, RunInfo("finished", "pretrained", f"m{number}", data, {}, backbone, seed, epochs=2.0))
         for protocol in ("knn", "linear"):
             right = max(0, 190 - 20 * number)
             given = np.where(np.arange(200) < right, labels, (labels + 1) % 10)
@@ -122,7 +136,7 @@ def board(tmp_path: Path, methods: int = 3) -> tuple[Table, Compared]:
 
 def test_findings_say_what_the_marks_of_the_table_say(tmp_path: Path) -> None:
     board(tmp_path)
-    (tmp_path / "m2" / "predictions" / "knn.parquet").unlink()
+    (tmp_path / "m0-0" / "predictions" / "knn.parquet").unlink()
     table, compared = tabled([tmp_path])[:2]
     texts = [finding.text for finding in findings(table, compared)]
     (block,) = table.blocks
@@ -149,9 +163,12 @@ def test_a_single_method_has_no_findings(tmp_path: Path) -> None:
 
 def test_one_seed_is_said() -> None:
     texts = said(protocol("knn", {"mae": 0.9, "single": 0.5}, ["mae>single"]))
-    assert texts[-1] == "single has one seed: what is said of them is of that run."
+    assert texts[-1].startswith(
+        "One seed (single): intervals are over test images only. Differences mean nothing about"
+    )
+    assert not any("significant" in text for text in texts)
 
 
 def test_lists() -> None:
-    assert [listed(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-    assert listed(list("abcd"), most=2) == "a, b and 2 more"
+    assert [joined(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+    assert joined(list("abcd"), most=2) == "a, b and 2 more"

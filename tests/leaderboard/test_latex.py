@@ -13,17 +13,17 @@ from .test_render import HOSTILE
 
 
 def test_the_table_as_it_looks(runs: Runs, tmp_path: Path) -> None:
-    runs.add("mae", 0, {"linear": 0.7})
-    runs.add("sim_clr", 0, {"linear": 0.6})
+    runs.add_seeds("mae", {"linear": 0.7})
+    runs.add_seeds("sim_clr", {"linear": 0.6})
     runs.baselines(linear=0.4)
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("method,data,backbone,protocol,value,source\nMoCo,cifar10,,linear,90,B\n")
     lines = leaderboard([runs.root], "latex", published=numbers).splitlines()
     at = lines.index(r"\midrule")
     assert lines[at + 1 : at + 6] == [
-        r"mae & n=1 & \textbf{70.0} $\pm$2.0* & 20 x 2 & 12 min \\",
-        r"sim\_clr & n=1 & 60.0 $\pm$2.2 & 20 x 2 & 12 min \\",
-        r"\textcolor{gray}{random} & \textcolor{gray}{n=1} & \textcolor{gray}{40.0 $\pm$2.2} & \textcolor{gray}{-} & "
+        r"mae & n=2 & \textbf{70.0} $\pm$2.0* & 20 x 2 & 12 min \\",
+        r"sim\_clr & n=2 & 60.0 $\pm$2.2 & 20 x 2 & 12 min \\",
+        r"\textcolor{gray}{random} & \textcolor{gray}{n=2} & \textcolor{gray}{40.0 $\pm$2.2} & \textcolor{gray}{-} & "
         r"\textcolor{gray}{-} \\",
         r"\textcolor{gray}{pixels} & \textcolor{gray}{n=1} & \textcolor{gray}{38.0 $\pm$2.1} & \textcolor{gray}{-} & "
         r"\textcolor{gray}{-} \\",

@@ -14,8 +14,8 @@ HEAD = "method,data,backbone,protocol,value,source\n"
 
 @pytest.fixture
 def two(runs: Runs) -> Runs:
-    runs.add("mae", 0, {"linear": 0.6})
-    runs.add("simclr", 0, {"linear": 0.5})
+    runs.add_seeds("mae", {"linear": 0.6})
+    runs.add_seeds("simclr", {"linear": 0.5})
     return runs
 
 

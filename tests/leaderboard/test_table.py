@@ -8,6 +8,7 @@ from recorded_runs import DATA, VIT, Runs, score
 
 from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.table import Block, Cell, Table
+from ssl_bench.leaderboard.text import legend
 from ssl_bench.records.predictions import Predictions
 from ssl_bench.records.result import Selected, SplitRecord, write_result
 from ssl_bench.records.run import BackboneRecord, DataRecord
@@ -41,6 +42,7 @@ def test_a_cell_is_the_mean_over_seeds_with_its_interval(runs: Runs) -> None:
     for seed, value in enumerate(values):
         runs.add("mae", seed, {"linear": value})
     runs.add("simclr", 0, {"linear": 0.6, "knn": 0.5})
+    runs.add_seeds("byol", {"linear": 0.5})
     block = only_block(runs)
     cell = cells(block, "linear")["mae"]
     assert cell is not None
@@ -49,7 +51,8 @@ def test_a_cell_is_the_mean_over_seeds_with_its_interval(runs: Runs) -> None:
     single = cells(block, "linear")["simclr"]
     assert single is not None
     assert (single.low, single.high) == wilson(1200, 2000)
-    assert not single.best
+    assert not single.best and single.one_seed and single.covers == "test images"
+    assert not cell.one_seed and cell.covers == "seeds and test images"
     assert cells(block, "knn")["mae"] is None
     assert [(column.title, column.variant) for column in block.columns] == [("knn", "k20"), ("linear", "cls+avg")]
 
@@ -65,34 +68,61 @@ def test_rows_are_in_order_of_the_linear_probe_then_baselines(runs: Runs) -> Non
 @pytest.mark.parametrize(
     "other",
     [
-        {"epochs": 40.0},
-        {"views_per_image": 3.84},
-        {"epochs": None},
         {"backbone": dataclasses.replace(VIT, args={"img_size": 32, "depth": 6})},
         {"backbone": dataclasses.replace(VIT, name="resnet18")},
         {"data": DATA["cifar100"]},
         {"data": DataRecord("cifar10", {"sha256": "ee55ff66" * 8})},
     ],
 )
-def test_another_budget_backbone_or_data_is_another_block(runs: Runs, other: dict[str, object]) -> None:
-    runs.add("mae", 0, {"linear": 0.7})
-    runs.add("simclr", 0, {"linear": 0.8}, **other)  # type: ignore[arg-type]
+def test_another_backbone_or_data_is_another_block(runs: Runs, other: dict[str, object]) -> None:
+    runs.add_seeds("mae", {"linear": 0.7})
+    runs.add_seeds("simclr", {"linear": 0.8}, **other)
     blocks = table(runs).blocks
     assert [[row.name for row in block.rows] for block in blocks].count(["mae"]) == 1
     assert len(blocks) == 2
     assert not any(cell.best for block in blocks for row in block.rows for cell in row.cells if cell)
 
 
+@pytest.mark.parametrize("other", [{"epochs": 40.0}, {"views_per_image": 3.84}, {"epochs": None}])
+def test_budgets_are_a_column_unless_they_are_asked_to_part_the_table(runs: Runs, other: dict[str, object]) -> None:
+    runs.add_seeds("mae", {"linear": 0.7})
+    runs.add_seeds("simclr", {"linear": 0.8}, **other)
+    (block,) = table(runs).blocks
+    assert (block.matched, block.budget, block.budget_text) == (False, None, "budgets not matched")
+    assert [row.name for row in block.rows if (cell := row.cells[0]) and cell.best] == ["simclr"]
+    assert "Budgets are not matched: tests and ranks are over all rows" in legend(table(runs))
+    assert [block.matched for block in table(runs, by="views").blocks].count(True) >= 1
+    assert len(table(runs, by="views").blocks) == 2
+
+
+def test_a_method_of_two_budgets_is_two_rows_with_names_of_their_own(runs: Runs) -> None:
+    """The seeds of one are not those of the other, though no option tells them apart."""
+    for epochs in (20.0, 100.0):
+        runs.add_seeds("mae", {"linear": epochs / 200}, epochs=epochs)
+    rows = {row.name: (row.seeds, cell.values) for row in only_block(runs).rows if (cell := row.cells[0])}
+    assert rows == {
+        "mae (epochs x views=40.0)": ((0, 1), (0.1, 0.1)),
+        "mae (epochs x views=200.0)": ((0, 1), (0.5, 0.5)),
+    }
+
+
+def test_equal_budgets_are_in_the_title(runs: Runs) -> None:
+    runs.add("mae", 0, {"linear": 0.7})
+    runs.add("simclr", 0, {"linear": 0.8}, epochs=40.0, views_per_image=1.0)
+    block = only_block(runs)
+    assert (block.matched, block.budget, block.budget_text) == (True, 40.0, "40 epochs x views")
+
+
 def test_budget_by_views_or_by_epochs(runs: Runs) -> None:
     runs.add("simclr", 0, {"linear": 0.8}, epochs=50.0, views_per_image=2.0)
     runs.add("mae", 0, {"linear": 0.7}, epochs=100.0, views_per_image=1.0)
     runs.add("byol", 0, {"linear": 0.7}, epochs=100.0, views_per_image=2.0)
-    by_views = [({row.name for row in block.rows}, block.budget_text) for block in table(runs).blocks]
+    by_views = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="views").blocks]
     assert by_views == [({"simclr", "mae"}, "100 epochs x views"), ({"byol"}, "200 epochs x views")]
     by_epochs = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="epochs").blocks]
     assert by_epochs == [({"simclr"}, "50 epochs"), ({"mae", "byol"}, "100 epochs")]
-    by_nothing = [({row.name for row in block.rows}, block.budget_text) for block in table(runs, by="nothing").blocks]
-    assert by_nothing == [({"simclr", "mae", "byol"}, "whatever the budget: budgets differ")]
+    by_nothing = [({row.name for row in block.rows}, block.budget_text) for block in table(runs).blocks]
+    assert by_nothing == [({"simclr", "mae", "byol"}, "budgets not matched")]
 
 
 def test_an_override_that_is_not_set_is_no_override(runs: Runs) -> None:
@@ -108,7 +138,7 @@ def test_baselines_stand_in_every_block_of_their_images(runs: Runs) -> None:
     runs.add("mae", 0, {"linear": 0.8}, epochs=100.0)
     runs.add("simclr", 0, {"linear": 0.6}, backbone=resnet)
     runs.add("simclr", 0, {"linear": 0.5}, data=DATA["cifar100"], result={"data": DATA["cifar100"]})
-    blocks = table(runs).blocks
+    blocks = table(runs, by="views").blocks
     found = {(block.data, block.backbone, block.budget): [row.name for row in block.rows] for block in blocks}
     vit = "vit_nano_patch4_32 (img_size=32)"
     assert found == {
@@ -142,7 +172,7 @@ def test_pixels_share_a_column_whatever_their_features_and_geometry(runs: Runs) 
 
 
 def test_a_baseline_that_wins_is_best(runs: Runs) -> None:
-    runs.add("mae", 0, {"knn": 0.3})
+    runs.add_seeds("mae", {"knn": 0.3})
     runs.baselines(knn=0.4)
     assert {name for name, cell in cells(only_block(runs), "knn").items() if cell and cell.best} == {"random"}
 
@@ -179,10 +209,10 @@ def test_another_protocol_is_another_column(runs: Runs, change: dict[str, object
 
 
 def test_an_oracle_has_a_flagged_column_last_and_is_not_ranked(runs: Runs) -> None:
-    runs.add("mae", 0, {"linear": 0.7})
-    runs.add("simclr", 0, {"linear": 0.6})
+    runs.add_seeds("mae", {"linear": 0.7})
+    runs.add_seeds("simclr", {"linear": 0.6})
     for method in ("dino", "ibot"):
-        runs.add(method, 0, {"linear": 0.9}, result={"selected": Selected(selected_on_test=True)})
+        runs.add_seeds(method, {"linear": 0.9}, result={"selected": Selected(selected_on_test=True)})
     block = only_block(runs)
     assert [(column.title, column.oracle) for column in block.columns] == [("linear", False), ("linear oracle", True)]
     assert {row.name for row in block.rows if (cell := row.cells[0]) and cell.best} == {"mae"}
@@ -215,6 +245,26 @@ def test_branches_are_never_averaged(runs: Runs) -> None:
     runs.add("dino", 0, {"linear": 0.7}, result={"branch": "teacher"})
     runs.add("dino", 1, {"linear": 0.6}, result={"branch": "student"})
     assert [row.name for row in only_block(runs).rows] == ["dino (branch=teacher)", "dino (branch=student)"]
+
+
+def test_student_and_teacher_of_a_run_are_one_row_unless_both_are_asked_for(runs: Runs) -> None:
+    folder = runs.add("dino", 0, {"linear": 0.7, "knn": 0.6}, result={"branch": "teacher"}, branch="teacher")
+    for protocol, value in (("linear", 0.5), ("knn", 0.4), ("ridge", 0.4)):
+        own = score(protocol, value, branch="student")
+        write_result(folder, own, Predictions([], [], {own.primary: []}))
+    block = only_block(runs)
+    assert [(row.name, [cell and cell.values for cell in row.cells]) for row in block.rows] == [
+        ("dino", [(0.6,), (0.7,)])
+    ]
+    both = table(runs, branches="all").blocks[0]
+    assert [row.name for row in both.rows] == ["dino (branch=teacher)", "dino (branch=student)"]
+    (folder / "results" / "linear.json").unlink()
+    (folder / "results" / "knn.json").unlink()
+    assert [cell and cell.values for cell in only_block(runs).rows[0].cells] == [
+        (0.4,),
+        (0.5,),
+        (0.4,),
+    ]  # better than none
 
 
 def test_a_seed_counts_once(runs: Runs) -> None:
@@ -256,8 +306,8 @@ def test_cost_is_the_mean_over_runs(runs: Runs) -> None:
 def test_unknown_budgets_may_differ_so_nothing_is_ranked(runs: Runs) -> None:
     runs.baselines(linear=0.4)
     for method, value in (("dino", 0.6), ("mae", 0.9)):
-        runs.add(method, 0, {"linear": value}, kind="imported", epochs=None)
-    block = only_block(runs)
+        runs.add_seeds(method, {"linear": value}, kind="imported", epochs=None)
+    (block,) = table(runs, by="views").blocks
     assert block.budget_text == "unknown budget: budgets may differ, so nothing is ranked"
     assert not block.ranked and not any(cell and cell.best for row in block.rows for cell in row.cells)
     assert [row.name for row in block.rows] == ["dino", "mae", "random", "pixels"]

@@ -47,9 +47,16 @@ class Runs:
             write_result(path, made, Predictions([], [], {made.primary: []}))
         return path
 
+    def add_seeds(
+        self, method: str = "mae", scores: Mapping[str, float] | None = None, seeds: int = 2, **more: Any
+    ) -> None:
+        """Runs that differ in their seeds alone, all with the same scores."""
+        for seed in range(seeds):
+            self.add(method, seed, scores, **more)
+
     def baselines(self, **scores: float) -> None:
-        """`random` and `pixels`, pixels two points below."""
-        self.add("random", scores=scores, kind="baseline")
+        """`random` of two seeds, and `pixels` two points below."""
+        self.add_seeds("random", scores, kind="baseline")
         below = {name: value - 0.02 for name, value in scores.items()}
         pixels = {"primary": "pixels", "geometry": {"size": 28}}
         self.add("pixels", scores=below, kind="baseline", backbone=None, result=pixels)

@@ -179,7 +179,8 @@ def test_online_without_a_key_is_said(
 def test_a_server_that_is_ill_from_the_start(
     mode: str, seconds: float, server: WandbServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("ssl_bench.tracking.wandb_run.PROBE_SECONDS", 1.0)
+    for module in ("wandb_run", "wandb_client"):
+        monkeypatch.setattr(f"ssl_bench.tracking.{module}.PROBE_SECONDS", 1.0)
     server.mode = mode
     if mode == "gone":
         server.stop()
@@ -199,7 +200,7 @@ def test_a_server_that_dies_halfway(
     if mode == "hang":  # the client's own variable wins
         monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     else:
-        monkeypatch.setattr("ssl_bench.tracking.wandb_run.FINISH_SECONDS", 1.0)
+        monkeypatch.setattr("ssl_bench.tracking.wandb_client.FINISH_SECONDS", 1.0)
     monkeypatch.setattr("ssl_bench.tracking.wandb_run.CALL_SECONDS", 1.0)
     start = time.monotonic()
     with logged(folder, ONLINE) as run:
@@ -328,7 +329,8 @@ def test_pictures_are_sent_to_the_run_itself(
     sent = arrived.files[arrived.summary["figures/views"]["path"]]
     assert sent == (tiny_run / "figures" / "views.png").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr("ssl_bench.tracking.wandb_run.PROBE_SECONDS", 1.0)
+    for module in ("wandb_run", "wandb_client"):
+        monkeypatch.setattr(f"ssl_bench.tracking.{module}.PROBE_SECONDS", 1.0)
     server.mode = "error"
     assert main(["figures", str(tiny_run), *only, "--wandb=online"]) == 0
     assert capsys.readouterr().err.count("warning") == 1

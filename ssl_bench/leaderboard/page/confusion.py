@@ -10,6 +10,7 @@ from ssl_bench.records.store import Run
 
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
 MOST_PAIRS = 5
+MOST_CLASSES = 2000  # of which there is a matrix
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,10 @@ def _classes(run: Run, result: Result) -> Classes | None:
     if not len(labels) or min(labels.min(), guesses.min()) < 0:
         return None
     k = int(max(labels.max(), guesses.max())) + 1
-    flat = (labels[None] * k + guesses).ravel()
-    counts = np.bincount(flat, minlength=k * k).reshape(k, k) if k <= 2000 else np.zeros((0, 0))
-    totals = counts.sum(1)
-    if not len(counts):
+    if k > MOST_CLASSES:
         return None
+    counts = np.bincount((labels[None] * k + guesses).ravel(), minlength=k * k).reshape(k, k)
+    totals = counts.sum(1)
     names = _names(result.data.fingerprint.get("classes"), k)
     there = np.flatnonzero(totals)
     right = counts[there, there] / totals[there]

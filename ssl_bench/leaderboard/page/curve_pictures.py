@@ -63,12 +63,15 @@ def partial_finetuning(view: View) -> Picture | None:
     places = sorted({point.x for line in found.values() for point in line.points})
     order = {place: index for index, place in enumerate(places)}
     body = _lines(found, "last blocks that learn", lambda x: order[x], [(order[p], f"{p:g}") for p in places])
-    most = max(gains, key=lambda name: gains[name])
-    title = f"Partial fine-tuning: from {places[0]:g} to {places[-1]:g} blocks "
-    title += f"the mean of {most} changes by {100 * gains[most]:+.1f} points"
-    title += ", the highest gain of means" if len(gains) > 1 and view.block.ranked else ""
+    several = [name for name in gains if name in view.several_seeds]
+    most = max(several, key=lambda name: gains[name], default="")
+    detail = (
+        f"From {places[0]:g} to {places[-1]:g} blocks the mean of {most} changes by {100 * gains.get(most, 0):+.1f} "
+    )
+    detail += "points, the highest gain of means"
     body += legend((name, line.style) for name, line in found.items())
-    return Picture(title, body, "Test accuracy with 95 % intervals; the last place is all blocks.")
+    note = "Test accuracy with 95 % intervals; the last place is all blocks."
+    return Picture("Partial fine-tuning", body, note, detail if len(several) > 1 else "")
 
 
 def _depths(result: Result) -> dict[str, float]:
@@ -107,14 +110,15 @@ def label_efficiency(view: View) -> Picture | None:
     way, first = next(((way, found) for way, found in ends.items() if found), ("", []))
     if not first:
         return None
-    title = "Label efficiency"
-    if len(first) > 1 and view.block.ranked:
-        few, many = max(first)[2], max(first, key=lambda found: found[1])[2]
-        title += f": {few} has the highest mean with the fewest labels"
-        title += f"{' and' if few == many else f', {many}'} with the most ({way[0].lower()}{way[1:]})"
+    several = [point for point in first if point[2] in view.several_seeds]
+    detail = ""
+    if len(several) > 1:
+        few, many = max(several)[2], max(several, key=lambda found: found[1])[2]
+        detail = f"{few} has the highest mean with the fewest labels"
+        detail += f"{' and' if few == many else f', {many}'} with the most ({way[0].lower()}{way[1:]})"
     names = {name: line.style for found in curves.values() for name, line in found.items()}
     body = f'<div class="panels">{"".join(label_panels(curves))}</div>{legend(names.items())}'
-    return Picture(title, body, "Test accuracy with 95 % intervals.")
+    return Picture("Label efficiency", body, "Test accuracy with 95 % intervals.", detail)
 
 
 def label_curves(rows: Mapping[str, Drawn], images: tuple[str, str]) -> dict[str, dict[str, Line]]:
@@ -187,16 +191,16 @@ def _lines(
         plot.line([(put(point.x), 100 * point.mean) for point in line.points], line.style, name)
         for point in line.points:
             x = put(point.x)
-            told = f"{percent(point.mean)} [{percent(point.low)}, {percent(point.high)}], n={point.seeds}"
+            score = f"{percent(point.mean)} [{percent(point.low)}, {percent(point.high)}], n={point.seeds}"
             ends = (100 * point.low, 100 * point.high)
-            plot.mark(x, 100 * point.mean, line.style, f"{name}, {point.x:g}: {told}", line.hollow, y_ends=ends)
+            plot.mark(x, 100 * point.mean, line.style, f"{name}, {point.x:g}: {score}", line.hollow, y_ends=ends)
     drawn = ((name, line.points[0], line.points[-1]) for name, line in found.items())
     return plot.svg("; ".join(f"{name} from {percent(a.mean)} to {percent(b.mean)}" for name, a, b in drawn))
 
 
 def online_probes(view: View) -> Picture | None:
     """A panel for each online probe: its accuracy over the passes, mean over seeds."""
-    title = "Online probes"
+    detail = ""
     panels: list[str] = []
     names: dict[str, int] = {}
     read = {label(row): [history(run) for run in row.members] for row in view.pretrained[:MOST_LINES]}
@@ -216,14 +220,15 @@ def online_probes(view: View) -> Picture | None:
             plot.line([(x, 100 * y) for x, y in points], style, name)
             for x, y in points if len(points) <= 15 else points[-1:]:
                 plot.mark(x, 100 * y, style, f"{name}, after {x:.3g} passes: {percent(y)} %")
-        if not panels and len(found) > 1 and view.block.ranked:
-            first = max(found, key=lambda name: found[name][-1][1])
-            title += f": {first} has the highest mean of {probe} at the end"
-        words = "; ".join(f"{name} ends at {percent(points[-1][1])}" for name, points in found.items())
-        panels.append(f"<div>{plot.svg(words)}</div>")
+        several = [name for name in found if name in view.several_seeds]
+        if not panels and len(several) > 1:
+            first = max(several, key=lambda name: found[name][-1][1])
+            detail = f"{first} has the highest mean of {probe} at the end"
+        alt = "; ".join(f"{name} ends at {percent(points[-1][1])}" for name, points in found.items())
+        panels.append(f"<div>{plot.svg(alt)}</div>")
         names |= {name: view.styles.get(name, 0) for name in found}
     if not panels:
         return None
     note = "Mean over seeds, on a part of the validation images, never on test images: a monitor, not a result."
     body = f'<div class="panels">{"".join(panels)}</div>{legend(names.items())}'
-    return Picture(title, body, note)
+    return Picture("Online probes", body, note, detail)

@@ -3,17 +3,18 @@
 import base64
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import quote
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.records.files import replacing
+from ssl_bench.records.files import is_inside, read_regular, replacing
 
 Images: TypeAlias = Literal["beside", "embed", "none"]
 FOLDER = "figures"
+MOST_BYTES = 2**25  # of a picture
+PNG = b"\x89PNG\r\n\x1a\n"
 CAPTIONS = "figures.json"  # name -> caption and alt, as the picture was drawn
 # File -> caption, and what it shows for who cannot see it: where its own are missing.
 FIGURES = {
@@ -41,7 +42,7 @@ class Figure:
 
     address: str
     caption: str
-    words: str
+    alt: str
 
 
 def checked_images(images: str) -> Images:
@@ -67,34 +68,62 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
         prefix: Of the copies' names.
     """
     found = []
-    own = _captions(run / FOLDER / CAPTIONS)
-    for name, (caption, words) in FIGURES.items():
-        file = run / FOLDER / f"{name}.png"
-        if images == "none" or not file.is_file():
+    own = _captions(run) if images != "none" else {}
+    for name, (caption, alt) in FIGURES.items():
+        content = read_png(run, run / FOLDER / f"{name}.png") if images != "none" else None
+        if content is None:
             continue
         if images == "embed":
-            address = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+            address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         else:
             assert folder is not None, "images beside a page need a folder"
             copy = folder / f"{prefix}-{name}.png"
             with replacing(copy) as temporary:
-                shutil.copyfile(file, temporary)
+                temporary.write_bytes(content)
             address = quote(os.fsencode(f"{folder.name}/{copy.name}"))
-        said = own.get(name)
-        said = said if isinstance(said, dict) else {}
-        found.append(Figure(address, _said(said, "caption") or caption, _said(said, "alt") or words))
+        known = own.get(name)
+        known = known if isinstance(known, dict) else {}
+        found.append(Figure(address, _text(known, "caption") or caption, _text(known, "alt") or alt))
     return found
 
 
-def _captions(file: Path) -> dict[str, Any]:
-    """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
+def read_png(run: Path, file: Path) -> bytes | None:
+    """The content of a picture to publish: None for what is no PNG, no regular file, or lies outside its run's folder.
+
+    A run folder may come from someone else: a link in it must not publish what it points to.
+
+    Args:
+        run: The run's folder.
+        file: In it.
+    """
+    if not is_inside(file, run):
+        return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = read_regular(file, MOST_BYTES)
+    except OSError:
+        return None
+    return content if content.startswith(PNG) else None
+
+
+def published_pictures(run: Path) -> list[Path]:
+    """The pictures in a run's folder that may be published: regular PNG files of the folder itself, by name."""
+    try:
+        names = sorted(name for name in os.listdir(run / FOLDER) if name.endswith(".png") and name[:1] != ".")
+    except OSError:
+        return []
+    return [run / FOLDER / name for name in names if read_png(run, run / FOLDER / name) is not None]
+
+
+def _captions(run: Path) -> dict[str, Any]:
+    """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
+    file = run / FOLDER / CAPTIONS
+    try:
+        found = json.loads(read_regular(file, MOST_BYTES)) if is_inside(file, run) else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _said(said: dict[str, Any], key: str) -> str:
-    words = said.get(key)
-    return words.strip() if isinstance(words, str) else ""
+def _text(captions: dict[str, Any], key: str) -> str:
+    text = captions.get(key)
+    return text.strip() if isinstance(text, str) else ""

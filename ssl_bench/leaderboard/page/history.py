@@ -1,13 +1,17 @@
 """What a run wrote while it pretrained (metrics.csv), as series."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 
+from ssl_bench.records.files import read_regular
 from ssl_bench.records.store import Run
 
 Series = list[tuple[float, float]]
 MOST_POINTS = 60  # of a line
+MOST_BYTES = 2**27  # of metrics.csv
+LARGEST = 1e100  # beyond it, differences are not finite
 
 
 def history(run: Run) -> dict[str, Series]:
@@ -16,13 +20,13 @@ def history(run: Run) -> dict[str, Series]:
     per_step = run.info.epochs / run.info.steps if run.info.epochs and run.info.steps else 1.0
     found: dict[str, Series] = {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                at = _number(row.get("step"))
-                for name, text in row.items():
-                    value = _number(text)
-                    if at is not None and value is not None and name not in ("step", "epoch"):
-                        found.setdefault(name, []).append((at * per_step, value))
+        rows = csv.DictReader(io.StringIO(read_regular(path, MOST_BYTES).decode("utf-8"), newline=""))
+        for row in rows:
+            at = _number(row.get("step"))
+            for name, text in row.items():
+                value = _number(text)
+                if at is not None and value is not None and name not in ("step", "epoch"):
+                    found.setdefault(name, []).append((at * per_step, value))
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}  # a run copied without it has no curves
     return {name: sorted(points) for name, points in found.items()}
@@ -50,8 +54,9 @@ def thinned(points: Series, most: int = MOST_POINTS) -> Series:
 
 
 def _number(text: object) -> float | None:
+    """A finite number; None of anything else, also of a NaN."""
     try:
         value = float(str(text))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None

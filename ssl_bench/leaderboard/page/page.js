@@ -220,7 +220,7 @@ for (const table of scores) {
 }
 
 // Pairs of a protocol: row less column in points.
-const SIGNS = { b: ["+", "-"], t: ["=", "="], u: ["?", "?"] };
+const SIGNS = { b: ["+", "-"], t: ["=", "="], u: ["?", "?"], o: ["", ""] };  // o: one seed, of which nothing is concluded
 const points = (hundredths) => (hundredths / 100).toFixed(2);
 const signed = (hundredths) => (hundredths > 0 ? "+" : "") + points(hundredths);
 const drawPairs = ({ names, pairs }) => {
@@ -238,8 +238,9 @@ const drawPairs = ({ names, pairs }) => {
   const rows = names.map((name, a) => made("tr", {}, head(name, "row"), ...names.map((other, b) => {
     const pair = found.get(`${a} ${b}`);
     if (!pair) return made("td", { textContent: a === b ? "" : "-" });
-    const said = `${name} less ${other}: ${signed(pair.difference)} points [${signed(pair.low)}, ${signed(pair.high)}], p ${pair.p}`;
-    const cell = made("td", { textContent: `${(pair.difference / 100).toFixed(1)} ${pair.sign}`, title: said });
+    const ends = `[${signed(pair.low)}, ${signed(pair.high)}]${pair.sign ? "" : " (test images only)"}`;
+    const tooltip = `${name} less ${other}: ${signed(pair.difference)} points ${ends}, p ${pair.p}`;
+    const cell = made("td", { textContent: `${(pair.difference / 100).toFixed(1)} ${pair.sign}`.trim(), title: tooltip });
     if (pair.sign === "+" || pair.sign === "-") cell.className = pair.sign === "+" ? "p" : "n";
     cell.style.setProperty("--p", Math.min(1, 0.3 + Math.abs(pair.difference) / 2000));
     return cell;

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.page import curve_pictures, page_table, rank_pictures, run_section, score_pictures, study
 from ssl_bench.leaderboard.page.figures import Images, figures
+from ssl_bench.leaderboard.page.header import header
 from ssl_bench.leaderboard.page.plot import bdi
 from ssl_bench.leaderboard.page.view import Picture, View, styles_of
 from ssl_bench.leaderboard.table import Table
-from ssl_bench.leaderboard.text import absent_cells, block_title, legend, visible
+from ssl_bench.leaderboard.text import absent_cells, legend, visible
 from ssl_bench.records.store import Run
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def html(
     anchors = run_section.anchors(runs)
     styles = styles_of(table)
     views = [View(block, known, styles) for block, known in zip(table.blocks, compared, strict=True)]
+    titles = page_table.short_titles(table.blocks)
+    scores = [page_table.section(v.block, titles[number], number, anchors) for number, v in enumerate(views)]
     blocks = "".join(
-        f'<section class="block">\n{page_table.section(view.block, number, anchors)}{_pictures(view)}</section>\n'
-        for number, view in enumerate(views)
+        f'<section class="block">\n{scores[number]}{_pictures(view)}</section>\n' for number, view in enumerate(views)
     )
     sections = "".join(
         run_section.section(run, anchors[run.folder], figures(run.folder, images, folder, anchors[run.folder]))
@@ -74,8 +76,7 @@ def html(
 </head>
 <body>
 <main>
-<h1>Leaderboard</h1>
-<p class="quiet">{_legend(table)}</p>
+{header(table, views, runs)}<p class="quiet">{_legend(table)}</p>
 <div class="tools" id="filter"></div>
 {_contents(table)}{blocks}{_over_blocks(table, views)}{_absent(table)}{_notes(table)}<section>
 <h2 id="runs" tabindex="-1">Runs</h2>
@@ -100,14 +101,15 @@ def _packed(sections: str) -> str:
 
 
 def _legend(table: Table) -> str:
-    words = legend(table) + (f" {page_table.BARS}" if table.blocks else "")
-    return escape(visible(words)).replace("* ", "*&nbsp;").replace("† ", "†&nbsp;")
+    text = legend(table, with_caveats=False) + (f" {page_table.BARS}" if table.blocks else "")
+    return escape(visible(text)).replace("* ", "*&nbsp;").replace("† ", "†&nbsp;")
 
 
 def _contents(table: Table) -> str:
     if len(table.blocks) < 2:
         return ""
-    items = "".join(f'<li><a href="#block-{n}">{bdi(block_title(block))}</a>' for n, block in enumerate(table.blocks))
+    titles = page_table.short_titles(table.blocks)
+    items = "".join(f'<li><a href="#block-{n}">{bdi(title)}</a>' for n, title in enumerate(titles))
     return f'<nav aria-label="Contents"><ul>{items}<li><a href="#runs">Runs</a></ul></nav>\n'
 
 
@@ -117,7 +119,8 @@ def _pictures(view: View) -> str:
 
 def _figure(picture: Picture) -> str:
     note = f"<figcaption>{escape(visible(picture.note))}</figcaption>" if picture.note else ""
-    return f'<figure class="picture"><h3>{bdi(picture.title)}</h3>\n{picture.body}{note}</figure>\n'
+    detail = f' title="{escape(visible(picture.detail), quote=True)}"' if picture.detail else ""
+    return f'<figure class="picture"><h3{detail}>{bdi(picture.title)}</h3>\n{picture.body}{note}</figure>\n'
 
 
 def _over_blocks(table: Table, views: Sequence[View]) -> str:

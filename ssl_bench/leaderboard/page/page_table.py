@@ -1,7 +1,7 @@
 """A block's table on the page: marks, intervals as bars, links to the runs; what its script needs to sort and copy."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,40 +10,55 @@ from ssl_bench.leaderboard.table import Block, Cell, PublishedRow, Row
 from ssl_bench.leaderboard.text import (
     block_facts,
     block_title,
-    claim,
+    caveats,
     duration,
     epochs,
     label,
     marks,
     percent,
     pretrained,
+    published_value,
     visible,
 )
 
 BARS = "Bars show the interval and the mean on one scale per column, the thin line the random backbone's mean."
 
 
-def section(block: Block, number: int, anchors: Mapping[Path, str]) -> str:
+def short_titles(blocks: Sequence[Block]) -> list[str]:
+    """Data, backbone and budget of each block; with all options of the backbone where that tells two apart."""
+    found = [
+        ", ".join(filter(None, (b.data, b.backbone.partition(" (")[0], b.budget_text if b.matched else "")))
+        for b in blocks
+    ]
+    return [
+        title if found.count(title) == 1 else block_title(block) for title, block in zip(found, blocks, strict=True)
+    ]
+
+
+def section(block: Block, title: str, number: int, anchors: Mapping[Path, str]) -> str:
     """Title, facts, controls and table.
 
     Args:
         block: The block.
+        title: The short one; the whole is shown on hover, and in the facts.
         number: Of the block on the page: the address names it by that.
         anchors: Folder of a run -> its section.
     """
-    title = bdi(block_title(block))
+    whole = block_title(block)
+    facts = [*([whole] if whole != title else []), *([block_facts(block)] if block_facts(block) else [])]
     paid = pretrained(block)
+    below = "".join(f'<p class="caveat">{bdi(line)}</p>\n' for line in caveats([block]))
     heads = [_head("method", "", "text"), *(_head(c.title, c.variant, "number") for c in block.columns)]
     heads += [_head("seeds", "", "number")]
     heads += [_head("epochs", "x views", "number"), _head("time", "", "number")] if paid else []
     scales = [_Scale(block, index) for index in range(len(block.columns))]
     rows = "".join(_row(row, paid, scales, anchors) for row in block.rows)
     rows += "".join(_published(row, paid, scales) for row in block.published)
-    return f"""<h2 id="block-{number}" tabindex="-1">{title}</h2>
-<p class="facts">{bdi(block_facts(block))}</p>
-<div class="tools" data-block="{number}"></div>
+    return f"""<h2 id="block-{number}" tabindex="-1" title="{_attribute(whole)}">{bdi(title)}</h2>
+<p class="facts">{bdi("; ".join(facts))}</p>
+{below}<div class="tools" data-block="{number}"></div>
 <div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores" data-block="{number}">
-<caption>{title}</caption>
+<caption>{bdi(title)}</caption>
 <thead><tr>{"".join(heads)}</tr></thead>
 <tbody>
 {rows}</tbody>
@@ -52,9 +67,9 @@ def section(block: Block, number: int, anchors: Mapping[Path, str]) -> str:
 
 
 def _head(title: str, below: str, sort: str) -> str:
-    words, under = (f"<bdi>{escape(visible(text))}</bdi>" for text in (title, below))
+    heading, under = (f"<bdi>{escape(visible(text))}</bdi>" for text in (title, below))
     small = f"<small>{under}</small>" if below else ""
-    return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{words}</button>{small}</th>'
+    return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{heading}</button>{small}</th>'
 
 
 def _row(row: Row, paid: bool, scales: "list[_Scale]", anchors: Mapping[Path, str]) -> str:
@@ -65,8 +80,8 @@ def _row(row: Row, paid: bool, scales: "list[_Scale]", anchors: Mapping[Path, st
         passes = "" if row.epochs is None else row.epochs * row.views_per_image
         cells += [f'<td data-value="{passes}">{epochs(row)}']
         cells += [f'<td data-value="{row.seconds or ""}">{duration(row.seconds)}']
-    said = "" if label(row) == row.name else f' data-name="{_attribute(label(row))}"'
-    name = f'<th scope="row" data-value="{_attribute(row.name)}"{said}>{_breakable(row.name)}{kind}</th>'
+    full = "" if label(row) == row.name else f' data-name="{_attribute(label(row))}"'
+    name = f'<th scope="row" data-value="{_attribute(row.name)}"{full}>{_breakable(row.name)}{kind}</th>'
     return f'<tr class="{row.kind}">{name}{"".join(cells)}</tr>\n'
 
 
@@ -79,7 +94,7 @@ def _links(row: Row, anchors: Mapping[Path, str]) -> str:
 
 def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
     values = "".join(
-        f'<td data-value="{"" if value is None else f"{value:.6g}"}">{claim(value)}' for value in row.values
+        f'<td data-value="{"" if value is None else f"{value:.6g}"}">{published_value(value)}' for value in row.values
     )
     gaps = '<td data-value="">-' * (3 if paid else 1)
     name = f'<th scope="row" data-value="{_attribute(row.name)}" data-name="{_attribute(row.name)} (published)"'
@@ -91,14 +106,14 @@ def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
 def _score(cell: Cell | None, row: Row, scale: "_Scale") -> str:
     if cell is None:
         return '<td data-value="">-<u></u>'
-    said = f"{percent(cell.low)} to {percent(cell.high)}, {cell.n_test} test images, seeds "
-    said += ", ".join(map(str, cell.seeds))
+    tooltip = f"{percent(cell.low)} to {percent(cell.high)} over {cell.covers}{' only' if cell.one_seed else ''}; "
+    tooltip += f"{cell.n_test} test images, seeds {', '.join(map(str, cell.seeds))}"
     fewer = f' <span class="seeds">n={len(cell.seeds)}</span>' if len(cell.seeds) != len(row.seeds) else ""
     numbers = f"data-value={cell.mean:.6g} data-low={cell.low:.6g} data-high={cell.high:.6g} data-n={len(cell.seeds)}"
     shown = f"<b>{percent(cell.mean)}</b> <i>±{percent(cell.half)}</i>{fewer}<u>{marks(cell)}</u>"
     classes = " ".join(name for name, holds in (("best", cell.unbeaten), ("r", scale.random)) if holds)
     kind = f' class="{classes}"' if classes else ""
-    return f'<td{kind} {numbers} title="{_attribute(said)}" style="{scale.bar(cell)}">{shown}'
+    return f'<td{kind} {numbers} title="{_attribute(tooltip)}" style="{scale.bar(cell)}">{shown}'
 
 
 class _Scale:

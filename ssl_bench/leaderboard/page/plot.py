@@ -93,7 +93,7 @@ class Plot:
         size: Width and height in pixels.
         margins: Left, right, top, bottom.
         log_x: Whether the x axis is logarithmic.
-        x_ticks: Place and words of each, where they are not round numbers.
+        x_ticks: Place and text of each, where they are not round numbers.
         y_ticks: Likewise; an empty list for none.
     """
 
@@ -145,13 +145,13 @@ class Plot:
         x_ends: Point | tuple[()] = (),
         y_ends: Point | tuple[()] = (),
     ) -> None:
-        """A mark whose words appear on hover, with an interval of either or both as a line to its sides.
+        """A mark whose text appear on hover, with an interval of either or both as a line to its sides.
 
         Args:
             x: Where.
             y: Where.
             style: Of the mark.
-            name: The words.
+            name: Its text on hover.
             hollow: Whether it is an outline alone.
             x_ends: Of an interval, or nothing.
             y_ends: Likewise.
@@ -172,18 +172,18 @@ class Plot:
     def names(self, places: Iterable[tuple[float, str]]) -> None:
         """Words left of the axis, by their y."""
         at = _short(self.x.start - 5)
-        texts = (f"<text x={at} y={self.y(y) + 4:.0f}>{escape(visible(words))}</text>" for y, words in places)
+        texts = (f"<text x={at} y={self.y(y) + 4:.0f}>{escape(visible(text))}</text>" for y, text in places)
         self.parts.append(f"<g text-anchor=end>{''.join(texts)}</g>")
 
-    def label(self, x: float, y: float, words: str, place: str = "start", shift: Point = (0, 0)) -> None:
+    def label(self, x: float, y: float, text: str, place: str = "start", shift: Point = (0, 0)) -> None:
         """Words at a point: start, middle or end of them."""
         at = f'x="{_short(self.x(x) + shift[0])}" y="{_short(self.y(y) + shift[1])}"'
         anchor = "" if place == "start" else f' text-anchor="{place}"'
-        self.parts.append(f"<text {at}{anchor}>{escape(visible(words))}</text>")
+        self.parts.append(f"<text {at}{anchor}>{escape(visible(text))}</text>")
 
-    def svg(self, words: str) -> str:
-        """The whole; words for who cannot see it."""
-        label = escape(visible(words), quote=True)
+    def svg(self, alt: str) -> str:
+        """The whole; text for who cannot see it."""
+        label = escape(visible(alt), quote=True)
         head = f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" width="{self.width}" role="img"'
         return f'{head} aria-label="{label}">{"".join(self.parts)}</svg>'
 
@@ -204,7 +204,7 @@ class Plot:
             self.parts.append(f'<path class="grid" d="{grid}"/>')
         self.parts.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
         below = _short(self.y.start + 14)
-        ticks = (f"<text x={self.x(v):.0f} y={below}>{escape(visible(words))}</text>" for v, words in across)
+        ticks = (f"<text x={self.x(v):.0f} y={below}>{escape(visible(text))}</text>" for v, text in across)
         self.parts.append(f"<g text-anchor=middle>{''.join(ticks)}</g>")
         if up:
             self.names(up)
@@ -244,7 +244,7 @@ def bdi(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """A tick's words: 0.5, 20, 3k, 2M, 1e+15."""
+    """A tick's text: 0.5, 20, 3k, 2M, 1e+15."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size * 0.9999 <= abs(value) < size * 1000:
             return f"{value / size:.4g}{unit}"
@@ -260,5 +260,5 @@ def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _title(words: str) -> str:
-    return f"<title>{escape(visible(words))}</title>" if words else ""
+def _title(text: str) -> str:
+    return f"<title>{escape(visible(text))}</title>" if text else ""

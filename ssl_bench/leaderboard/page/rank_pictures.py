@@ -6,8 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.page.plot import bdi
-from ssl_bench.leaderboard.page.view import Picture, View, listed
-from ssl_bench.leaderboard.text import visible
+from ssl_bench.leaderboard.page.view import Picture, View
+from ssl_bench.leaderboard.text import joined, visible
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import Protocol
@@ -29,12 +29,12 @@ def ranks(view: View) -> Picture | None:
         ends = f"{rank.interval[0]} to {rank.interval[1]}" if rank.interval[0] != rank.interval[1] else rank.interval[0]
         rows += f'<tr><th scope="row">{bdi(rank.name)}</th><td>{rank.mean:.2f}</td><td>{ends}</td>{cells}</tr>\n'
     first = shown[0]
-    title = f"Ranks: {first.name} is first with probability {100 * first.probabilities[0]:.0f} %"
+    detail = f"{first.name} is first with probability {100 * first.probabilities[0]:.0f} %"
     families = ", ".join(ranking.families)
     note = f"Probability in % of each rank, over {len(ranking.protocols)} protocols averaged first within {families}; "
     note += "bootstrap of test images and seeds."
     note += f" Left out, for not every method has it: {', '.join(ranking.left_out)}." if ranking.left_out else ""
-    return Picture(title, _grid("Ranks", heads, rows), note)
+    return Picture("Ranks", _grid("Ranks", heads, rows), note, detail)
 
 
 def protocols_agree(view: View) -> Picture | None:
@@ -61,53 +61,59 @@ def protocols_agree(view: View) -> Picture | None:
     if not pairs:
         return None
     low, high = min(pairs), max(pairs)
-    title = f"Protocols that agree most on the order of {len(ranking.ranks)} methods: {high[2]} and {high[1]}"
-    title += f" ({high[0]:+.2f}); least: {low[2]} and {low[1]} ({low[0]:+.2f})" if low != high else f" ({high[0]:+.2f})"
+    detail = f"On the order of {len(ranking.ranks)} methods {high[2]} and {high[1]} agree most"
+    detail += (
+        f" ({high[0]:+.2f}); least: {low[2]} and {low[1]} ({low[0]:+.2f})" if low != high else f" ({high[0]:+.2f})"
+    )
     note = "Kendall's tau-b: +1 the same order, 0 unrelated, -1 the reverse."
-    return Picture(title, _grid("Agreement of protocols", ["protocol", *names], rows), note)
+    return Picture("Agreement of protocols", _grid("Agreement of protocols", ["protocol", *names], rows), note, detail)
 
 
 def pairs(view: View) -> Picture | None:
-    """Which differences are significant; the page's script draws the protocol that is chosen."""
+    """Differences, and which are significant; the page's script draws the protocol that is chosen."""
     if view.compared is None:
         return None
     shown = [_data(protocol) for protocol in view.compared.protocols]
     better = sum(pair.verdict == "better" for p in view.compared.protocols for pair in p.pairs)
     count = sum(len(p.pairs) for p in view.compared.protocols)
+    single = sum(pair.verdict == "one seed" for p in view.compared.protocols for pair in p.pairs)
     ties = sum(pair.verdict == "tie" for p in view.compared.protocols for pair in p.pairs)
     if not count:
         return None
-    title = (
-        f"Pairs: of {count} differences {better} are significant, {ties} are ties, {count - better - ties} undecided"
-    )
+    detail = f"Of {count - single} differences between methods {better} are significant, {ties} are ties, "
+    detail += f"{count - single - better - ties} undecided"
     # `<` would end the element, whatever a method is called.
     data = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
-    names = listed([protocol.title for protocol in view.compared.protocols], 30)
+    names = joined([protocol.title for protocol in view.compared.protocols], 30)
     body = f'<div class="pairs" data-names="{escape(visible(names), quote=True)}">'
     body += f'<script type="application/json">{data}</script></div>'
-    note = (
-        "Row less column in points, paired on the same test images; + or -: significant after Holm's correction over "
-    )
-    note += "all pairs of the protocol, =: a tie within 0.3 points, ?: undecided. Interval and p on hover."
-    return Picture(title, body, note)
+    note = "Row less column in points, paired on the same test images. "
+    if count > single:
+        note += (
+            "+ or -: significant after Holm's correction over all pairs of the protocol, =: a tie within 0.3 points, "
+        )
+        note += "?: undecided. "
+    note += "Without a sign: one of the two has one seed, which shows nothing of its method. " if single else ""
+    return Picture("Pairs", body, f"{note}Interval and p on hover.", detail if count > single else "")
 
 
 def _data(protocol: "Protocol") -> dict[str, object]:
-    """Names, and for each pair of their places: difference, interval (hundredths of a point), adjusted p, verdict."""
+    """Names, and for each pair of their places: difference, interval (hundredths of a point), p, verdict."""
     names = [score.name for score in protocol.methods][:MOST_RANKED]
     place = {name: index for index, name in enumerate(names)}
     rows: list[Sequence[object]] = []
     for pair in protocol.pairs:
         if pair.a in place and pair.b in place:
             ends = [round(1e4 * value) for value in (pair.difference, *pair.interval)]
-            rows.append([place[pair.a], place[pair.b], *ends, float(f"{pair.adjusted:.2g}"), pair.verdict[0]])
+            p = pair.p if pair.adjusted is None else pair.adjusted
+            rows.append([place[pair.a], place[pair.b], *ends, float(f"{p:.2g}"), pair.verdict[0]])
     return {"title": visible(protocol.title), "names": [visible(name) for name in names], "pairs": rows}
 
 
-def _grid(words: str, heads: Sequence[str], rows: str) -> str:
+def _grid(title: str, heads: Sequence[str], rows: str) -> str:
     cells = "".join(f'<th scope="col">{bdi(head)}</th>' for head in heads)
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{words}"><table class="grid">
-<caption>{words}</caption>
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="grid">
+<caption>{title}</caption>
 <thead><tr>{cells}</tr></thead>
 <tbody>
 {rows}</tbody>

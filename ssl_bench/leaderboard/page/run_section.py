@@ -14,10 +14,12 @@ from ssl_bench.leaderboard.page.history import Series, history, thinned
 from ssl_bench.leaderboard.page.plot import bdi, number, shortened
 from ssl_bench.leaderboard.page.recipe import changes
 from ssl_bench.leaderboard.text import duration, percent, visible
+from ssl_bench.records.files import read_regular
 from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run
 
 MOST_CLASSES = 12
+MOST_BYTES = 2**22  # of environment.json
 CURVES = ("loss_epoch", "loss", "linear", "knn", "feature_rank", "feature_std")
 SPARK = (150, 40)
 
@@ -44,7 +46,7 @@ def section(run: Run, anchor: str, pictures: Iterable[Figure]) -> str:
         _curves(run),
         _results(run.results),
         _classes(run),
-        _monitors(run.results),
+        _diagnostics(run.results),
         "".join(_figure(figure) for figure in pictures),
     ]
     return (
@@ -68,11 +70,11 @@ def _what(run: Run) -> list[tuple[str, str]]:
     found += [("environment", environment)] if environment else []
     if info.kind == "pretrained":
         passes = f"{info.epochs:.4g} passes, " if info.epochs is not None else ""
-        said = f"{duration(cost.seconds)}, {cost.flops:.3g} FLOPs, {number(float(cost.peak_memory_bytes))}B at most, "
-        found.append(("pretraining", f"{passes}{info.steps} steps, {said}{info.images_seen} images seen"))
-    spent = sum(result.cost.seconds for result in run.results), sum(result.cost.flops for result in run.results)
+        spent = f"{duration(cost.seconds)}, {cost.flops:.3g} FLOPs, {number(float(cost.peak_memory_bytes))}B at most, "
+        found.append(("pretraining", f"{passes}{info.steps} steps, {spent}{info.images_seen} images seen"))
+    seconds, flops = (sum(getattr(result.cost, name) for result in run.results) for name in ("seconds", "flops"))
     if run.results:
-        found.append(("evaluation", f"{duration(spent[0])}, {spent[1]:.3g} FLOPs, {len(run.results)} protocols"))
+        found.append(("evaluation", f"{duration(seconds)}, {flops:.3g} FLOPs, {len(run.results)} protocols"))
     return found
 
 
@@ -87,7 +89,7 @@ def _data(title: str, fingerprint: Mapping[str, Any]) -> str:
 
 def _environment(folder: Path) -> str:
     try:
-        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        found = json.loads(read_regular(folder / "environment.json", MOST_BYTES))
         packages, git = found.get("packages") or {}, found.get("git") or {}
         parts = [f"ssl-bench {found.get('ssl_bench', '?')}", f"Python {found.get('python', '?')}"]
         parts += [f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages]
@@ -95,13 +97,13 @@ def _environment(folder: Path) -> str:
         parts += [str(found["precision"])] if found.get("precision") else []
         if git.get("commit"):
             parts.append(f"commit {str(git['commit'])[:8]}{', changed' if git.get('changed') else ''}")
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return ""  # a run copied without it, or by another version
     return ", ".join(parts)
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(visible(name))}<dd>{bdi(words)}' for name, words in facts)}</dl>"
+    return f"<dl>{''.join(f'<dt>{escape(visible(name))}<dd>{bdi(text)}' for name, text in facts)}</dl>"
 
 
 def _changes(run: Run) -> str:
@@ -140,8 +142,8 @@ def _spark(name: str, points: Series) -> str:
     path = f"M{places[0][0]} {places[0][1]}l{steps.replace(' -', '-')}"
     title = name.removesuffix("_epoch").replace("_", " ")
     line = f'<svg viewBox="0 0 {width} {height}" aria-hidden=true><path class="l s0" d="{path}"/></svg>'
-    said = f"{title} {ys[0]:.3g} → {ys[-1]:.3g} <small>({min(ys):.3g} to {max(ys):.3g})</small>"
-    return f"<figure>{line}<figcaption>{said}</figcaption></figure>"
+    caption = f"{title} {ys[0]:.3g} → {ys[-1]:.3g} <small>({min(ys):.3g} to {max(ys):.3g})</small>"
+    return f"<figure>{line}<figcaption>{caption}</figcaption></figure>"
 
 
 def _results(results: Sequence[Result]) -> str:
@@ -177,15 +179,15 @@ def _classes(run: Run) -> str:
     return f'<h4>{bdi(what)}</h4><ul class="classes">{bars}</ul>{confused}'
 
 
-def _monitors(results: Sequence[Result]) -> str:
+def _diagnostics(results: Sequence[Result]) -> str:
     found = {name: value for result in results for name, value in result.diagnostics.items()}
     facts = _facts((name.replace("_", " "), f"{value:.4g}") for name, value in found.items())
     return f"<h4>Diagnostics</h4>{facts}" if found else ""
 
 
 def _figure(figure: Figure) -> str:
-    address, words = (escape(visible(text), quote=True) for text in (figure.address, figure.words))
+    address, alt = (escape(visible(text), quote=True) for text in (figure.address, figure.alt))
     return (
-        f'<figure class="image"><img loading="lazy" src="{address}" alt="{words}">'
+        f'<figure class="image"><img loading="lazy" src="{address}" alt="{alt}">'
         f"<figcaption>{bdi(figure.caption)}</figcaption></figure>"
     )

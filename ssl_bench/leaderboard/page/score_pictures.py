@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ssl_bench.leaderboard.page.plot import BASELINE, Plot, around, legend, shortened
-from ssl_bench.leaderboard.page.view import Picture, View, honest, listed, told
+from ssl_bench.leaderboard.page.view import Picture, View, score_text, without_oracles
 from ssl_bench.leaderboard.table import Block, Cell, Row
-from ssl_bench.leaderboard.text import duration, label, percent
+from ssl_bench.leaderboard.text import duration, epochs, joined, label, percent
 
 MOST_ROWS = 30
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
@@ -14,23 +14,25 @@ COSTS = (("seconds", "seconds of pretraining"), ("flops", "FLOPs of pretraining"
 
 def results(view: View) -> Picture | None:
     """A panel for each protocol: every method with its interval, best first where they are ranked."""
-    columns = honest(view.block.columns)
+    columns = without_oracles(view.block.columns)
     if len(view.block.rows) < 2 or not view.pretrained:
         return None
     panels = "".join(_panel(view, index) for index in columns)
     leaders = [_leaders(view, index) for index in columns]
     tops = [names[0] for names in leaders if names]
-    title, note = "Results", ""
+    detail, note = "", ""
     if tops:
         first = max(sorted(set(tops)), key=tops.count)
         alone = sum(len(names) == 1 for names in leaders)
-        title += f": {first} has the highest mean in {tops.count(first)} of {len(tops)} protocols"
-        title += f"; in {alone} the best is significantly better than all others"
+        detail = (
+            f"{first} has the highest mean in {tops.count(first)} of {len(tops)} protocols; in {alone} the best is "
+        )
+        detail += "significantly better than all others"
         note = "Filled marks are not significantly worse than the best of their protocol, hollow ones are. "
     note += "Lines are 95 % intervals, the dashed line is the random backbone."
     hidden = len(view.block.rows) - MOST_ROWS
     note += f" The best {MOST_ROWS} of {len(view.block.rows)} rows." if hidden > 0 else ""
-    return Picture(title, f'<div class="panels">{panels}</div>', note)
+    return Picture("Results", f'<div class="panels">{panels}</div>', note, detail)
 
 
 def _leaders(view: View, index: int) -> list[str]:
@@ -54,9 +56,9 @@ def _panel(view: View, index: int) -> str:
         plot.up(100 * random.mean, f"random backbone: {percent(random.mean)} %")
     plot.names(enumerate(names))
     for place, (row, cell) in enumerate(found):
-        words, ends = f"{label(row)}: {told(cell)}", (100 * cell.low, 100 * cell.high)
-        hollow = bool(column.test) and not cell.unbeaten
-        plot.mark(100 * cell.mean, place, view.style(row), words, hollow, x_ends=ends)
+        tooltip, ends = f"{label(row)}: {score_text(cell)}", (100 * cell.low, 100 * cell.high)
+        hollow = bool(column.test) and not cell.unbeaten and not cell.one_seed
+        plot.mark(100 * cell.mean, place, view.style(row), tooltip, hollow, x_ends=ends)
     return plot.svg(f"{column.title}: " + ", ".join(f"{label(row)} {percent(cell.mean)}" for row, cell in found))
 
 
@@ -66,9 +68,9 @@ def linear_against_finetuning(view: View) -> Picture | None:
     if across is None or up is None:
         return None
     found = [(row, a, b) for row in view.block.rows if (a := row.cells[across]) and (b := row.cells[up])]
-    ours = [(a.mean, b.mean) for row, a, b in found if row.kind != "baseline"]
-    if len(ours) < 2:
+    if sum(row.kind != "baseline" for row, *_ in found) < 2:
         return None
+    several = [(a.mean, b.mean) for row, a, b in found if label(row) in view.several_seeds]
     xs = around([100 * v for _, a, _ in found for v in (a.low, a.high)], floor=0)
     ys = around([100 * v for _, _, b in found for v in (b.low, b.high)], floor=0)
     plot = Plot(xs, ys, "linear probe, %", "fine-tuning, %", (480, 340))
@@ -76,24 +78,24 @@ def linear_against_finetuning(view: View) -> Picture | None:
     for row, a, b in found:
         x, y = 100 * a.mean, 100 * b.mean
         ends = (100 * a.low, 100 * a.high), (100 * b.low, 100 * b.high)
-        words = f"{label(row)}: linear {told(a)}; fine-tuning {told(b)}"
-        plot.mark(x, y, view.style(row), words, x_ends=ends[0], y_ends=ends[1])
+        tooltip = f"{label(row)}: linear {score_text(a)}; fine-tuning {score_text(b)}"
+        plot.mark(x, y, view.style(row), tooltip, x_ends=ends[0], y_ends=ends[1])
         if len(found) <= 20:
             _beside(plot, x, y, shortened(label(row), 24), taken)
-    title = "Linear probe against fine-tuning" + (f": {agreement(ours)}" if view.block.ranked else "")
-    return Picture(title, plot.svg(title), "Lines are 95 % intervals.")
+    title = "Linear probe against fine-tuning"
+    return Picture(title, plot.svg(title), "Lines are 95 % intervals.", agreement(several) if several else "")
 
 
-def _beside(plot: Plot, x: float, y: float, words: str, taken: list[tuple[float, float]]) -> None:
-    """Words beside a mark, on the first side on which they hide no other words."""
-    width = 6.0 * len(words)
+def _beside(plot: Plot, x: float, y: float, text: str, taken: list[tuple[float, float]]) -> None:
+    """Text beside a mark, on the first side on which it hides no other."""
+    width = 6.0 * len(text)
     sides = [(7.0, -6.0, "start"), (7.0, 13.0, "start"), (-7.0, -6.0, "end"), (-7.0, 13.0, "end")]
     for dx, dy, anchor in sides:
         middle = plot.x(x) + dx + (width / 2 if anchor == "start" else -width / 2), plot.y(y) + dy
         inside = plot.x.start < middle[0] - width / 2 and middle[0] + width / 2 < plot.width
         if inside and all(abs(middle[0] - u) > width / 2 + 20 or abs(middle[1] - v) > 12 for u, v in taken):
             taken.append(middle)
-            plot.label(x, y, words, anchor, (dx, dy))
+            plot.label(x, y, text, anchor, (dx, dy))
             return
 
 
@@ -105,14 +107,14 @@ def agreement(pairs: Sequence[tuple[float, float]]) -> str:
     if not signs:
         return "no order to compare"
     tau = (sum(sign > 0 for sign in signs) - sum(sign < 0 for sign in signs)) / len(signs)
-    words = "one order says little about the other"
+    found = "one order says little about the other"
     for least, phrase in ((0.7, "they order methods alike"), (0.3, "their orders agree in part")):
         if tau >= least:
-            words = phrase
+            found = phrase
             break
     else:
-        words = "their orders contradict each other" if tau <= -0.3 else words
-    return f"{words} (Kendall's tau {tau:+.2f}, {len(pairs)} methods)"
+        found = "their orders contradict each other" if tau <= -0.3 else found
+    return f"{found} (Kendall's tau {tau:+.2f}, {len(pairs)} methods)"
 
 
 def compute(views: Sequence[View]) -> Picture | None:
@@ -124,27 +126,29 @@ def compute(views: Sequence[View]) -> Picture | None:
     group = f"cost{views[0].block.fingerprint}{len(points)}{abs(hash_of(views[0].block))}"
     choices: list[str] = []
     plots, fronts = [], []
-    for number, (kind, words) in enumerate(COSTS):
+    for number, (kind, title) in enumerate(COSTS):
         known = [(view, row, cell, cost) for view, row, cell in points if (cost := _cost(row, kind)) > 0]
         if len(known) < 2:
             continue
         front = _front([(cost, cell.mean, label(row)) for _, row, cell, cost in known])
-        fronts.append((words, [name for *_, name in front]))
+        fronts.append((title, [name for *_, name in front]))
         checked = "" if choices else " checked"
         choices.append(
             f'<input type="radio" name="{group}" id="{group}{number}"{checked}>'
-            f'<label for="{group}{number}">{words.partition(" of")[0]}</label>'
+            f'<label for="{group}{number}">{title.partition(" of")[0]}</label>'
         )
-        plots.append(f'<div class="choice">{_against(known, front, kind, words, protocol or "")}</div>')
+        plots.append(f'<div class="choice">{_against(known, front, kind, title, protocol or "")}</div>')
     if not choices:
         return None
-    title = f"Accuracy against compute: by {fronts[0][0].partition(' of')[0]}, nothing has both a lower cost and a "
-    title += f"higher mean than {listed(fronts[0][1], 5)}"
+    detail = f"By {fronts[0][0].partition(' of')[0]}, nothing has both a lower cost and a higher mean than "
+    detail += f"{joined(fronts[0][1], 5)}"
+    certain = all(label(row) in view.several_seeds for view, row, _ in points)
     shown = dict.fromkeys((label(row), view.style(row)) for view, row, _ in points)
     body = (
         f'<fieldset class="choices"><legend>Cost</legend>{"".join(choices)}{"".join(plots)}</fieldset>{legend(shown)}'
     )
-    return Picture(title, body, f"{protocol}, 95 % intervals; the line joins what nothing cheaper reaches.")
+    note = f"{protocol}, 95 % intervals; the line joins what nothing cheaper reaches."
+    return Picture("Accuracy against compute", body, note, detail if certain else "")
 
 
 def hash_of(block: Block) -> int:
@@ -178,15 +182,16 @@ def _against(
     points: Sequence[tuple[View, Row, Cell, float]],
     front: Sequence[tuple[float, float, str]],
     kind: str,
-    words: str,
+    title: str,
     protocol: str,
 ) -> str:
     ys = around([100 * v for _, _, cell, _ in points for v in (cell.low, cell.high)], floor=0)
-    plot = Plot(around([cost for *_, cost in points], log=True), ys, words, f"{protocol}, %", (480, 320), log_x=True)
+    plot = Plot(around([cost for *_, cost in points], log=True), ys, title, f"{protocol}, %", (480, 320), log_x=True)
     plot.line([(cost, 100 * mean) for cost, mean, _ in front], BASELINE, "nothing is both cheaper and better")
     for view, row, cell, cost in points:
-        said = duration(cost) if kind == "seconds" else f"{cost:.3g}"
-        name = f"{label(row)}, {view.block.budget_text}: {told(cell)}; {said} {'' if kind == 'seconds' else words}"
+        spent = duration(cost) if kind == "seconds" else f"{cost:.3g}"
+        budget = f"{epochs(row)} epochs x views"
+        name = f"{label(row)}, {budget}: {score_text(cell)}; {spent} {'' if kind == 'seconds' else title}"
         ends = (100 * cell.low, 100 * cell.high)
         plot.mark(cost, 100 * cell.mean, view.style(row), name.strip(), y_ends=ends)
-    return plot.svg(f"{protocol} against {words}")
+    return plot.svg(f"{protocol} against {title}")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ssl_bench.leaderboard.grouping import row_options
 from ssl_bench.leaderboard.page.curve_pictures import Drawn, Line, label_curves, label_panels
 from ssl_bench.leaderboard.page.plot import BASELINE, Plot, around, legend
-from ssl_bench.leaderboard.page.view import MOST_LINES, Picture, honest, random_rows, told
+from ssl_bench.leaderboard.page.view import MOST_LINES, Picture, random_rows, score_text, without_oracles
 from ssl_bench.leaderboard.table import Cell, Row, Table
 from ssl_bench.leaderboard.text import percent
 
@@ -57,18 +57,18 @@ def studies(table: Table) -> list[Study]:
         for row in block.rows:
             if row.kind == "pretrained":
                 own = row_options(row.members[0], backbone=True)
-                said = {name: json.dumps(value, default=str, sort_keys=True) for name, value in own.items()}
+                texts = {name: json.dumps(value, default=str, sort_keys=True) for name, value in own.items()}
                 key = (block.data, block.fingerprint, row.members[0].info.method)
-                groups.setdefault(key, []).append((said, own, (number, row)))
+                groups.setdefault(key, []).append((texts, own, (number, row)))
     found = []
     for (*_, method), rows in sorted(groups.items(), key=lambda item: item[0]):
-        names = sorted({name for said, *_ in rows for name in said})
-        differing = [name for name in names if len({said.get(name) for said, *_ in rows}) > 1]
+        names = sorted({name for texts, *_ in rows for name in texts})
+        differing = [name for name in names if len({texts.get(name) for texts, *_ in rows}) > 1]
         for option in (name for name in differing if name not in NO_AXIS):
             others = [name for name in differing if name != option]
             lines: dict[tuple[str | None, ...], list[Valued]] = {}
-            for said, own, placed in rows:
-                lines.setdefault(tuple(said.get(name) for name in others), []).append((own.get(option), placed))
+            for texts, own, placed in rows:
+                lines.setdefault(tuple(texts.get(name) for name in others), []).append((own.get(option), placed))
             study = _study(method, option, others, lines)
             found += [study] if study else []
     return found
@@ -80,36 +80,36 @@ def _study(
     """Those lines that have two values or more, each of them once."""
     kept = {
         key: line
-        for key, line in sorted(lines.items(), key=lambda item: (-len(item[1]), [_order(said) for said in item[0]]))
-        if 1 < len(line) <= MOST_VALUES and len({words(value) for value, _ in line}) == len(line)
+        for key, line in sorted(lines.items(), key=lambda item: (-len(item[1]), [_order(text) for text in item[0]]))
+        if 1 < len(line) <= MOST_VALUES and len({option_text(value) for value, _ in line}) == len(line)
     }
     kept = dict(list(kept.items())[:MOST_LINES])
     if not kept:
         return None
-    values = {words(value): value for line in kept.values() for value, _ in line}
-    order = sorted(values.values(), key=None if _numeric(tuple(values.values())) else words)
-    place = {words(value): index for index, value in enumerate(order)}
-    told = [place for place in range(len(others)) if len({key[place] for key in kept}) > 1]
+    values = {option_text(value): value for line in kept.values() for value, _ in line}
+    order = sorted(values.values(), key=None if _numeric(tuple(values.values())) else option_text)
+    place = {option_text(value): index for index, value in enumerate(order)}
+    shown = [place for place in range(len(others)) if len({key[place] for key in kept}) > 1]
     named = {
-        ", ".join(f"{others[i]} {json.loads(key[i] or 'null')}" for i in told): tuple(
-            sorted(line, key=lambda pair: place[words(pair[0])])
+        ", ".join(f"{others[i]} {json.loads(key[i] or 'null')}" for i in shown): tuple(
+            sorted(line, key=lambda pair: place[option_text(pair[0])])
         )
         for key, line in kept.items()
     }
     return Study(method, option, tuple(order), named)
 
 
-def _order(said: str | None) -> tuple[float, str]:
+def _order(text: str | None) -> tuple[float, str]:
     """Numbers by their size, and then the rest."""
-    value = json.loads(said or "null")
-    return (float(value), "") if _numeric([value]) else (math.inf, str(said))
+    value = json.loads(text or "null")
+    return (float(value), "") if _numeric([value]) else (math.inf, str(text))
 
 
 def _numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def words(value: Any) -> str:
+def option_text(value: Any) -> str:
     """A value of an option as a user would write it."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -120,7 +120,7 @@ def picture(table: Table, study: Study) -> Picture | None:
     titles = dict.fromkeys(
         table.blocks[number].columns[index].title
         for number in study.blocks
-        for index in honest(table.blocks[number].columns)
+        for index in without_oracles(table.blocks[number].columns)
     )
     styles = {name: style for style, name in enumerate(study.lines)}
     for title in titles:
@@ -132,9 +132,13 @@ def picture(table: Table, study: Study) -> Picture | None:
     if not panels:
         return None
     title, (name, value, cell) = next((pair for pair in best if pair[0] == "linear"), best[0])
-    where = f"{words(value)}, {name}" if name else words(value)
-    heading = f"{study.method} over {study.option}: {title} has its highest mean at {where} ({percent(cell.mean)} %)"
+    where = f"{option_text(value)}, {name}" if name else option_text(value)
+    detail = f"{title} has its highest mean at {where} ({percent(cell.mean)} %)"
+    several = not any(
+        own and own.one_seed for line in study.lines.values() for _, (_, row) in line for own in row.cells
+    )
     note = "Test accuracy, mean over seeds, with 95 % intervals."
+    note += "" if several else " One seed: intervals are over test images only, and no value is shown to be the best."
     if len(study.blocks) > 1:
         note += " The values stand in different blocks: their budgets or backbones differ."
     body = f'<div class="panels">{"".join(panels)}</div>' + (legend(styles.items()) if len(styles) > 1 else "")
@@ -144,7 +148,7 @@ def picture(table: Table, study: Study) -> Picture | None:
         random = any(line.hollow or line.style == BASELINE for found in curves.values() for line in found.values())
         body += f'<div class="panels">{"".join(label_panels(curves))}</div>{legend(names.items())}'
         note += " Over labels, the same network without pretraining is hollow, or grey." if random else ""
-    return Picture(heading, body, note)
+    return Picture(f"{study.method} over {study.option}", body, note, detail if several else "")
 
 
 def _cells(table: Table, title: str, line: Sequence[Valued]) -> list[tuple[Any, Cell]]:
@@ -164,7 +168,7 @@ def _label_curves(table: Table, study: Study) -> dict[str, dict[str, Line]]:
         return {}
     rows: dict[str, Drawn] = {}
     for style, (name, value, number, row) in enumerate(flat):
-        shown = f"{words(value)}, {name}" if name else words(value)
+        shown = f"{option_text(value)}, {name}" if name else option_text(value)
         rows[f"{study.option} {shown}"] = row, style, False
         for random in random_rows(table.blocks[number]):
             alone = len(study.blocks) == 1
@@ -176,7 +180,7 @@ def _label_curves(table: Table, study: Study) -> dict[str, dict[str, Line]]:
 def _panel(study: Study, title: str, lines: Mapping[str, Sequence[tuple[Any, Cell]]], styles: Mapping[str, int]) -> str:
     cells = [cell for line in lines.values() for _, cell in line]
     ys = around([100 * end for cell in cells for end in (cell.low, cell.high)], floor=0)
-    place = {words(v): float(v) if study.numeric else float(i) for i, v in enumerate(study.values)}
+    place = {option_text(v): float(v) if study.numeric else float(i) for i, v in enumerate(study.values)}
     places = list(place.values())
     log = study.numeric and min(places) > 0 and max(places) / min(places) >= 20
     length = max(4, 48 // len(places))
@@ -187,13 +191,13 @@ def _panel(study: Study, title: str, lines: Mapping[str, Sequence[tuple[Any, Cel
         style = styles[name]
         aside = 0.0 if study.numeric else 0.12 * (style - (len(styles) - 1) / 2)
         if study.numeric:
-            plot.line([(place[words(v)], 100 * cell.mean) for v, cell in line], style, name or study.method)
+            plot.line([(place[option_text(v)], 100 * cell.mean) for v, cell in line], style, name or study.method)
         for value, cell in line:
-            said = f"{study.option} {words(value)}{name and f', {name}'}: {told(cell)}"
+            tooltip = f"{study.option} {option_text(value)}{name and f', {name}'}: {score_text(cell)}"
             ends = (100 * cell.low, 100 * cell.high)
-            plot.mark(place[words(value)] + aside, 100 * cell.mean, style, said, y_ends=ends)
+            plot.mark(place[option_text(value)] + aside, 100 * cell.mean, style, tooltip, y_ends=ends)
     parts = (
-        f"{name and f'{name}: '}{', '.join(f'{words(v)}: {percent(cell.mean)}' for v, cell in line)}"
+        f"{name and f'{name}: '}{', '.join(f'{option_text(v)}: {percent(cell.mean)}' for v, cell in line)}"
         for name, line in lines.items()
     )
     return plot.svg(f"{title}: {'; '.join(parts)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.page.plot import BASELINE
 from ssl_bench.leaderboard.table import Block, Cell, Column, Row, Table
-from ssl_bench.leaderboard.text import label, percent
+from ssl_bench.leaderboard.text import TEST_IMAGES_ONLY, label, percent
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison
@@ -19,14 +19,16 @@ class Picture:
     """A picture of the page.
 
     Args:
-        title: What to see in it, in words.
+        title: A few words.
         body: HTML.
         note: How to read it.
+        detail: What to see in it, for who points at the title; nothing that single seeds do not show.
     """
 
     title: str
     body: str
     note: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,18 @@ class View:
         """Rows of a picture with a line for each: what was pretrained, and the network at random beside it."""
         return self.pretrained[:MOST_LINES] + random_rows(self.block)
 
+    @property
+    def several_seeds(self) -> set[str]:
+        """Labels of what was pretrained with several seeds in all of its cells: the rows that may be put in order."""
+        found = [row for row in self.pretrained if not any(cell and cell.one_seed for cell in row.cells)]
+        return {label(row) for row in found} if self.block.ranked and len(found) > 1 else set()
+
     def style(self, row: Row) -> int:
         """A row's style."""
         return self.styles.get(label(row), BASELINE)
 
     def column(self, protocol: str) -> int | None:
-        """Place of a protocol's honest column on the block's own images."""
+        """Place of a protocol's column on the block's own images, no oracle's."""
         return next((i for i, c in enumerate(self.block.columns) if c.title == protocol and not c.oracle), None)
 
     def random(self, index: int) -> Cell | None:
@@ -77,19 +85,12 @@ def styles_of(table: Table) -> dict[str, int]:
     return {name: style for style, name in enumerate(names)}
 
 
-def told(cell: Cell) -> str:
-    """`71.2 [69.0, 73.1], n=3`."""
-    return f"{percent(cell.mean)} [{percent(cell.low)}, {percent(cell.high)}], n={len(cell.seeds)}"
+def score_text(cell: Cell) -> str:
+    """`71.2 [69.0, 73.1], n=3`; of one seed, that the interval is of the test images only."""
+    only = f" ({TEST_IMAGES_ONLY})" if cell.one_seed else ""
+    return f"{percent(cell.mean)} [{percent(cell.low)}, {percent(cell.high)}], n={len(cell.seeds)}{only}"
 
 
-def honest(columns: Sequence[Column]) -> list[int]:
+def without_oracles(columns: Sequence[Column]) -> list[int]:
     """Places of the columns whose numbers were not chosen on the test images."""
     return [index for index, column in enumerate(columns) if not column.oracle]
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """`mae, dino and 4 more`."""
-    shown = list(names[:most])
-    if len(names) > most:
-        return f"{', '.join(shown)} and {len(names) - most} more"
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "none"

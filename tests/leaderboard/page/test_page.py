@@ -342,14 +342,14 @@ def test_the_command_writes_a_folder_or_a_file(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_page_of_bare_records(runs: Runs, tmp_path: Path, browser: Browser) -> None:
     """No predictions, no metrics, no configuration: what is known is shown."""
-    runs.add("mae", 0, {"knn": 0.5, "linear": 0.6})
-    runs.add("simclr", 0, {"linear": 0.7})
+    runs.add_seeds("mae", {"knn": 0.5, "linear": 0.6})
+    runs.add_seeds("simclr", {"linear": 0.7})
     runs.add("byol", 0, status="failed", error="NaN in the loss at step 812")
     page = tmp_path / "page.html"
     page.write_text(leaderboard([runs.root], "html"), encoding="utf-8")
     browser.open(page.as_uri())
     assert browser.complaints == []
-    assert browser.run("document.querySelectorAll('.run').length") == 3
+    assert browser.run("document.querySelectorAll('.run').length") == 5
     assert "tests from the intervals alone" in browser.run("document.body.textContent")
 
 

@@ -77,7 +77,7 @@ def test_captions_are_those_of_the_figures(tmp_path: Path) -> None:
     def shown() -> dict[str, tuple[str, str]]:
         found = figures(folder, "embed", None, "x")
         assert "<b>mask" not in section(run_of(tmp_path), "run-1", found)
-        return {name: (figure.caption, figure.words) for name, figure in zip(drawn, found, strict=True)}
+        return {name: (figure.caption, figure.alt) for name, figure in zip(drawn, found, strict=True)}
 
     drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").exists()]
     own = {"caption": "8 test images, <b>mask</b> 0.75", "alt": 'Rows of "8" images'}

@@ -43,7 +43,8 @@ def test_a_study_is_one_option_of_one_method(runs: Runs) -> None:
     }
     (mae,) = [s for s in study.studies(table) if s.method == "mae"]
     picture = study.picture(table, mae)
-    assert picture and picture.title == "mae over method.mask_ratio: linear has its highest mean at 0.75 (70.0 %)"
+    assert picture and picture.title == "mae over method.mask_ratio"
+    assert picture.detail == "linear has its highest mean at 0.75 (70.0 %)"
     assert len(re.findall(r"<title>method.mask_ratio", picture.body)) == 3
 
 
@@ -100,7 +101,7 @@ def test_crossed_options_are_lines_of_each_other(runs: Runs) -> None:
     for cell in (4, 8):
         for ratio in (0.2, 0.4, 0.6):
             level = 0.3 + 0.1 * ratio + 0.01 * cell
-            runs.add("simmim", 0, {"linear": level}, options=options(mask_cell=cell, mask_ratio=ratio))
+            runs.add_seeds("simmim", {"linear": level}, options=options(mask_cell=cell, mask_ratio=ratio))
     table, _ = tables(runs.root)
     cells, ratios = study.studies(table)
     assert (cells.option, ratios.option) == ("method.mask_cell", "method.mask_ratio")
@@ -108,7 +109,7 @@ def test_crossed_options_are_lines_of_each_other(runs: Runs) -> None:
     drawn = {name: [value for value, _ in line] for name, line in ratios.lines.items()}
     assert drawn == {"method.mask_cell 4": [0.2, 0.4, 0.6], "method.mask_cell 8": [0.2, 0.4, 0.6]}
     picture = study.picture(table, ratios)
-    assert picture and "at 0.6, method.mask_cell 8 (44.0 %)" in picture.title
+    assert picture and "at 0.6, method.mask_cell 8 (44.0 %)" in picture.detail
     assert len(re.findall("<polyline", picture.body)) == 2
     marks = re.findall(
         r'class="m (s\d)" d="[^"]*"><title>method.mask_ratio 0.4, method.mask_cell (\d): ([\d.]+)', picture.body
