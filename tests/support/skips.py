@@ -1,4 +1,4 @@
-"""Which tests may be skipped: a plugin that counts skips by reason, and fails a run in CI where a reason is not listed."""
+"""Which tests may be skipped: skips are counted by reason, and one that is not listed fails a run in CI."""
 
 import os
 from collections import Counter
