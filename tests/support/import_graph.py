@@ -14,7 +14,7 @@ Graph = dict[str, set[str]]
 
 
 def module_paths(root: Path) -> dict[str, Path]:
-    """Every module of a checkout by its dotted name; an empty `__init__` is none."""
+    """Every module of a checkout by its dotted name, except `__main__` and any `__init__` of one statement."""
     found = {}
     for folder in ("ssl_bench", "methods", "evaluations"):
         for path in (root / folder).rglob("*.py"):
@@ -22,7 +22,9 @@ def module_paths(root: Path) -> dict[str, Path]:
             parts = parts if folder == "ssl_bench" else ("ssl_bench", *parts)
             if parts[-1] == "__init__":
                 parts = parts[:-1]
-            if len(parts) > 1:
+                if len(ast.parse(path.read_text(encoding="utf-8")).body) < 2:
+                    continue
+            if len(parts) > 1 and parts[-1] != "__main__":
                 found[".".join(parts)] = path
     return found
 
