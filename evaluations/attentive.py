@@ -30,11 +30,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.config.constraints import NonNegativeInt, PositiveInt, Range, Rates, Seed
 from ssl_bench.data.loaders import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
@@ -114,14 +115,14 @@ class Attentive(Evaluation[Trained]):
 
     def __init__(
         self,
-        iterations: int = 2500,
-        batch_size: int = 256,
-        cae_lrs: tuple[float, ...] = (0.003125, 0.0125, 0.05, 0.2),
-        ep_lrs: tuple[float, ...] = (0.1, 0.4, 1.6, 6.4),
-        views: int = 4,
-        queries: int = 32,
-        points: int = 10,
-        seed: int = 0,
+        iterations: PositiveInt = 2500,
+        batch_size: Annotated[int, Range(min=2)] = 256,
+        cae_lrs: Rates = (0.003125, 0.0125, 0.05, 0.2),
+        ep_lrs: Rates = (0.1, 0.4, 1.6, 6.4),
+        views: NonNegativeInt = 4,
+        queries: PositiveInt = 32,
+        points: PositiveInt = 10,
+        seed: Seed = 0,
     ) -> None:
         if min(iterations, queries, points, len(cae_lrs), len(ep_lrs)) < 1 or views < 0:
             raise ValueError("iterations, queries, points and the numbers of rates must be at least 1, views 0")

@@ -21,11 +21,12 @@ Shapes: N images, D features, V views.
 """
 
 from pathlib import Path
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
+from ssl_bench.config.constraints import PathText, Range, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import representation_metrics as spectra
@@ -53,12 +54,12 @@ class Diagnostics(Evaluation[None]):
 
     def __init__(
         self,
-        images: int = 25_600,
-        pair_images: int = 5000,
-        view_images: int = 1000,
-        views: int = 10,
-        against: str | None = None,
-        seed: int = 0,
+        images: Annotated[int, Range(min=4)] = 25_600,
+        pair_images: Annotated[int, Range(min=4)] = 5000,
+        view_images: Annotated[int, Range(min=4)] = 1000,
+        views: Annotated[int, Range(min=2)] = 10,
+        against: PathText | None = None,
+        seed: Seed = 0,
     ) -> None:
         if min(images, pair_images, view_images) < 4 or views < 2:
             raise ValueError("images, pair_images and view_images must be at least 4, views at least 2")

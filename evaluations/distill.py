@@ -25,12 +25,24 @@ Shapes: B images of a batch, N images, K classes.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonNegativeFloat,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Rates,
+    Seed,
+    UnitInterval,
+)
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
@@ -128,25 +140,25 @@ class Distill(Evaluation[Pair]):
 
     def __init__(
         self,
-        fraction: float = 0.1,
-        subset: str | None = None,
-        teacher: str | None = None,
-        student: str | None = None,
-        temperature: float | None = None,
-        alpha: float = 1.0,
-        epochs: int = 400,
-        warmup_epochs: float = 20.0,
-        batch_size: int = 1024,
-        lr: float = 5e-4,
-        layer_decay: float = 0.75,
-        weight_decay: float = 0.05,
-        teacher_epochs: int = 100,
-        teacher_warmup_epochs: float = 5.0,
-        teacher_lrs: tuple[float, ...] = (5e-4, 1e-3),
-        teacher_resnet_lrs: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1),
-        folds: int = 5,
-        precision: str = "auto",
-        seed: int = 0,
+        fraction: Fraction = 0.1,
+        subset: PathText | None = None,
+        teacher: PathText | None = None,
+        student: PathText | None = None,
+        temperature: PositiveFloat | None = None,
+        alpha: UnitInterval = 1.0,
+        epochs: PositiveInt = 400,
+        warmup_epochs: NonNegativeFloat = 20.0,
+        batch_size: PositiveInt = 1024,
+        lr: PositiveFloat = 5e-4,
+        layer_decay: Fraction = 0.75,
+        weight_decay: NonNegativeFloat = 0.05,
+        teacher_epochs: PositiveInt = 100,
+        teacher_warmup_epochs: NonNegativeFloat = 5.0,
+        teacher_lrs: Rates = (5e-4, 1e-3),
+        teacher_resnet_lrs: Rates = (0.005, 0.01, 0.02, 0.05, 0.1),
+        folds: Annotated[int, Range(min=2, max=1000)] = 5,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         if not 0 < fraction <= 1 or not 0 <= alpha <= 1:
             raise ValueError(f"fraction {fraction} must be in (0, 1] and alpha {alpha} in [0, 1]")

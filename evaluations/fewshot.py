@@ -14,13 +14,14 @@ Ours, and why:
 Shapes: n labelled images, D features, K classes, R draws.
 """
 
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_bench.config.constraints import NonEmpty, PositiveFloat, PositiveInt, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
@@ -44,11 +45,11 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
 
     def __init__(
         self,
-        shots: tuple[int, ...] = (1, 5, 10, 25),
-        primary_shots: int = 10,
-        penalty: float = 1024.0,
-        draws: int = 3,
-        seed: int = 0,
+        shots: Annotated[tuple[PositiveInt, ...], NonEmpty()] = (1, 5, 10, 25),
+        primary_shots: PositiveInt = 10,
+        penalty: PositiveFloat = 1024.0,
+        draws: PositiveInt = 3,
+        seed: Seed = 0,
     ) -> None:
         if primary_shots not in shots:
             raise ValueError(f"primary_shots {primary_shots} is not among shots {tuple(shots)}: add it")

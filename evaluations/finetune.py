@@ -17,8 +17,21 @@ Shapes: N images, K classes.
 
 from dataclasses import replace
 from itertools import product
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonEmpty,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+    RandAugment,
+    Rates,
+    Seed,
+    UnitInterval,
+)
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
@@ -57,24 +70,24 @@ class Finetune(Evaluation[FineTuneModel]):
 
     def __init__(
         self,
-        epochs: int = 100,
-        warmup_epochs: float = 5.0,
-        search_epochs: int | None = 25,
-        batch_size: int = 1024,
-        lrs: tuple[float, ...] = (5e-4, 1e-3),
-        layer_decays: tuple[float, ...] = (0.65, 0.75),
-        drop_paths: tuple[float, ...] = (0.1, 0.2),
-        weight_decay: float = 0.05,
-        min_lr: float = 1e-6,
-        clip: float | None = None,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        smoothing: float = 0.1,
-        randaugment: str | None = "rand-m9-mstd0.5-inc1",
-        erase: float = 0.25,
+        epochs: PositiveInt = 100,
+        warmup_epochs: NonNegativeFloat = 5.0,
+        search_epochs: PositiveInt | None = 25,
+        batch_size: PositiveInt = 1024,
+        lrs: Rates = (5e-4, 1e-3),
+        layer_decays: Annotated[tuple[Fraction, ...], NonEmpty()] = (0.65, 0.75),
+        drop_paths: Annotated[tuple[ProperFraction, ...], NonEmpty()] = (0.1, 0.2),
+        weight_decay: NonNegativeFloat = 0.05,
+        min_lr: NonNegativeFloat = 1e-6,
+        clip: PositiveFloat | None = None,
+        mixup: NonNegativeFloat = 0.8,
+        cutmix: NonNegativeFloat = 1.0,
+        smoothing: ProperFraction = 0.1,
+        randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
+        erase: UnitInterval = 0.25,
         pooling: Literal["avg", "cls"] = "avg",
-        precision: str = "auto",
-        seed: int = 0,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         if not lrs or not layer_decays or not drop_paths:
             raise ValueError("lrs, layer_decays and drop_paths need at least one value each")

@@ -18,8 +18,21 @@ Ours, and why:
 Shapes: see ssl_bench/few_labels_finetuning.py, which does the work for 1 % and 10 %.
 """
 
-from typing import final
+from typing import Annotated, final
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonNegativeFloat,
+    PathText,
+    PositiveInt,
+    ProperFraction,
+    RandAugment,
+    Range,
+    Rates,
+    Seed,
+    UnitInterval,
+)
 from ssl_bench.finetuning.few_labels import FinetuneFewLabels
 
 
@@ -54,24 +67,24 @@ class Finetune1pct(FinetuneFewLabels):
 
     def __init__(
         self,
-        subset: str | None = None,
-        draws: int = 3,
-        folds: int = 5,
-        epochs: int = 200,
-        resnet_epochs: int = 60,
-        warmup_epochs: float = 5.0,
-        batch_size: int = 256,
-        lrs: tuple[float, ...] = (5e-4, 1e-3),
-        resnet_lrs: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1),
-        layer_decay: float = 0.75,
-        drop_path: float = 0.1,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        smoothing: float = 0.1,
-        randaugment: str | None = "rand-m9-mstd0.5-inc1",
-        erase: float = 0.25,
-        precision: str = "auto",
-        seed: int = 0,
+        subset: PathText | None = None,
+        draws: PositiveInt = 3,
+        folds: Annotated[int, Range(min=2, max=1000)] = 5,
+        epochs: PositiveInt = 200,
+        resnet_epochs: PositiveInt = 60,
+        warmup_epochs: NonNegativeFloat = 5.0,
+        batch_size: PositiveInt = 256,
+        lrs: Rates = (5e-4, 1e-3),
+        resnet_lrs: Rates = (0.005, 0.01, 0.02, 0.05, 0.1),
+        layer_decay: Fraction = 0.75,
+        drop_path: ProperFraction = 0.1,
+        mixup: NonNegativeFloat = 0.8,
+        cutmix: NonNegativeFloat = 1.0,
+        smoothing: ProperFraction = 0.1,
+        randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
+        erase: UnitInterval = 0.25,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         super().__init__(
             subset=subset,

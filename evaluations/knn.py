@@ -16,11 +16,12 @@ Shapes: Q queries, N images in the bank, D features, K classes, k neighbours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
+from ssl_bench.config.constraints import NonEmpty, PositiveFloat, PositiveInt
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
@@ -71,9 +72,9 @@ class Knn(Evaluation[Reference]):
 
     def __init__(
         self,
-        k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200),
-        primary_k: int = 20,
-        temperature: float = 0.07,
+        k: Annotated[tuple[PositiveInt, ...], NonEmpty()] = (1, 5, 10, 20, 50, 100, 200),
+        primary_k: PositiveInt = 20,
+        temperature: PositiveFloat = 0.07,
     ) -> None:
         if primary_k not in k:
             raise ValueError(f"primary_k {primary_k} is not among k {tuple(k)}: add it")

@@ -15,8 +15,9 @@ Ours, and why:
 Shapes: see ssl_bench/few_labels.py, which does the work for 1 % and 10 %.
 """
 
-from typing import final
+from typing import Annotated, final
 
+from ssl_bench.config.constraints import Ascending, PathText, PositiveInt, Range, Rates, Seed
 from ssl_bench.evaluation.few_labels import FewLabels
 
 
@@ -38,10 +39,10 @@ class Labels10pct(FewLabels):
 
     def __init__(
         self,
-        subset: str | None = None,
-        draws: int = 3,
-        cs: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
-        folds: int = 5,
-        seed: int = 0,
+        subset: PathText | None = None,
+        draws: PositiveInt = 3,
+        cs: Annotated[Rates, Ascending()] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
+        folds: Annotated[int, Range(min=2, max=1000)] = 5,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(subset, draws, cs, folds, seed)

@@ -37,6 +37,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from ssl_bench.config.constraints import FeatureType, NonNegativeInt, PositiveInt, Rates, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress
@@ -96,14 +97,14 @@ class Linear(Evaluation[dict[str, Head]]):
 
     def __init__(
         self,
-        iterations: int = 12_500,
-        batch_size: int = 1024,
-        lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
-        feature_types: tuple[str, ...] | None = None,
-        views: int = 10,
-        seeds: int = 3,
-        epochs: int = 90,
-        seed: int = 0,
+        iterations: PositiveInt = 12_500,
+        batch_size: PositiveInt = 1024,
+        lrs: Rates = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        feature_types: tuple[FeatureType, ...] | None = None,
+        views: NonNegativeInt = 10,
+        seeds: PositiveInt = 3,
+        epochs: NonNegativeInt = 90,
+        seed: Seed = 0,
     ) -> None:
         if min(iterations, batch_size, seeds, len(lrs)) < 1:
             raise ValueError("iterations, batch_size, seeds and the number of lrs must all be at least 1")

@@ -15,12 +15,13 @@ Shapes: N images, D features, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_bench.config.constraints import Ascending, FeatureType, PositiveFloat, PositiveInt, Rates
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
@@ -61,10 +62,10 @@ class Logistic(Evaluation[list[Head]]):
 
     def __init__(
         self,
-        cs: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
-        feature_types: tuple[str, ...] | None = None,
-        patience: int = 4,
-        tolerance: float = 1e-5,
+        cs: Annotated[Rates, Ascending()] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
+        feature_types: tuple[FeatureType, ...] | None = None,
+        patience: PositiveInt = 4,
+        tolerance: PositiveFloat = 1e-5,
     ) -> None:
         if not cs or list(cs) != sorted(set(cs)) or not cs[0] > 0:
             raise ValueError(f"cs must be above 0 and rise, not {tuple(cs)}")

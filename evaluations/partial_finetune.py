@@ -27,10 +27,23 @@ Shapes: N images, B of a batch, D features, K classes, L blocks.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonEmpty,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+    RandAugment,
+    Range,
+    Seed,
+    UnitInterval,
+)
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
@@ -85,21 +98,21 @@ class PartialFinetune(Evaluation[Tuning]):
 
     def __init__(
         self,
-        depths: tuple[float, ...] | None = None,
-        epochs: tuple[int, ...] = (50,),
-        warmup_epochs: float = 5.0,
-        batch_size: int = 1024,
-        lr: float = 5e-4,
-        layer_decay: float = 0.65,
-        drop_path: float = 0.1,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        randaugment: str | None = "rand-m9-mstd0.5-inc1",
-        erase: float = 0.25,
+        depths: Annotated[tuple[Annotated[float, Range(min=0, infinite=True)], ...], NonEmpty()] | None = None,
+        epochs: Annotated[tuple[PositiveInt, ...], NonEmpty()] = (50,),
+        warmup_epochs: NonNegativeFloat = 5.0,
+        batch_size: PositiveInt = 1024,
+        lr: PositiveFloat = 5e-4,
+        layer_decay: Fraction = 0.65,
+        drop_path: ProperFraction = 0.1,
+        mixup: NonNegativeFloat = 0.8,
+        cutmix: NonNegativeFloat = 1.0,
+        randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
+        erase: UnitInterval = 0.25,
         pooling: Literal["auto", "avg", "cls"] = "auto",
         other_pooling: bool = True,
-        precision: str = "auto",
-        seed: int = 0,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         if not epochs or (depths is not None and not any(depth > 0 for depth in depths)):
             raise ValueError(f"epochs {epochs} and the depths above 0 of {depths} must be at least one")

@@ -15,10 +15,11 @@ Shapes: N images, D features, K classes, P penalties.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 
+from ssl_bench.config.constraints import Ascending, FeatureType, Rates
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
@@ -58,8 +59,8 @@ class Ridge(Evaluation[list[Head]]):
 
     def __init__(
         self,
-        penalties: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
-        feature_types: tuple[str, ...] | None = None,
+        penalties: Annotated[Rates, Ascending()] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
+        feature_types: tuple[FeatureType, ...] | None = None,
     ) -> None:
         if not penalties or list(penalties) != sorted(set(penalties)) or not penalties[0] > 0:
             raise ValueError(f"penalties must be above 0 and rise, not {tuple(penalties)}")

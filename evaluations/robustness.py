@@ -19,6 +19,7 @@ from typing import final
 
 from torch import Tensor
 
+from ssl_bench.config.constraints import FeatureType, NonNegativeInt, PositiveInt, Rates, Seed
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
@@ -43,13 +44,13 @@ class Robustness(CorruptedTest[Head]):
 
     def __init__(
         self,
-        iterations: int = 12_500,
-        batch_size: int = 1024,
-        lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
-        feature_types: tuple[str, ...] | None = None,
-        views: int = 10,
-        seeds: int = 3,
-        seed: int = 0,
+        iterations: PositiveInt = 12_500,
+        batch_size: PositiveInt = 1024,
+        lrs: Rates = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        feature_types: tuple[FeatureType, ...] | None = None,
+        views: NonNegativeInt = 10,
+        seeds: PositiveInt = 3,
+        seed: Seed = 0,
     ) -> None:
         self.iterations = iterations
         self.batch_size = batch_size

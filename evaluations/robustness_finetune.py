@@ -13,11 +13,22 @@ Ours, and why:
 Shapes: B images, 3 x s x s pixels, K classes.
 """
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch.distributed as dist
 from torch import Tensor
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonEmpty,
+    NonNegativeFloat,
+    PositiveInt,
+    ProperFraction,
+    RandAugment,
+    Rates,
+    Seed,
+)
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.evaluation.corrupted_test import CorruptedTest
 from ssl_bench.evaluation.evaluation import Fit
@@ -50,19 +61,19 @@ class RobustnessFinetune(CorruptedTest[FineTuneModel]):
 
     def __init__(
         self,
-        epochs: int = 100,
-        warmup_epochs: float = 5.0,
-        search_epochs: int | None = 25,
-        batch_size: int = 1024,
-        lrs: tuple[float, ...] = (5e-4, 1e-3),
-        layer_decays: tuple[float, ...] = (0.65, 0.75),
-        drop_paths: tuple[float, ...] = (0.1, 0.2),
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        randaugment: str | None = "rand-m9-mstd0.5-inc1",
+        epochs: PositiveInt = 100,
+        warmup_epochs: NonNegativeFloat = 5.0,
+        search_epochs: PositiveInt | None = 25,
+        batch_size: PositiveInt = 1024,
+        lrs: Rates = (5e-4, 1e-3),
+        layer_decays: Annotated[tuple[Fraction, ...], NonEmpty()] = (0.65, 0.75),
+        drop_paths: Annotated[tuple[ProperFraction, ...], NonEmpty()] = (0.1, 0.2),
+        mixup: NonNegativeFloat = 0.8,
+        cutmix: NonNegativeFloat = 1.0,
+        randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
         pooling: Literal["avg", "cls"] = "avg",
-        precision: str = "auto",
-        seed: int = 0,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         self.epochs = epochs
         self.warmup_epochs = warmup_epochs

@@ -19,6 +19,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.pretraining.ema_teacher import EMATeacher
@@ -44,14 +45,14 @@ class BYOL(Method):
     def __init__(
         self,
         backbone: Backbone,
-        momentum: float = 0.996,
-        hidden_dim: int = 4096,
-        projection_dim: int = 256,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
-        grayscale: float = 0.2,
-        blur: tuple[float, float] = (1.0, 0.1),
-        solarize: tuple[float, float] = (0.0, 0.2),
-        crop_scale: float = 0.08,
+        momentum: UnitInterval = 0.996,
+        hidden_dim: Width = 4096,
+        projection_dim: Width = 256,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.4, 0.4, 0.2, 0.1),
+        grayscale: UnitInterval = 0.2,
+        blur: tuple[UnitInterval, UnitInterval] = (1.0, 0.1),
+        solarize: tuple[UnitInterval, UnitInterval] = (0.0, 0.2),
+        crop_scale: Fraction = 0.08,
         optim: Optim = Optim("lars", base_lr=0.2, weight_decay=1.5e-6, warmup_epochs=10),
     ) -> None:
         super().__init__(backbone, optim)

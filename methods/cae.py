@@ -21,13 +21,22 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import (
+    Depth,
+    Fraction,
+    NonNegativeFloat,
+    OpenUnitInterval,
+    PathText,
+    PositiveInt,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.cae_regressor import PretextNeck
 from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.models.tokenizers import PatchTokens, load_tokenizer
-from ssl_bench.pretraining.masks import block_masks, hidden_mask
+from ssl_bench.pretraining.masks import block_masks, hidden_mask, require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
@@ -64,17 +73,17 @@ class CAE(Method):
     def __init__(
         self,
         backbone: Backbone,
-        tokenizer: str = "pixels",
-        mask_ratio: float = 0.5,
-        decoder_dim: int = 768,
-        regressor_depth: int = 4,
-        decoder_depth: int = 4,
-        decoder_heads: int = 12,
-        layer_scale: float = 0.1,
-        align_weight: float = 2.0,
+        tokenizer: PathText = "pixels",
+        mask_ratio: OpenUnitInterval = 0.5,
+        decoder_dim: Width = 768,
+        regressor_depth: Depth = 4,
+        decoder_depth: Depth = 4,
+        decoder_heads: PositiveInt = 12,
+        layer_scale: NonNegativeFloat = 0.1,
+        align_weight: NonNegativeFloat = 2.0,
         stale_target: bool = False,
         fix_init: bool = False,
-        crop_scale: float = 0.08,
+        crop_scale: Fraction = 0.08,
         statistics: tuple[tuple[float, ...], tuple[float, ...]] = IDENTITY,
         optim: Optim = Optim("adamw", 1.5e-3, "none", schedule="cosine_dino", warmup_epochs=20, min_lr=1e-5, clip=3.0),
     ) -> None:
@@ -84,6 +93,7 @@ class CAE(Method):
         if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
             name = backbone.options.name
             raise UserError(f"cae needs a class token and absolute positions; for {name}: simmim, simclr")
+        require_patches(backbone, "cae")
         patches = backbone.grid**2
         self.hidden = round(patches * mask_ratio)  # M
         if not 0 < self.hidden < patches:

@@ -14,13 +14,22 @@ answers are added up for local views, which makes one softmax per crop.
 
 from collections import OrderedDict
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views, multi_crop
+from ssl_bench.config.constraints import (
+    ImageSize,
+    NonNegativeInt,
+    PositiveFloat,
+    Range,
+    ScaleRange,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -58,23 +67,23 @@ class DINO(Method):
     def __init__(
         self,
         backbone: Backbone,
-        prototypes: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        prototypes: Annotated[int, Range(min=1, max=10_000_000)] = 65536,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         norm_last_layer: bool = False,
-        student_temp: float = 0.1,
-        teacher_temp: float = 0.07,
-        warmup_teacher_temp: float = 0.04,
-        warmup_teacher_temp_epochs: int = 30,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: int = 1,
-        global_scale: tuple[float, float] = (0.25, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.25),
-        local_views: int = 10,
-        local_size: int | None = None,
-        blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
-        solarize: float = 0.2,
+        student_temp: PositiveFloat = 0.1,
+        teacher_temp: PositiveFloat = 0.07,
+        warmup_teacher_temp: PositiveFloat = 0.04,
+        warmup_teacher_temp_epochs: NonNegativeInt = 30,
+        center_momentum: UnitInterval = 0.9,
+        momentum: UnitInterval = 0.996,
+        freeze_last_layer: NonNegativeInt = 1,
+        global_scale: ScaleRange = (0.25, 1.0),
+        local_scale: ScaleRange = (0.05, 0.25),
+        local_views: Annotated[int, Range(min=0, max=100)] = 10,
+        local_size: ImageSize | None = None,
+        blur: tuple[UnitInterval, UnitInterval, UnitInterval] = (1.0, 0.1, 0.5),
+        solarize: UnitInterval = 0.2,
         optim: Optim = Optim(
             "adamw",
             base_lr=5e-4,

@@ -11,13 +11,14 @@ cosine from 1 to 1/16, crops of the image, random flips, AdamW's weight decay. O
 logit-Laplace distribution, the rate, and that the KL is a mean over places; its weight is 0, as in the reference code.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Depth, Fraction, ImageSize, NonNegativeFloat, PositiveFloat, Range, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.tokenizers import DiscreteVAE
@@ -50,17 +51,17 @@ class DVAE(Method):
 
     def __init__(
         self,
-        img_size: int | None = None,
-        vocabulary: int = 8192,
-        dim: int = 512,
-        hidden_dim: int = 256,
-        layers: int = 3,
-        blocks: int = 2,
-        temperature: float = 1.0,
-        final_temperature: float = 1 / 16,
-        kl_weight: float = 0.0,
+        img_size: ImageSize | None = None,
+        vocabulary: Annotated[int, Range(min=2, max=1_000_000)] = 8192,
+        dim: Width = 512,
+        hidden_dim: Width = 256,
+        layers: Annotated[int, Range(min=1, max=10)] = 3,
+        blocks: Depth = 2,
+        temperature: PositiveFloat = 1.0,
+        final_temperature: PositiveFloat = 1 / 16,
+        kl_weight: NonNegativeFloat = 0.0,
         distance: Literal["l2", "l1"] = "l2",
-        crop_scale: float = 0.08,
+        crop_scale: Fraction = 0.08,
         image_size: int = 32,
         optim: Optim = Optim("adamw", base_lr=3e-4, scaling="none", weight_decay=1e-4, warmup_epochs=0),
     ) -> None:

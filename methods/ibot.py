@@ -16,20 +16,31 @@ the teacher's prototypes too: their mean answer to all patches is that to the me
 """
 
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views, multi_crop
+from ssl_bench.config.constraints import (
+    ImageSize,
+    NonEmpty,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Range,
+    ScaleRange,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, Prototypes, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
-from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks
+from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks, require_patches
 from ssl_bench.pretraining.method import Method
 
 
@@ -72,34 +83,34 @@ class IBOT(Method):
     def __init__(
         self,
         backbone: Backbone,
-        prototypes: int = 8192,
-        patch_prototypes: int | None = None,
+        prototypes: Annotated[int, Range(min=1, max=10_000_000)] = 8192,
+        patch_prototypes: Annotated[int, Range(min=1, max=10_000_000)] | None = None,
         shared_head: bool = True,
         shared_head_teacher: bool = True,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         norm_last_layer: bool = False,
-        mask_ratio: tuple[float, ...] = (0.0, 0.3),
-        mask_spread: tuple[float, ...] = (0.0, 0.2),
+        mask_ratio: Annotated[tuple[UnitInterval, ...], NonEmpty()] = (0.0, 0.3),
+        mask_spread: tuple[UnitInterval, ...] = (0.0, 0.2),
         mask_shape: Literal["block", "rand"] = "block",
-        mask_start_epoch: int = 0,
-        cls_weight: float = 1.0,
-        patch_weight: float = 1.0,
-        student_temp: float = 0.1,
-        teacher_temp: float = 0.07,
-        warmup_teacher_temp: float = 0.04,
-        teacher_patch_temp: float = 0.07,
-        warmup_teacher_patch_temp: float = 0.04,
-        warmup_teacher_temp_epochs: int = 30,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: int = 1,
-        global_scale: tuple[float, float] = (0.25, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.25),
-        local_views: int = 10,
-        local_size: int | None = None,
-        blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
-        solarize: float = 0.2,
+        mask_start_epoch: NonNegativeInt = 0,
+        cls_weight: NonNegativeFloat = 1.0,
+        patch_weight: NonNegativeFloat = 1.0,
+        student_temp: PositiveFloat = 0.1,
+        teacher_temp: PositiveFloat = 0.07,
+        warmup_teacher_temp: PositiveFloat = 0.04,
+        teacher_patch_temp: PositiveFloat = 0.07,
+        warmup_teacher_patch_temp: PositiveFloat = 0.04,
+        warmup_teacher_temp_epochs: NonNegativeInt = 30,
+        center_momentum: UnitInterval = 0.9,
+        momentum: UnitInterval = 0.996,
+        freeze_last_layer: NonNegativeInt = 1,
+        global_scale: ScaleRange = (0.25, 1.0),
+        local_scale: ScaleRange = (0.05, 0.25),
+        local_views: Annotated[int, Range(min=0, max=100)] = 10,
+        local_size: ImageSize | None = None,
+        blur: tuple[UnitInterval, UnitInterval, UnitInterval] = (1.0, 0.1, 0.5),
+        solarize: UnitInterval = 0.2,
         optim: Optim = Optim(
             "adamw",
             base_lr=5e-4,
@@ -115,6 +126,7 @@ class IBOT(Method):
         super().__init__(backbone, optim)
         if not (backbone.is_vit or backbone.is_swin):
             raise UserError("ibot needs a ViT or Swin, whose patches can be hidden; for a ResNet: dino, byol, simclr")
+        require_patches(backbone, "ibot")
         if min(student_temp, teacher_temp, warmup_teacher_temp, teacher_patch_temp, warmup_teacher_patch_temp) <= 0:
             raise UserError("--method.student_temp and the teacher's temperatures must be above 0")
         if shared_head and not shared_head_teacher:

@@ -19,11 +19,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Depth, Fraction, OpenUnitInterval, PositiveInt, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.patches import patchify, sincos_positions
-from ssl_bench.pretraining.masks import block_masks, hidden_mask
+from ssl_bench.pretraining.masks import block_masks, hidden_mask, require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction, of_pixels
 
@@ -47,12 +48,12 @@ class MAE(Method):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.75,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
+        mask_ratio: OpenUnitInterval = 0.75,
+        decoder_dim: Width = 512,
+        decoder_depth: Depth = 8,
+        decoder_heads: PositiveInt = 16,
         norm_pix: bool = True,
-        crop_scale: float = 0.2,
+        crop_scale: Fraction = 0.2,
         mask_sampling: Literal["random", "block", "grid"] = "random",
         encoder_mask_tokens: bool = False,
         optim: Optim = Optim("adamw", base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),
@@ -63,6 +64,7 @@ class MAE(Method):
         if backbone.has_relative_positions or backbone.model.cls_token is None or backbone.model.pos_embed is None:
             name = backbone.options.name
             raise UserError(f"mae needs a class token and absolute positions; for {name}: simmim, simclr")
+        require_patches(backbone, "mae")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         if min(decoder_dim, decoder_heads) < 1 or decoder_dim % decoder_heads:

@@ -11,13 +11,14 @@ Here and not there: running variances are PyTorch's unbiased ones; the blur's wi
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, PositiveFloat, Range, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -43,12 +44,12 @@ class SimCLR(Method):
     def __init__(
         self,
         backbone: Backbone,
-        temperature: float = 0.1,
-        projection_dim: int = 128,
-        color_strength: float = 1.0,
-        grayscale: float = 0.2,
-        blur: float = 0.5,
-        crop_scale: float = 0.08,
+        temperature: PositiveFloat = 0.1,
+        projection_dim: Width = 128,
+        color_strength: Annotated[float, Range(min=0, max=2.5)] = 1.0,
+        grayscale: UnitInterval = 0.2,
+        blur: UnitInterval = 0.5,
+        crop_scale: Fraction = 0.08,
         standardize: bool = False,
         optim: Optim = Optim("lars_tf", base_lr=0.3, weight_decay=1e-6, warmup_epochs=10),
     ) -> None:

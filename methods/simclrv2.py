@@ -12,13 +12,14 @@ Loss, head's norms, initialisation and pixels in [0, 1] are those of SimCLR's co
 Not here: the paper's memory of negatives with a momentum encoder (about 1 %), which the code does not have either.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, PositiveFloat, Range, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.simclr import contrast, initialize_convolutions, projection_head
@@ -45,13 +46,13 @@ class SimCLRv2(Method):
     def __init__(
         self,
         backbone: Backbone,
-        temperature: float = 0.1,
-        projection_dim: int = 128,
-        projection_layers: int = 3,
-        color_strength: float = 1.0,
-        grayscale: float = 0.2,
-        blur: float = 0.5,
-        crop_scale: float = 0.08,
+        temperature: PositiveFloat = 0.1,
+        projection_dim: Width = 128,
+        projection_layers: Annotated[int, Range(min=1, max=100)] = 3,
+        color_strength: Annotated[float, Range(min=0, max=2.5)] = 1.0,
+        grayscale: UnitInterval = 0.2,
+        blur: UnitInterval = 0.5,
+        crop_scale: Fraction = 0.08,
         standardize: bool = False,
         optim: Optim = Optim("lars_tf", base_lr=0.1, scaling="sqrt", weight_decay=1e-4, warmup_epochs=40),
     ) -> None:

@@ -16,13 +16,14 @@ LARS scales and decays the classifier as every layer: plain steps at pretraining
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, PathText, PositiveFloat, Range, UnitInterval
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -52,12 +53,12 @@ class SimCLRv2Distill(Method):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: str = "",
-        temperature: float = 1.0,
+        teacher: PathText = "",
+        temperature: PositiveFloat = 1.0,
         squared: bool = True,
-        alpha: float = 1.0,
-        head_layers: int = 0,
-        crop_scale: float = 0.08,
+        alpha: UnitInterval = 1.0,
+        head_layers: Annotated[int, Range(min=0, max=100)] = 0,
+        crop_scale: Fraction = 0.08,
         optim: Optim = Optim("lars_tf", base_lr=0.1, scaling="sqrt", weight_decay=1e-4, warmup_epochs=20),
     ) -> None:
         super().__init__(backbone, optim)

@@ -13,12 +13,13 @@ weight decay, if there is any, is in the loss; it starts at 0. Views are crops a
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, Range
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -47,8 +48,8 @@ class SimCLRv2Finetune(Method):
         self,
         backbone: Backbone,
         classes: int,
-        head_layers: int = 1,
-        crop_scale: float = 0.08,
+        head_layers: Annotated[int, Range(min=0, max=100)] = 1,
+        crop_scale: Fraction = 0.08,
         standardize: bool = False,
         optim: Optim = Optim("lars_tf", base_lr=0.005, scaling="sqrt", weight_decay=0.0, warmup_epochs=0),
     ) -> None:

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, OpenUnitInterval, PositiveInt
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.patches import patchify, unpatchify
+from ssl_bench.pretraining.masks import require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.reconstruction import Reconstruction
 
@@ -44,9 +46,9 @@ class SimMIM(Method):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.6,
-        mask_cell: int | None = None,
-        crop_scale: float = 0.67,
+        mask_ratio: OpenUnitInterval = 0.6,
+        mask_cell: PositiveInt | None = None,
+        crop_scale: Fraction = 0.67,
         optim: Optim = Optim(
             "adamw",
             base_lr=1e-4,
@@ -65,6 +67,7 @@ class SimMIM(Method):
         if size % stride:
             rule = f"is no multiple of an output token's {stride} px"
             raise UserError(f"--backbone.img_size {size} {rule}: try {math.ceil(size / stride) * stride}")
+        require_patches(backbone, "simmim")
         if not 0 < mask_ratio < 1:
             raise UserError(f"--method.mask_ratio {mask_ratio} must lie between 0 and 1")
         self.mask_cell = fitting_cell(backbone, mask_cell)

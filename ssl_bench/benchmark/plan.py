@@ -18,6 +18,7 @@ from typing import Any
 from ssl_bench.config import registry
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
+from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.cached_results import remaining
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
@@ -173,7 +174,7 @@ def _jobs(
         options["init"] = previous
     options = {name: previous if value == PREVIOUS else value for name, value in options.items()}
     argv = tuple(f"--{key}={_text(value)}" for key, value in options.items() if value is not None)
-    config = parse_fit(argv).config
+    config = parse_fit(argv, look=image_summary).config
     if "backbone" not in config:
         what = f"methods: {method} makes a tokenizer, which is not evaluated"
         raise UserError(f"{what}: run `ssl-bench fit` for it first, and name its folder as a tokenizer")

@@ -23,6 +23,7 @@ from jsonargparse import Namespace
 
 from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.config import registry
+from ssl_bench.config.constraints import PositiveInt
 from ssl_bench.config.layers import read_yaml, split_argv
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.console import say
@@ -32,6 +33,13 @@ from ssl_bench.records.files import write_json, write_text
 from ssl_bench.runtime.watchdog import marked_child
 
 DEFAULT = "demo"
+USUAL = ("config", "jobs", "dry_run", "estimate", "retry_failed", "runs", "wandb", "help", "help_all")
+EXAMPLES = """
+examples:
+  ssl-bench benchmark                                  the demo: all methods on embedded images
+  ssl-bench benchmark -c cifar10-minutes --dry-run     the plan, and how long it will take here
+  ssl-bench benchmark -c my.yaml --jobs 2              a file of your own (docs/benchmarks.md)
+"""
 SHOWN_LINES = 5  # of a failed job's log
 
 
@@ -75,9 +83,17 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
         UserError: The file is missing, or names something there is not.
     """
     files, _, flags = split_argv(argv)
-    parser = Parser(prog="ssl-bench benchmark", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(
+        prog="ssl-bench benchmark",
+        description="Pretrain, evaluate and rank what a file lists: methods x data x backbones x seeds x any option."
+        " What is done is skipped, so the same command goes on where it was stopped.",
+        usage="ssl-bench benchmark [-c FILE] [--jobs N] [--dry-run] [--runs DIR]",
+    )
+    parser.usual, parser.examples = USUAL, EXAMPLES
     common_arguments(parser)
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; they share the CPU's cores or GPUs")
+    parser.add_argument(
+        "--jobs", type=PositiveInt, default=1, help="processes at a time; they share the CPU's cores or GPUs"
+    )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", dest="dry_run", help="print the plan and stop")
     without = (
         "with --dry-run: the plan alone, at once; otherwise a few steps of each kind of run tell how long it takes"
@@ -86,8 +102,6 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     retry = "take up what failed when this benchmark was run before"
     parser.add_argument("--retry-failed", "--retry_failed", action="store_true", dest="retry_failed", help=retry)
     given = parser.parse_args(flags)
-    if given.jobs < 1:
-        raise UserError(f"--jobs {given.jobs}: at least 1")
     tree: dict[str, Any] = {}
     for file in files or [find_file(DEFAULT)]:
         tree |= read_yaml(find_file(str(file)))

@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ssl_bench.config.constraints import PathText, checked, plain_type
+from ssl_bench.config.help import describe
 from ssl_bench.errors import UserError, near
 
 COMMANDS = {
@@ -29,6 +33,28 @@ def refuse(parser: argparse.ArgumentParser) -> Any:
         raise UserError(message + (near(unknown[0], options) if unknown else ""))
 
     return error
+
+
+def typed(annotation: Any) -> Callable[[str], Any]:
+    """For argparse's `type=`: text becomes a value that is held to all that a type says (`config/constraints.py`)."""
+    plain = plain_type(annotation)
+
+    def convert(text: str) -> Any:
+        try:
+            value = plain(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:60]} must be {describe(annotation)}") from None
+        try:
+            return checked(annotation, value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text[:60]} {error}") from None
+
+    return convert
+
+
+def path(text: str) -> Path:
+    """The same for paths: `~` is expanded, and web addresses are refused."""
+    return Path(typed(PathText)(text))
 
 
 def import_torch() -> None:

@@ -2,10 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any, cast
 
-from ssl_bench.cli.commands import COMMANDS, import_torch, refuse
+from ssl_bench.cli.commands import COMMANDS, import_torch, path, refuse, typed
+from ssl_bench.config.constraints import Device, PositiveInt
 
 
 def main(argv: list[str]) -> int:
@@ -13,12 +13,16 @@ def main(argv: list[str]) -> int:
     from ssl_bench.config.parser import wandb_options
 
     parser = argparse.ArgumentParser("ssl-bench figures", description=COMMANDS["figures"], allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders, or folders of them")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=path, help="run folders, or folders of them")
     parser.add_argument("--only", metavar="NAME,...", help="some of the pictures (default: all that make sense)")
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="images in each picture (default: 8)")
+    parser.add_argument(
+        "--images", type=typed(PositiveInt), default=8, metavar="N", help="images in each picture (default: 8)"
+    )
     parser.add_argument("--data", metavar="NAME", help="other images than the run's own; an imported run has none")
-    parser.add_argument("--data.root", dest="root", metavar="DIR", help="where the images are on this machine")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--data.root", dest="root", type=path, metavar="DIR", help="where the images are on this machine"
+    )
+    parser.add_argument("--device", type=typed(Device), default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--force", action="store_true", help="draw again what is current")
     modes = ["off", "auto", "online", "offline"]
     parser.add_argument("--wandb", default="off", choices=modes, help="send them to the run's own W&B run")
@@ -39,7 +43,8 @@ def main(argv: list[str]) -> int:
     from ssl_bench.tracking.wandb_results import logged
 
     only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
-    data = {key: value for key, value in (("name", given.data), ("root", given.root)) if value is not None}
+    root = str(given.root) if given.root is not None else None
+    data = {key: value for key, value in (("name", given.data), ("root", root)) if value is not None}
     for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force)):
         with logged(folder.parent, wandb):  # all that the run folder holds by now
             pass

@@ -1,9 +1,9 @@
 """`ssl-bench import`."""
 
 import argparse
-from pathlib import Path
 
-from ssl_bench.cli.commands import import_torch, refuse
+from ssl_bench.cli.commands import import_torch, path, refuse, typed
+from ssl_bench.config.constraints import ImageSize, PositiveInt
 from ssl_bench.errors import UserError
 
 
@@ -17,12 +17,16 @@ def main(argv: list[str]) -> int:
         " nothing in them is run. The last line of standard output is the folder.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors, or a folder that timm can load")
+    parser.add_argument("file", metavar="FILE", type=path, help=".pth, .safetensors, or a folder that timm can load")
     parser.add_argument("--format", required=True, help=" | ".join(FORMATS))
-    parser.add_argument("-o", "--output", required=True, metavar="RUN", type=Path, help="the run folder to make")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", type=path, help="the run folder to make")
     parser.add_argument("--backbone", metavar="NAME", help="for --format timm: timm's name of the network")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the file does not say")
-    parser.add_argument("--img-size", type=int, metavar="N", help="pixels of the input, where the file does not say")
+    parser.add_argument(
+        "--heads", type=typed(PositiveInt), metavar="N", help="attention heads, where the file does not say"
+    )
+    parser.add_argument(
+        "--img-size", type=typed(ImageSize), metavar="N", help="pixels of the input, where the file does not say"
+    )
     parser.add_argument("--encoder-only", action="store_true", help="leave what only pretraining needs")
     parser.add_argument("--data", default="unknown", metavar="TITLE", help="what it was pretrained on, for the record")
     parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
@@ -39,9 +43,6 @@ def main(argv: list[str]) -> int:
         else:
             method[option.removeprefix("--method.")] = value if equals else queue.pop(0)
     given = parser.parse_args(rest)
-    for option in ("heads", "img_size"):
-        if getattr(given, option) is not None and getattr(given, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(given, option)} must be at least 1")
     import_torch()
     from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
 

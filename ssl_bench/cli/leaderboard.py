@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ssl_bench.cli.commands import COMMANDS, refuse
+from ssl_bench.cli.commands import COMMANDS, path, refuse
 from ssl_bench.errors import UserError
 
 
@@ -11,16 +11,16 @@ def main(argv: list[str]) -> int:
     from ssl_bench.leaderboard.render import FORMATS, checked_format, leaderboard, write_page
 
     parser = argparse.ArgumentParser("ssl-bench leaderboard", description=COMMANDS["leaderboard"], allow_abbrev=False)
-    parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=Path, help="run folders, or folders of them")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
+    parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=path, help="run folders, or folders of them")
+    parser.add_argument("--runs", type=path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
     parser.add_argument("--format", help=" | ".join(FORMATS) + " (default: table)")
     parser.add_argument("--by", default="views", help="budget that a block shares: views (default) | epochs | nothing")
     help_output = "write to this file, or for html to index.html in this folder; by default to standard output"
-    parser.add_argument("--output", type=Path, help=help_output)
+    parser.add_argument("--output", type=path, help=help_output)
     help_images = "figures of the runs on a page: beside it (default) | embed | none; on standard output none"
     parser.add_argument("--images", help=help_images)
     help_published = "CSV or YAML of published numbers to show: method, data, backbone, protocol, value, source"
-    parser.add_argument("--published", type=Path, metavar="FILE", help=help_published)
+    parser.add_argument("--published", type=path, metavar="FILE", help=help_published)
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="log it there, with a report; a report.json: that")
     parser.error = refuse(parser)  # type: ignore[method-assign]
     given = parser.parse_args(argv)

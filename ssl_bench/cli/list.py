@@ -9,6 +9,14 @@ from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
 KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
+MOST_NAMES = 12  # of a kind on one line
+MEANT = {  # what people call the kinds -> what they are called here
+    **dict.fromkeys(("models", "model", "networks", "architectures"), "backbones"),
+    **dict.fromkeys(("protocols", "protocol", "probes"), "evaluations"),
+    **dict.fromkeys(("datasets", "dataset", "images"), "data"),
+    **dict.fromkeys(("configs", "presets"), "recipes"),
+    **dict.fromkeys(("studies", "suites"), "benchmarks"),
+}
 
 
 def listing(kind: str) -> Iterator[str]:
@@ -42,11 +50,18 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("ssl-bench list", description="What there is.", allow_abbrev=False)
-    parser.add_argument("kind", metavar="KIND", help=" | ".join(KINDS))
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"{' | '.join(KINDS)}; all kinds when not given")
     parser.error = refuse(parser)  # type: ignore[method-assign]
     kind = parser.parse_args(argv).kind
+    if kind is None:
+        for each in KINDS:
+            names = [line.split()[0] for line in listing(each)]
+            shown = ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])}, ..."
+            print(f"{each} ({len(names)}, `ssl-bench list {each}` explains them): {shown}")
+        return 0
     if kind not in KINDS:
-        raise UserError(f"nothing called {kind!r}{near(kind, KINDS)} ({', '.join(KINDS)})")
+        hint = f"; did you mean {MEANT[kind]!r}?" if kind in MEANT else near(kind, KINDS)
+        raise UserError(f"nothing called {kind!r}{hint} ({', '.join(KINDS)})")
     for line in listing(kind):
         print(line)
     return 0

@@ -6,10 +6,18 @@ import keyword
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import ssl_bench
-from ssl_bench.cli.commands import COMMANDS
+from ssl_bench.cli.commands import COMMANDS, refuse
 from ssl_bench.errors import UserError, near
+
+EXAMPLES = """examples:
+  ssl-bench list methods
+  ssl-bench fit --method simclr              pretrain on embedded images; prints its run folder
+  ssl-bench evaluate runs/simclr-... pixels  measure it, beside raw pixels
+  ssl-bench leaderboard                      all results in one table
+  ssl-bench COMMAND --help                   options and examples of a command"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,9 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    top = argparse.ArgumentParser("ssl-bench", description=ssl_bench.__doc__, allow_abbrev=False)
+    top = argparse.ArgumentParser(
+        "ssl-bench",
+        description="A benchmark of self-supervised visual pretraining: pretrain, evaluate, compare.",
+        epilog=EXAMPLES,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=16, width=110),
+        allow_abbrev=False,
+    )
+    top.error = refuse(top)  # type: ignore[method-assign]
     top.add_argument("--version", action="version", version=f"ssl-bench {ssl_bench.__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         commands.add_parser(name, help=help_text, add_help=False)
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:

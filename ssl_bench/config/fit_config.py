@@ -7,7 +7,7 @@ messages.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,26 @@ import yaml
 from jsonargparse import Namespace
 
 from ssl_bench.config import registry, signatures
+from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
-from ssl_bench.errors import UserError, near
-from ssl_bench.records.run_folder import data_title
+from ssl_bench.config.recipes import Images, Recipe, fit_to, recipe_for, recipe_named
 
-
-def recipe_for(method: str, data: Mapping[str, Any], asked: str | None) -> tuple[str, Path] | None:
-    """The recipe asked for, else the method's for these images, else the method's own."""
-    known = dict(registry.recipes())
-    if asked:
-        if asked.endswith((".yaml", ".yml")):
-            return Path(asked).stem, Path(asked)
-        if asked not in known:
-            raise UserError(f"no recipe {asked!r}{near(asked, known)} (ssl-bench list recipes)")
-        return asked, known[asked]
-    own = f"{method}-{data_title(dict(data))}"  # a folder called `finetune` must not make simclrv2 another method
-    for name in (own if own not in registry.names("methods") else method, method):
-        if name in known:
-            return name, known[name]
-    return None
+USUAL = (
+    *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
+    *("trainer.max_epochs", "data.batch_size", "optim.base_lr", "optim.warmup_epochs", "data.image_size"),
+    *("backbone.patch_size", "trainer.accelerator", "trainer.devices", "trainer.precision", "data.num_workers"),
+    *("seed", "runs", "config", "wandb", "print_config", "help", "help_all"),
+)
+EXAMPLES = """
+examples:
+  ssl-bench fit --method simclr                                    embedded images, minutes on a laptop
+  ssl-bench fit --method mae --data cifar10 --data.download true
+  ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
+  ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
+  ssl-bench fit --method mae --help-all                            every option, the method's own too
+"""
 
 
 def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
@@ -44,7 +43,8 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     description = "Pretrain a backbone. The last line of standard output is the run's folder."
     usage = f"{prog} --method NAME [--data NAME] [--backbone NAME] [-c FILE] [--GROUP.OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description, usage=usage)
-    parser.add_argument("--method.name", help="what to pretrain with; --method NAME for short (ssl-bench list methods)")
+    parser.usual, parser.examples, parser.shown_groups = USUAL, EXAMPLES, ("method",)
+    parser.add_argument("--method.name", help="what to pretrain with (ssl-bench list methods)")
     optim, pretrains = Optim(), True
     if method is not None:
         found = registry.find("methods", method)
@@ -61,16 +61,18 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     parser.add_class_arguments(TrainerOptions, "trainer")
     parser.add_class_arguments(ProbeOptions, "probe")
     help_init = "start from the weights of this run, not from random ones"
-    parser.add_argument("--init", type=str | None, metavar="RUN", help=help_init)
-    parser.add_argument("--seed", type=int, default=0, help="seeds weights, order, views and masks")
+    parser.add_argument("--init", type=PathText | None, metavar="RUN", help=help_init)
+    parser.add_argument("--seed", type=Seed, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
-    parser.add_argument("--recipe", help="numbers to start from; by default the method's for the data, or as published")
+    parser.add_argument(
+        "--recipe", help="numbers to start from; by default the method's for such images (list recipes)"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
     return parser
 
 
 NOT_CONFIG = (
-    *("config", "runs", "recipe", "print_config"),
+    *("config", "runs", "recipe", "print_config", "help_all"),
     *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
 )
 
@@ -85,6 +87,8 @@ class FitConfig:
         recipe: Name of the recipe it started from, for people.
         wandb: Whether and where it is logged to W&B.
         print_config: Only print it.
+        images: What is known of its images before they are opened.
+        notes: Lines for people: why this recipe, and what of it was left out.
     """
 
     config: dict[str, Any]
@@ -92,24 +96,39 @@ class FitConfig:
     recipe: str | None
     wandb: WandbOptions
     print_config: bool
+    images: Images = Images()
+    notes: tuple[str, ...] = ()
 
 
-def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> FitConfig:
+def parse_fit(
+    argv: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    look: Callable[[Mapping[str, Any]], Images] | None = None,
+) -> FitConfig:
     """Configuration of a `fit` command line.
 
+    Args:
+        argv: The command line, less `ssl-bench fit`.
+        environ: Environment variables.
+        look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
+            their name alone when not given.
+
     Raises:
-        UserError: An unknown name or a file that cannot be read.
+        UserError: An unknown name, a file that cannot be read, or options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
     files, named, flags = split_argv(argv)
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
     given.append(("flags", named))
-    peek = stack(given).values
-    method = peek.get("method.name")
-    root = flag_value(flags, "--data.root") or peek.get("data.root")
-    data = {"name": peek.get("data.name", DataOptions.name), "root": root}
-    recipe = recipe_for(method, data, peek.pop("recipe", None)) if method else None
-    start = [(f"recipe {recipe[0]}", flatten(read_yaml(recipe[1]), str(recipe[1])))] if recipe else []
+    users = stack(given).values
+    method, asked = users.get("method.name"), users.pop("recipe", None)
+    set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
+    data = {"name": users.get("data.name", DataOptions.name), "root": set_by_user.get("data.root")}
+    explains = "--help" in flags or "-h" in flags or "--help-all" in flags
+    images = look(data) if look is not None and not explains else Images(str(data["name"]))
+    recipe = recipe_named(str(asked)) if asked else recipe_for(method, images) if method else None
+    notes: list[str] = []
+    start = _start(method, recipe, images, set_by_user, notes) if method else []
     layers = stack([*start, *given])
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
@@ -119,13 +138,50 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
     if method is None:
         parser.error(f"which method? --method {' | '.join(registry.names('methods'))}")
+    config = plain(namespace)
+    Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
-        config=plain(namespace),
+        config=config,
         runs=Path(namespace.runs),
-        recipe=recipe[0] if recipe else None,
+        recipe=recipe.name if recipe else None,
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
+        images=images,
+        notes=tuple(notes),
     )
+
+
+# Options of the user's that say what of a recipe still fits.
+WATCHED = ("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr")
+WATCHED += ("trainer.accumulate_grad_batches", "trainer.max_epochs")
+
+
+def _start(
+    method: str, recipe: Recipe | None, images: Images, given: Mapping[str, Any], notes: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The lowest layer: a recipe, fitted to the images where it was chosen for their size."""
+    if recipe is None:
+        pretrains = signatures.takes(registry.find("methods", method), "backbone")
+        fitted = fit_to({"backbone.name": BackboneOptions.name} if pretrains else {}, "", images, given)
+        return [("the size of the images", fitted)] if fitted else []
+    options = flatten(read_yaml(recipe.file), str(recipe.file))
+    fitted = {name: value for name, value in recipe.fitted.items() if name in options}
+    if recipe.why:
+        fitted |= fit_to(options, recipe.name, images, given)
+        notes.append(f"recipe {recipe.name}, {recipe.why}")
+    batches = "trainer.accumulate_grad_batches"
+    if options.get(batches, 1) != 1 and batches not in given:
+        many = f"--{batches} {options[batches]}"
+        if "data.batch_size" in given:
+            fitted[batches] = 1
+            notes.append(
+                f"recipe {recipe.name}: its {many} is left out, as you give the batch: add it if you want both"
+            )
+        elif "optim.base_lr" in given and batches not in fitted:
+            notes.append(
+                f"recipe {recipe.name}: its {many} stays, and your rate is multiplied for all images of a step"
+            )
+    return [(f"recipe {recipe.name}", options | fitted)]
 
 
 def plain(namespace: Namespace) -> dict[str, Any]:

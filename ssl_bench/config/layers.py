@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ssl_bench.config.constraints import local_path
+from ssl_bench.config.safe_yaml import load_yaml, read_text, refuse_costly
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.records.renamed import OPTIONS
@@ -51,17 +51,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of options.
 
     Raises:
-        UserError: It is missing, is not YAML, or is no mapping.
+        UserError: It cannot be read, is not YAML, grows without end, or is no mapping.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        raise UserError(f"{path} is not YAML{f', line {where.line + 1}' if where else ''}") from None
+    tree = load_yaml(read_text(path), str(path))
     if not isinstance(tree, dict) and tree is not None:
         raise UserError(f"{path} holds no options: it must be a mapping such as `optim: {{base_lr: 0.1}}`")
     return tree or {}
@@ -70,6 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
     """`SSL_BENCH_OPTIM__BASE_LR=1` -> `{optim.base_lr: "1"}`."""
     chosen = {k: v for k, v in environ.items() if k.startswith(ENVIRONMENT)}
+    for name, value in chosen.items():
+        refuse_costly(value, name)
     return {k.removeprefix(ENVIRONMENT).lower().replace("__", "."): v for k, v in chosen.items()}
 
 
@@ -112,7 +106,7 @@ def split_argv(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any], list[st
                     raise UserError(f"{flag} needs a value")
                 value = queue.pop(0)
             if flag in ("-c", "--config"):
-                files.append(Path(value))
+                files.append(Path(checked_path(value, flag)))
             else:
                 named[f"{key}.name" if key in NAMED else key] = value
         elif flag.startswith("--") and key in OPTIONS:
@@ -120,6 +114,18 @@ def split_argv(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any], list[st
         else:
             rest.append(token)
     return files, named, rest
+
+
+def checked_path(text: str, flag: str) -> str:
+    """A path given by a flag, `~` expanded.
+
+    Raises:
+        UserError: It is a web address, or names a user there is not.
+    """
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise UserError(f"{flag} {text} {error}") from None
 
 
 def flag_value(flags: Sequence[str], name: str) -> str | None:

@@ -1,7 +1,29 @@
 """The typed options that every command shares. Torch-free: the command line reads them before anything heavy loads."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from ssl_bench.config.constraints import (
+    Ascending,
+    Fraction,
+    ImageSize,
+    Matching,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    ProperFraction,
+    Range,
+    Seed,
+    Width,
+)
+from ssl_bench.errors import UserError
+
+Devices = Annotated[
+    int | str, Matching(r"auto|-1|[1-9]\d{0,3}|\d{1,3}(,\d{1,3})+", "auto, a number from 1, or a list such as 0,2")
+]
 
 
 @dataclass(frozen=True)
@@ -24,12 +46,12 @@ class BackboneOptions:
     """
 
     name: str = "vit_nano_patch4_32"
-    img_size: int | None = None
-    patch_size: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    drop_path: float = 0.0
+    img_size: ImageSize | None = None
+    patch_size: Annotated[int, Range(min=1, max=512)] | None = None
+    width: Width | None = None
+    depth: Annotated[int, Range(min=1, max=1000)] | None = None
+    num_heads: Annotated[int, Range(min=1, max=1024)] | None = None
+    drop_path: ProperFraction = 0.0
     small_stem: bool | None = None
     timm_args: dict[str, Any] | None = None
     selective_kernel: bool | None = None
@@ -55,15 +77,15 @@ class DataOptions:
     """
 
     name: str = "digits-canvas"
-    root: str | None = None
+    root: PathText | None = None
     download: bool = False
-    batch_size: int = 256
-    num_workers: int = 2
-    image_size: int | None = None
-    val_fraction: float = 0.1
-    split_seed: int = 0
+    batch_size: Annotated[int, Range(min=1, max=1_000_000)] = 256
+    num_workers: Annotated[int, Range(min=0, max=1024)] = 2
+    image_size: ImageSize | None = None
+    val_fraction: ProperFraction = 0.1
+    split_seed: Seed = 0
     strict: bool = False
-    label_fraction: float | None = None
+    label_fraction: Fraction | None = None
 
 
 @dataclass(frozen=True)
@@ -90,19 +112,25 @@ class Optim:
     """
 
     name: Literal["adamw", "sgd", "lars", "lars_tf"] = "adamw"
-    base_lr: float = 1e-3
+    base_lr: PositiveFloat = 1e-3
     scaling: Literal["linear", "sqrt", "none"] = "linear"
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.05
+    weight_decay_end: NonNegativeFloat | None = None
+    momentum: ProperFraction = 0.9
+    betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.999)
     schedule: Literal["cosine", "cosine_dino", "cosine_simmim", "steps_simmim"] = "cosine"
-    warmup_epochs: float = 10.0
-    warmup_lr: float = 0.0
-    min_lr: float = 0.0
-    milestones: tuple[float, ...] = ()
-    clip: float | None = None
+    warmup_epochs: NonNegativeFloat = 10.0
+    warmup_lr: NonNegativeFloat = 0.0
+    min_lr: NonNegativeFloat = 0.0
+    milestones: Annotated[tuple[PositiveFloat, ...], Ascending()] = ()
+    clip: PositiveFloat | None = None
     clip_per: Literal["model", "tensor"] = "model"
+
+    def __post_init__(self) -> None:
+        floor = self.min_lr if self.schedule != "steps_simmim" else 0.0  # which has none
+        for name, rate in (("min_lr", floor), ("warmup_lr", self.warmup_lr)):
+            if rate > self.base_lr:
+                raise UserError(f"--optim.{name} {rate:g} is above --optim.base_lr {self.base_lr:g}: lower it")
 
 
 @dataclass(frozen=True)
@@ -112,11 +140,11 @@ class TrainerOptions:
     Args:
         max_epochs: Passes over the training images.
         max_steps: Optimiser steps after which to stop, whatever max_epochs says; -1 for no limit.
-        accelerator: auto, cpu, gpu, mps.
-        devices: How many, or which ("0,2"), or auto.
+        accelerator: The kind of device; auto is a GPU where there is one.
+        devices: How many, or which (0,2); -1 for all.
         num_nodes: Machines; start the command on each with torchrun or srun.
-        strategy: auto, ddp, fsdp, ...
-        precision: auto (bf16-mixed on GPUs and CPUs that have it, 32-true elsewhere), 32-true, bf16-mixed, ...
+        strategy: How devices share the work; auto is ddp where there are several.
+        precision: Number format; auto is bf16-mixed on GPUs and CPUs that have it, 32-true elsewhere.
         compile: Compile the network's blocks (torch.compile): some minutes at the start, faster steps on GPUs.
         accumulate_grad_batches: Batches whose gradients make one step.
         sync_batchnorm: Batch norm over the images of all devices, as the papers have it.
@@ -125,18 +153,18 @@ class TrainerOptions:
         fast_dev_run: One batch, nothing written: does it run at all?
     """
 
-    max_epochs: int = 100
-    max_steps: int = -1
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "auto"
+    max_epochs: PositiveInt = 100
+    max_steps: Annotated[int, Range(min=1, also=(-1,))] = -1
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: Devices = "auto"
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
+    precision: Precision = "auto"
     compile: bool = False
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: PositiveInt = 1
     sync_batchnorm: bool = True
-    limit_train_batches: int | float | None = None
-    log_every_n_steps: int = 50
+    limit_train_batches: PositiveInt | Fraction | None = None
+    log_every_n_steps: PositiveInt = 50
     fast_dev_run: bool = False
 
 
@@ -149,8 +177,8 @@ class ProbeOptions:
         images: At most so many training images make the bank, and a quarter as many are queries.
     """
 
-    every_n_epochs: int | None = None
-    images: int = 4096
+    every_n_epochs: NonNegativeInt | None = None
+    images: PositiveInt = 4096
 
 
 @dataclass(frozen=True)

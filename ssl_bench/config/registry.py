@@ -62,6 +62,8 @@ def find(kind: Kind, name: str) -> Found:
     """
     if name in names(kind):
         return names(kind)[name]
+    if "/" in name or name.endswith(".py"):
+        raise UserError(f"no {kind[:-1]} {name!r}: a class is named by its module, my_module.MyClass, not by its file")
     module, _, class_name = name.rpartition(".")
     if module and _importable(module):
         return Found(name, module, class_name)
@@ -119,5 +121,5 @@ def _class_for(file: Path) -> str:
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):  # no such package; no name of a module
         return False

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from ssl_bench.config import options, registry
+from ssl_bench.config import constraints, options, registry
 from ssl_bench.errors import UserError
 
 # What the framework hands to a constructor; not options.
@@ -58,7 +58,7 @@ def read(found: registry.Found) -> type:
 
 
 def _from_class(cls: type) -> tuple[list[tuple[str, Any, Any]], str]:
-    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
     signature = inspect.signature(cls)
     read = [(p.name, hints.get(p.name, p.empty), p.default) for p in signature.parameters.values()]
     return read, inspect.getdoc(cls) or ""
@@ -90,7 +90,12 @@ def _init(tree: ast.Module, class_name: str) -> ast.FunctionDef | None:
 
 def _names(tree: ast.Module) -> Iterator[tuple[str, Any]]:
     """Names that a signature may use: from typing and our options, and constants of the page itself."""
-    known: dict[str, Any] = {"typing": typing, "collections.abc": typing, "ssl_bench.config.options": options}
+    known: dict[str, Any] = {
+        "typing": typing,
+        "collections.abc": typing,
+        "ssl_bench.config.constraints": constraints,
+        "ssl_bench.config.options": options,
+    }
     so_far: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module in known:

@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.config import registry, signatures
+from ssl_bench.config.constraints import Device, Seed
 from ssl_bench.config.layers import environment_layer, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.evaluation.targets import Target, parse_target
 
 DEFAULT_PROTOCOLS = "knn,linear"
+
+USUAL = (
+    *("protocols", "data.name", "data.root", "device", "branch", "force", "seed"),
+    *("runs", "config", "wandb", "help", "help_all"),
+)
+EXAMPLES = """
+examples:
+  ssl-bench evaluate runs/mae-...                                    k-NN and linear probe on the run's own data
+  ssl-bench evaluate runs/mae-... random:runs/mae-... pixels         beside what it started from, and beside raw pixels
+  ssl-bench evaluate runs/mae-... --data cifar100 --protocols knn    transfer to other images
+  ssl-bench evaluate --protocols finetune --help                     with the options of a protocol
+"""
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,16 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument(
         "--protocols", default=DEFAULT_PROTOCOLS, help="with commas, or all (ssl-bench list evaluations)"
     )
+    parser.usual, parser.examples = USUAL, EXAMPLES
+    parser.shown_groups = [name.replace("-", "_") for name in found] if chosen else []
     groups = {}
     for name, page in found.items():
         groups[name] = name.rpartition(".")[2].replace("-", "_")
         parser.add_class_arguments(signatures.read(page), groups[name])
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(BackboneOptions, "backbone")
-    parser.add_argument("--seed", type=int, default=0, help="of a random backbone's weights")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
+    parser.add_argument("--device", type=Device, default="auto", metavar="NAME", help="where networks run")
     parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
     common_arguments(parser)

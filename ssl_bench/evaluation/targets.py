@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_bench.config.layers import checked_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.errors import UserError
 from ssl_bench.records.run import read_run
@@ -32,11 +33,14 @@ class Target:
 
 
 def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
+    kind, colon, rest = name.partition(":")
+    named = kind in ("random", "pixels")  # `random:RUN`, whose path may begin with ~
+    name = f"{kind}{colon}{checked_path(rest, f'{kind}:')}" if named else checked_path(name, "RUN")
     baseline, at, number = name.partition("@")
     kind, _, network = baseline.partition(":")
     if kind in ("random", "pixels") and not Path(name).exists():
-        if at and not number.isdigit():
-            raise UserError(f"{name}: the seed after @ is a number")
+        if at and not (number.isdecimal() and len(number) <= 10 and int(number) < 2**32):
+            raise UserError(f"{name}: the seed after @ is a whole number from 0 to {2**32 - 1}")
         if kind == "random" and not network:
             raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
         if kind == "random" and (Path(network) / "run.json").exists():  # the network that a run started from

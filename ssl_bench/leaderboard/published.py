@@ -52,12 +52,9 @@ def read_published(path: Path) -> list[Published]:
 
 
 def _yaml(path: Path, text: str) -> list[Any]:
-    import yaml
+    from ssl_bench.config.safe_yaml import load_yaml
 
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--published {path} is not YAML: {str(error).partition(chr(10))[0]}") from None
+    found = load_yaml(text, f"--published {path}")
     if not isinstance(found, list):
         raise UserError(f"--published {path} must be a list of entries with {', '.join(FIELDS)}")
     return found

@@ -11,7 +11,28 @@ import math
 import torch
 from torch import Tensor
 
+from ssl_bench.errors import UserError
+from ssl_bench.models.backbone import Backbone
+
+LEAST_SIDE = 3  # patches along a side below which there is next to nothing to predict a hidden one from
 TRIES = 10  # BEiT, iBOT, CAE: so many blocks in a row that do not fit end a mask that may fall short
+
+
+def require_patches(backbone: Backbone, method: str) -> None:
+    """Refuse a network that sees too few patches for any to be hidden.
+
+    Raises:
+        UserError: How many there are, how many are needed, and which patches give them.
+    """
+    size, patch, stride = backbone.img_size, backbone.patch_size, backbone.stride
+    side = size // stride
+    if side >= LEAST_SIDE:
+        return
+    merged = stride // patch  # patches along a side of an output token: 1 but for Swins
+    fitting = [p for p in range(1, patch) if size % (p * merged) == 0 and size // (p * merged) >= LEAST_SIDE]
+    remedy = f"--backbone.patch_size {fitting[-1]}, or larger images" if fitting else "larger images"
+    least = f"at least {LEAST_SIDE**2} ({LEAST_SIDE} x {LEAST_SIDE}) are needed"
+    raise UserError(f"{method} hides patches, and {size} px hold {side**2} of {stride} px; {least}: {remedy}")
 
 
 def block_masks(

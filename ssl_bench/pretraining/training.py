@@ -39,6 +39,7 @@ from ssl_bench.records.files import write_json, write_text
 from ssl_bench.records.run import DataRecord, RunCost, RunInfo, read_run, write_run
 from ssl_bench.records.run_folder import run_folder
 from ssl_bench.runtime.acceleration import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
+from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import SyncNorms
 from ssl_bench.runtime.environment import describe
 from ssl_bench.runtime.precision import peak_memory
@@ -75,6 +76,7 @@ def fit(
         return Fitted(folder, already_done=True)
     prepare_process()
     trainer_options = TrainerOptions(**config["trainer"])
+    check_trainer(trainer_options)
     pl.seed_everything(config["seed"], verbose=False)
     data, method, module = build(config)
     info = _describe_run(config, data, method, command)

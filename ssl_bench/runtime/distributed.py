@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.errors import UserError
+from ssl_bench.runtime.devices import check_device
 
 
 def world_size() -> int:
@@ -36,7 +37,11 @@ def distributed_context(device: str) -> Iterator[str]:
 
     Args:
         device: cpu, cuda, cuda:1, mps; auto for a GPU if there is one, each process its own.
+
+    Raises:
+        UserError: It is not on this machine.
     """
+    check_device(device)
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():

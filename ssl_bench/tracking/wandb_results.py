@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
 from ssl_bench.records.result import Result, recorded_stem
@@ -52,7 +51,7 @@ def identity_of(folder: Path) -> Identity:
     info = read_run(folder)
     options = info.options
     if (folder / "config.yaml").exists():
-        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        options = read_yaml(folder / "config.yaml")
     # Flat names beside the configuration's own, for grouping and filtering without knowing where an option stands.
     flat = {
         "kind": info.kind,

@@ -21,7 +21,7 @@ def test_text_says_what_the_class_says(kind: registry.Kind, name: str) -> None:
     found = registry.find(kind, name)
     cls = registry.load(found)
     read = {f.name: (f.type, f.default_factory()) for f in dataclasses.fields(signatures.read(found))}
-    hints = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)
     parameters = inspect.signature(cls).parameters.values()
     assert read == {p.name: (hints[p.name], p.default) for p in parameters if p.name not in signatures.GIVEN}
     assert inspect.cleandoc(signatures.read(found).__doc__ or "") == inspect.getdoc(cls)

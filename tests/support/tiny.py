@@ -6,6 +6,7 @@ TINY = [
     "--method.decoder_heads=2",
     "--backbone=vit_pico_patch4_32",
     "--backbone.img_size=8",
+    "--backbone.patch_size=2",
     "--backbone.depth=1",
     "--data=digits",
     "--data.batch_size=64",

@@ -1,0 +1,133 @@
+"""A first look at images that are not opened yet: how large they are, and how many. Torch-free, a moment's work."""
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.config.constraints import local_path
+from ssl_bench.config.recipes import SMALL, Images
+from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.errors import UserError, near
+
+LOOKED_AT = 48  # images whose size is read
+COUNTED = 200_000  # files after which counting stops
+SUFFIXES = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|ppm|pgm|pbm|jp2|avif|heic)$", re.IGNORECASE)
+TRAINING_IMAGES = {
+    "digits": 1_437,
+    "digits-canvas": 15_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 105_000,
+    "svhn": 73_257,
+    "fashion_mnist": 60_000,
+    "eurosat": 21_600,
+    "flowers102": 2_040,
+    "food101": 75_750,
+    "oxford_pets": 3_680,
+    "dtd": 3_760,
+    "imagenette": 9_469,
+}
+
+
+def image_summary(data: Mapping[str, Any]) -> Images:
+    """What the images of a `fit` command are, as far as a recipe depends on it; unknown where they are not there yet.
+
+    Args:
+        data: `name` and `root`, as they were given.
+    """
+    name = str(data["name"])
+    entry = CATALOGUE.get(name)
+    if name in TRAINING_IMAGES and entry is not None:
+        return Images(name, entry.image_size, TRAINING_IMAGES[name])
+    if entry is None or data.get("root") is None:
+        return Images()
+    try:
+        root = Path(local_path(str(data["root"])))
+    except ValueError:  # a web address, which the parser refuses
+        return Images()
+    if not root.exists():
+        return Images()
+    if name == "parquet":
+        count, sizes = _of_parquet(root)
+    elif name == "folder" and root.is_dir():
+        train = root / "train"
+        count, sizes = _of_folder(train if train.is_dir() else root)
+    else:
+        return Images()
+    if not sizes or max(max(size) for size in sizes) > SMALL:
+        return Images("", None, count)
+    sides = sorted(min(size) for size in sizes)
+    return Images("", sides[len(sides) // 2], count, one_size=len(set(sizes)) == 1)
+
+
+def check_place(data: Mapping[str, Any]) -> None:
+    """Refuse images that are not where they are said to be, before anything heavy is loaded.
+
+    Args:
+        data: Options of the images.
+
+    Raises:
+        UserError: The set is unknown, or there is nothing at `root`.
+    """
+    if data["name"] not in CATALOGUE:
+        raise UserError(f"no data set {data['name']!r}{near(data['name'], CATALOGUE)}: see `ssl-bench list data`")
+    if data["name"] in ("folder", "parquet") and data.get("root") and not Path(data["root"]).exists():
+        raise UserError(f"no folder {data['root']}: --data.root says where the images are")
+
+
+def _of_folder(folder: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Number of the images below a folder, and the sizes of some."""
+    files: list[str] = []
+    for file in _files(folder):
+        files.append(file)
+        if len(files) >= COUNTED:
+            break
+    return len(files), _sizes(files[:: max(1, len(files) // LOOKED_AT)])
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "@", "$")))
+        yield from (os.path.join(place, name) for name in sorted(names) if SUFFIXES.search(name))
+
+
+def _of_parquet(root: Path) -> tuple[int | None, list[tuple[int, int]]]:
+    """The same of parquet files: of the training shards, by the first of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shards = [root] if root.is_file() else sorted([*root.glob("train*.parquet"), *root.glob("data/train*.parquet")])
+    if not shards:
+        return None, []
+    try:
+        count = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        file = pq.ParquetFile(shards[0])
+        images = [field.name for field in file.schema_arrow if _holds_bytes(pa, field.type)]
+        rows = next(file.iter_batches(batch_size=LOOKED_AT, columns=images[:1]), None) if images else None
+    except (pa.ArrowException, OSError):
+        return None, []  # what opens them says what is wrong
+    values = rows.column(0).to_pylist() if rows is not None else []
+    encoded = [value.get("bytes") if isinstance(value, dict) else value for value in values]
+    return count, _sizes([io.BytesIO(data) for data in encoded if data])
+
+
+def _holds_bytes(pa: Any, kind: Any) -> bool:
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return binary or (pa.types.is_struct(kind) and any(_holds_bytes(pa, field.type) for field in kind))
+
+
+def _sizes(files: Sequence[Any]) -> list[tuple[int, int]]:
+    """Width and height of those that are images, from the first bytes of each."""
+    from PIL import Image
+
+    sizes = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                sizes.append(image.size)
+        except Exception:  # broken ones are named when they are opened
+            continue
+    return sizes

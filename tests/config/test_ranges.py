@@ -1,0 +1,145 @@
+"""Every option of every command is given values that it cannot have: one line, exit code 2, never a traceback."""
+
+import types
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+
+from ssl_bench.benchmark.runner import parse_benchmark
+from ssl_bench.config import registry
+from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, checked, constraints_of, plain_type
+from ssl_bench.config.fit_config import fit_parser
+from ssl_bench.config.parser import Parser
+from ssl_bench.errors import UserError
+from ssl_bench.evaluation.evaluate_config import parse_evaluate
+
+METHODS = sorted(registry.names("methods"))
+BAD = {
+    int: ["nan", ".nan", "inf", "1.5", "x", "[1]", "true", "9" * 30, "-" + "9" * 30, "-99", "9" * 5000, "{a: 1}"],
+    float: ["nan", ".nan", "1e400", "-.inf", "x", "[1]", "true", "9" * 500, "-1e300", "{a: 1}"],
+    bool: ["2", "maybe", "[true]"],
+    Literal: ["nonsense", "1e400", "[1]"],
+    LocalPath: ["s3://bucket/x", "file:///x", "http://host/x", "hf://a/b", "a::b", "~nobody-of-this-name/x"],
+    tuple: ["x", "{a: 1}", "[x]", "[[1]]", "1"],
+}
+WITHOUT_RANGE: dict[str, str] = {}  # option -> why any number will do
+
+
+class Caught(Exception):
+    """A command's parser, taken just before it would parse."""
+
+
+@cache
+def parser_of(command: str) -> Parser:
+    """The parser of `benchmark`, of `fit` with a method, or of `evaluate` with a protocol."""
+    if command in METHODS:
+        return fit_parser(command)
+
+    def caught(self: Parser, *_: Any, **__: Any) -> Any:
+        raise Caught(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as found:
+        patch.setattr(Parser, "parse_args", caught)
+        if command == "benchmark":
+            parse_benchmark([])
+        else:
+            parse_evaluate(["pixels", f"--protocols={command}"], {})
+    parser: Parser = found.value.args[0]
+    return parser
+
+
+def options(command: str) -> Iterator[tuple[str, Any]]:
+    """Name and type of each option that has one; those that are shared, of one method and one protocol alone."""
+    own = ("method.", f"{command.replace('-', '_')}.")
+    for action in parser_of(command)._actions:
+        annotation = getattr(action, "_typehint", None)
+        if annotation is not None and (command in ("knn", "benchmark", "mae") or action.dest.startswith(own)):
+            yield action.dest, annotation
+
+
+@cache
+def defaults_of(command: str) -> Any:
+    """What a command's options are when not given."""
+    return parser_of(command).get_defaults()
+
+
+COMMANDS = (*METHODS, *sorted(registry.names("evaluations")), "benchmark")
+ALL = [(command, *option) for command in COMMANDS for option in options(command)]
+
+
+NAMES = [f"{command} {name}" for command, name, _ in ALL]
+
+
+def kinds_of(annotation: Any) -> Iterator[Any]:
+    """The alternatives of a type."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from kinds_of(member)
+    else:
+        yield annotation
+
+
+def bad_values(annotation: Any) -> Iterator[str]:
+    """What an option of a type cannot be."""
+    kinds = [kind for kind in kinds_of(annotation) if kind is not type(None)]
+    plain = {get_origin(plain_type(kind)) or plain_type(kind) for kind in kinds}
+    if any(isinstance(note, LocalPath) for note in constraints_of(annotation)):
+        yield from BAD[LocalPath]  # type: ignore[index]
+    elif len(plain) == 1:
+        yield from BAD.get(plain.pop(), [])
+    if any(isinstance(note, NonEmpty) for note in constraints_of(annotation)):
+        yield "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "annotation"), ALL, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_value_that_an_option_cannot_have_is_one_line(
+    command: str, name: str, annotation: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infinite = any(isinstance(note, Range) and note.infinite for note in constraints_of(annotation))
+    for value in bad_values(annotation):
+        said = refusal(parser_of(command), [f"--{name}={value}"], capsys)
+        assert said.count("\n") == 1 and said.startswith("ssl-bench") and f"--{name}" in said, said
+        assert len(said) < 400 and "Traceback" not in said and "<class" not in said, said
+    assert not infinite or name == "partial_finetune.depths"
+
+
+def refusal(parser: Parser, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line says."""
+    try:
+        parser.parse_args(tokens)
+    except UserError as error:  # the command line prints it and exits with code 2
+        return f"ssl-bench: error: {error}\n"
+    except SystemExit as stop:
+        assert stop.code == 2
+        return capsys.readouterr().err
+    pytest.fail(f"{tokens} is taken")
+
+
+def numbers_without_range(annotation: Any, bounded: bool = False) -> bool:
+    """Whether a type holds numbers of any size."""
+    if get_origin(annotation) is Annotated:
+        inner, *notes = get_args(annotation)
+        return numbers_without_range(inner, bounded or any(isinstance(note, Range) for note in notes))
+    if annotation in (int, float):
+        return not bounded
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list):
+        return any(numbers_without_range(kind, bounded) for kind in get_args(annotation))
+    return False
+
+
+def test_every_number_has_a_range() -> None:
+    without = {name for _, name, annotation in ALL if numbers_without_range(annotation)}
+    assert without == set(WITHOUT_RANGE) | {"trainer.devices"}  # whose number is part of a pattern
+    assert len(ALL) > 250
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "annotation"), ALL, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_default_is_in_its_range(command: str, name: str, annotation: Any) -> None:
+    default = defaults_of(command)[name]
+    assert default is None or checked(annotation, default) == default
