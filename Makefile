@@ -1,5 +1,7 @@
-# make demo   sets everything up, pretrains on embedded data, evaluates, writes the leaderboard
-# make test   sets everything up, passes the tests
+# make demo    sets everything up, pretrains on embedded images, evaluates, writes the leaderboard
+# make test    sets everything up, runs the fast tests; make slow the others
+# make lint    ruff
+# make types   mypy --strict
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from tiny import TINY
 from wandb_server import WandbServer, client_of, serving
 

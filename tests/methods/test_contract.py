@@ -24,30 +24,40 @@ from ssl_bench.pretraining.training import SeedEachBatch
 
 IMAGES = 8
 BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")
+REFUSED = {  # local views need another image size; masks need patches, or patches that can be left out
+    "cae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "dino": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
+    "ibot": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "mae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "simmim": ("resnet_nano",),
+}
 PAIRS = [
     (name, backbone)
     for name, found in registry.names("methods").items()
     for backbone in (BACKBONES if signatures.takes(found, "backbone") else ("tokenizer",))
+    if backbone not in REFUSED.get(name, ())
 ]
 Build = Callable[..., Method]
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
 def make(request: pytest.FixtureRequest) -> Build:
-    """Builds a method on a backbone; skipped where the method refuses it, with the alternatives named."""
+    """Builds a method on a backbone that it accepts."""
     name, backbone = request.param
-    try:
-        build(name, backbone)
-    except UserError as refusal:
-        others = [other for other in registry.names("methods") if other != name]
-        assert any(other in str(refusal) for other in others), f"{refusal} names no method that would do"
-        assert "\n" not in str(refusal)
-        pytest.skip(str(refusal))
 
     def built(seed: int = 0, **given: Any) -> Method:
         return build(name, backbone, seed, **given)
 
     return built
+
+
+@pytest.mark.parametrize(("name", "backbone"), [(name, each) for name in REFUSED for each in REFUSED[name]])
+def test_a_backbone_that_does_not_do_is_refused_in_a_line_that_names_another_method(name: str, backbone: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        build(name, backbone)
+    others = [other for other in registry.names("methods") if other != name]
+    assert any(other in str(refusal.value) for other in others), f"{refusal.value} names no method that would do"
+    assert "\n" not in str(refusal.value)
 
 
 def loss_of(method: Method, views: list[Tensor], seed: int = 0) -> Tensor:

@@ -1,0 +1,40 @@
+"""What the documentation names exists: pages, source files, modules, commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from ssl_bench.cli.commands import COMMANDS
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SOURCES = (ROOT, *(path for path in (ROOT / "ssl_bench").iterdir() if path.is_dir()), ROOT / "ssl_bench")
+
+
+def current(page: Path) -> str:
+    """Its text; of the changelog, nothing, for it names what is gone."""
+    return "" if page.name == "CHANGELOG.md" else page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = current(page)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:\w+/)+[a-z0-9_-]+\.(?:py|yaml))`", text):
+        assert path.startswith("my_package/") or any((folder / path).exists() for folder in SOURCES), path
+    for name in re.findall(r"\bssl_bench\.([a-z_.]*[a-z_])\b", text):
+        module, _, attribute = name.replace(".", "/").rpartition("/")
+        whole = [folder / module / attribute for folder in (ROOT, ROOT / "ssl_bench")]
+        assert any(path.is_dir() or path.with_suffix(".py").is_file() for path in whole) or any(
+            path.parent.with_suffix(".py").is_file() for path in whole
+        ), name
+    fenced = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    for command in re.findall(r"`ssl-bench ([a-z]+)", text) + re.findall(r"^ssl-bench ([a-z]+)", fenced, re.MULTILINE):
+        assert command in COMMANDS, command
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert all(f"]({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "index.md")
