@@ -25,16 +25,20 @@ class EMATeacher(nn.Module):
         student: The module that is followed.
         momentum: m at the start of training; theta' = m theta' + (1 - m) theta.
         final_momentum: m at its end; a cosine leads there.
+        moved_by_loss: The method's loss calls `update`, between the student's forward and the teacher's (MoCo v3), so
+            that the training loop need not.
 
     Raises:
         UserError: The momentum is none.
     """
 
-    def __init__(self, student: nn.Module, momentum: float, final_momentum: float = 1.0) -> None:
+    def __init__(
+        self, student: nn.Module, momentum: float, final_momentum: float = 1.0, moved_by_loss: bool = False
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"--method.momentum {momentum} must lie between 0 and 1")
-        self.momentum, self.final_momentum = momentum, final_momentum
+        self.momentum, self.final_momentum, self.moved_by_loss = momentum, final_momentum, moved_by_loss
         self.module = copy.deepcopy(student).requires_grad_(False)
         part: Any  # timm's drop path among them
         for part in self.module.modules():

@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
     "decoder_heads": 3,
     "prototypes": 64,
     "hidden_dim": 48,
+    "projection_dims": (48, 48, 24),
     "bottleneck_dim": 24,
     "local_views": 2,
     "regressor_depth": 1,
