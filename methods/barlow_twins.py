@@ -96,10 +96,14 @@ class BarlowTwins(Method):
             self.projector(self.backbone(view)) for view in views
         )  # (B, P) each; batch norms see a view at a time
         with torch.autocast(z0.device.type, enabled=False):
-            c = self.correlations(z0, z1)
-            diagonal = c.diagonal()
-            beside = c - diagonal.diag()
-            return (diagonal - 1).square().sum() + self.off_diagonal_weight * beside.square().sum()
+            return self.distance_from_identity(z0, z1)
+
+    def distance_from_identity(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Of the correlations of (B, P) and (B, P) projections."""
+        c = self.correlations(z0, z1)
+        diagonal = c.diagonal()
+        beside = c - diagonal.diag()
+        return (diagonal - 1).square().sum() + self.off_diagonal_weight * beside.square().sum()
 
     def correlations(self, z0: Tensor, z1: Tensor) -> Tensor:
         """(B, P) of either view -> (P, P), over the images of all devices; in float32 at least."""

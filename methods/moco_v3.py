@@ -113,11 +113,10 @@ class MoCoV3(Method):
             return contrast(q0, k1, self.temperature) + contrast(q1, k0, self.temperature)
 
     def move_teacher(self) -> None:
-        """Once for each optimiser step, however many batches it has; without a trainer, as in the first step."""
-        step = self.global_step
-        if step != self.moved_at:
-            self.teacher.update(step, self.total_steps if self._trainer is not None else 1)
-            self.moved_at = step
+        """Once for each optimiser step, however many batches it has; not at all outside training."""
+        if self._trainer is not None and self.moved_at != self.global_step:
+            self.moved_at = self.global_step
+            self.teacher.update(self.global_step, self.total_steps)
 
     def on_train_start(self) -> None:
         self.moved_at = -1

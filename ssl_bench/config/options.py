@@ -81,7 +81,7 @@ class Optim:
         betas: Of adamw.
         schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
             same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one rate
-            for all steps of an epoch (SimSiam). cosine_simmim: a cosine over the whole run that the warm-up hides the
+            for all steps of an epoch once warmed up (SimSiam). cosine_simmim: a cosine over the whole run that the warm-up hides the
             beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Where the warm-up starts, before scaling.

@@ -175,8 +175,9 @@ class StepSchedule:
         """Learning rate of an update."""
         if self.optim.schedule == "steps_simmim":
             return warmup_steps_simmim(step, self.warmup, self.peak, self.milestones, self.start)
-        if self.optim.schedule == "cosine_epoch":
-            step = math.floor(math.floor(step / self.steps_per_epoch) * self.steps_per_epoch)
+        if self.optim.schedule == "cosine_epoch" and step >= self.warmup:
+            begun = math.floor(step / self.steps_per_epoch) * self.steps_per_epoch  # the epoch's first step
+            step = max(self.warmup, math.floor(begun))
         curves = {
             "cosine": warmup_cosine,
             "cosine_epoch": warmup_cosine,

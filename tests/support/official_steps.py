@@ -29,7 +29,7 @@ class OfficialSteps(pl.Callback):
         self.losses: list[Tensor] = []
         self.rates: list[list[float]] = []
         self.with_gradient: list[set[str]] = []  # at the update itself
-        self.gradients: dict[str, Tensor] = {}  # of the first step, before anything clips or removes them
+        self.gradients: dict[str, Tensor] = {}  # of the first step, before anything clips them
         self.after: dict[str, Tensor] = {}
         self.optimizer_state: dict[str, dict[str, Any]] = {}
 
@@ -57,6 +57,7 @@ class OfficialSteps(pl.Callback):
             self.losses.append(outputs["loss"].detach())
             self.rates.append([group["lr"] for group in optimizer.param_groups])
             self.with_gradient.append({n for n, p in module.named_parameters() if p.grad is not None})
+            self.gradients = {name: g for name, g in self.gradients.items() if name in self.with_gradient[0]}
         if trainer.global_step == self.last:
             self.after = {name: value.clone() for name, value in module.state_dict().items()}
             named = {id(p): name for name, p in module.named_parameters()}
