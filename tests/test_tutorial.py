@@ -43,7 +43,9 @@ def test_an_entry_point_gives_it_a_name(tmp_path: Path) -> None:
     info = tmp_path / "my_package-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[ssl_bench.methods]\nalign-uniform = my_package.align_uniform:AlignUniform\n")
+    (info / "entry_points.txt").write_text(
+        "[ssl_bench.methods]\nalign-uniform = my_package.align_uniform:AlignUniform\n"
+    )
     code = (
         "import sys; sys.path[:0] = [%r, %r]\nfrom ssl_bench.cli.main import main\nsys.exit(main(['list', 'methods']))"
     )

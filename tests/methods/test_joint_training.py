@@ -46,7 +46,19 @@ def apart(case: Case, ranks: list[dict[str, Found]]) -> list[Found]:
 
 
 def test_every_method_whose_batch_is_global_is_here() -> None:
-    wanted = {"simclr", "simclrv2", "byol", "dino", "ibot", "simsiam", "barlow-twins", "vicreg", "moco-v3", "swav"}
+    wanted = {
+        "simclr",
+        "simclrv2",
+        "byol",
+        "dino",
+        "ibot",
+        "simsiam",
+        "barlow-twins",
+        "vicreg",
+        "moco-v3",
+        "swav",
+        "lejepa",
+    }
     assert {case.method for case in CASES} == wanted & set(registry.names("methods"))
 
 
@@ -106,7 +118,7 @@ def test_two_processes_give_the_gradients_norms_and_centres_of_one(apart: list[F
 
 
 def test_there_was_something_to_share(case: Case, alone: Found) -> None:
-    headed = ("simclr", "simclrv2", "byol", "moco-v3")  # with batch norms of their own
+    headed = ("simclr", "simclrv2", "byol", "moco-v3", "lejepa")  # with batch norms of their own
     kinds = ["running_mean"] * (case.method in headed or "resnet" in case.backbone)
     kinds += ["queue"] * (case.method == "swav")
     kinds += [".center"] * (case.method in ("dino", "ibot"))
