@@ -56,6 +56,9 @@ class LeJEPA(Method):
         optim: AdamW, 5e-4 whatever the batch, one epoch of warm-up; weight decay on everything, 5e-4 for a ResNet.
     """
 
+    knots: Tensor
+    spacing: Tensor
+
     def __init__(
         self,
         backbone: Backbone,

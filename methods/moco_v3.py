@@ -5,8 +5,9 @@ Paper: https://arxiv.org/abs/2104.02057. Reference code: https://github.com/face
 
 Shapes: B images per device, G on all devices, H x W pixels, D backbone features, P projected features.
 
-Where the two disagree, this is the code with the options of its commands. Defaults are the ViT's: fixed sine-cosine positions, a patch projection frozen at its random start, AdamW with weight decay on everything that
-learns. On a ResNet the heads have a layer less, the predictor no norm at its end, and LARS spares biases and norms;
+Where the two disagree, this is the code with the options of its commands. Defaults are the ViT's: fixed sine-cosine
+positions, a patch projection frozen at its random start, AdamW with weight decay on everything that learns. On a ResNet
+the projector has a layer less, the predictor no norm at its end, and LARS spares biases and norms;
 `configs/methods/moco-v3-resnet50.yaml` has its numbers. The moving average moves between queries and keys, so towards
 the weights before this step, and once a step when several batches make one.
 Dips in the accuracy of a ViT while it trains are the instability that the paper is about; longer warm-ups or a lower
