@@ -81,7 +81,8 @@ class Optim:
         betas: Of adamw.
         schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
             same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one rate
-            for all steps of an epoch once warmed up (SimSiam). cosine_simmim: a cosine over the whole run that the warm-up hides the
+            for all steps of an epoch once warmed up (SimSiam). cosine_ahead: the same as cosine, one step
+            ahead, and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides the
             beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Where the warm-up starts, before scaling.
@@ -98,7 +99,7 @@ class Optim:
     weight_decay_end: float | None = None
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_simmim", "steps_simmim"] = "cosine"
+    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = "cosine"
     warmup_epochs: float = 10.0
     warmup_lr: float = 0.0
     min_lr: float = 0.0

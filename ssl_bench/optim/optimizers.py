@@ -170,6 +170,7 @@ class StepSchedule:
         self.peak, self.floor, self.start = (lr * factor for lr in (optim.base_lr, optim.min_lr, optim.warmup_lr))
         self.milestones = [round(epoch * steps_per_epoch) for epoch in optim.milestones]
         self.steps_per_epoch = steps_per_epoch
+        self.ahead = int(optim.schedule == "cosine_ahead")
 
     def lr(self, step: int) -> float:
         """Learning rate of an update."""
@@ -181,15 +182,22 @@ class StepSchedule:
         curves = {
             "cosine": warmup_cosine,
             "cosine_epoch": warmup_cosine,
+            "cosine_ahead": warmup_cosine,
             "cosine_dino": warmup_cosine_dino,
             "cosine_simmim": warmup_cosine_simmim,
         }
-        return curves[self.optim.schedule](step, self.total, self.warmup, self.peak, self.floor, self.start)
+        return curves[self.optim.schedule](
+            step + self.ahead, self.total, self.warmup, self.peak, self.floor, self.start
+        )
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of an update."""
         end = self.optim.weight_decay_end
-        return self.optim.weight_decay if end is None else cosine(step, self.total, self.optim.weight_decay, end)
+        return (
+            self.optim.weight_decay
+            if end is None
+            else cosine(step + self.ahead, self.total, self.optim.weight_decay, end)
+        )
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set both on all groups; ``lr_scale`` multiplies a group's rate, ``constant_lr`` keeps it at its peak."""
