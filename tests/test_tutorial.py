@@ -22,7 +22,7 @@ def test_its_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "simsiam.py").write_text(CODE)
+    (package / "align_uniform.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     commands = [line for line in PAGE.splitlines() if line.startswith("ssl-bench fit")]
     assert len(commands) == 2
@@ -32,21 +32,23 @@ def test_its_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     folder = Path(capfd.readouterr().out.strip().splitlines()[-1])
     assert (folder / "backbone.safetensors").exists()
     assert main(commands[1].split()[1:]) == 0
-    assert "Width of the predictor's bottleneck." in capfd.readouterr().out
+    assert "Of the Gaussian potential between images." in capfd.readouterr().out
 
 
 def test_an_entry_point_gives_it_a_name(tmp_path: Path) -> None:
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "simsiam.py").write_text(CODE)
+    (package / "align_uniform.py").write_text(CODE)
     info = tmp_path / "my_package-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[ssl_bench.methods]\nsimsiam = my_package.simsiam:SimSiam\n")
+    (info / "entry_points.txt").write_text(
+        "[ssl_bench.methods]\nalign-uniform = my_package.align_uniform:AlignUniform\n"
+    )
     code = (
         "import sys; sys.path[:0] = [%r, %r]\nfrom ssl_bench.cli.main import main\nsys.exit(main(['list', 'methods']))"
     )
     run = subprocess.run([sys.executable, "-c", code % (str(tmp_path), str(ROOT))], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert re.search(r"^simsiam +SimSiam: predict one view's projection", run.stdout, re.MULTILINE)
+    assert re.search(r"^align-uniform +Alignment and uniformity: views of an image lie close", run.stdout, re.MULTILINE)

@@ -98,16 +98,19 @@ class Optim:
     """How weights move. Learning rates follow a linear warm-up, then the schedule, per step.
 
     Args:
-        name: adamw, sgd, lars (learning rate outside the momentum buffer: BYOL, MAE) or lars_tf (inside: SimCLR).
+        name: adamw, sgd, lars (learning rate outside the momentum buffer: BYOL, MAE), lars_tf (inside: SimCLR) or larc
+            (SGD on gradients scaled per tensor, biases and norms too: SwAV).
         base_lr: Learning rate for 256 images; see `scaling`.
         scaling: linear: base_lr x images per step / 256. sqrt: base_lr x sqrt(images per step). none: as it stands.
-        weight_decay: On tensors of two or more dimensions; biases and norms have none.
+        weight_decay: On tensors of two or more dimensions; biases and norms have none but in methods that say so.
         weight_decay_end: When given, weight decay follows a cosine from weight_decay to this.
         momentum: Of sgd and lars.
         betas: Of adamw.
         schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
-            same, one step ahead in the warm-up (DINO, iBOT, CAE). cosine_simmim: a cosine over the whole run that
-            the warm-up hides the beginning of. steps_simmim: a tenth from each of `milestones` on.
+            same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one rate
+            for all steps of an epoch once warmed up (SimSiam). cosine_ahead: the same as cosine, one step
+            ahead, and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides the
+            beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Where the warm-up starts, before scaling.
         min_lr: Where the cosine ends, before scaling.
@@ -116,14 +119,14 @@ class Optim:
         clip_per: The norm is of all gradients together (model) or of each tensor (tensor, DINO).
     """
 
-    name: Literal["adamw", "sgd", "lars", "lars_tf"] = "adamw"
+    name: Literal["adamw", "sgd", "lars", "lars_tf", "larc"] = "adamw"
     base_lr: PositiveFloat = 1e-3
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     weight_decay: NonNegativeFloat = 0.05
     weight_decay_end: NonNegativeFloat | None = None
     momentum: ProperFraction = 0.9
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.999)
-    schedule: Literal["cosine", "cosine_dino", "cosine_simmim", "steps_simmim"] = "cosine"
+    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = "cosine"
     warmup_epochs: NonNegativeFloat = 10.0
     warmup_lr: NonNegativeFloat = 0.0
     min_lr: NonNegativeFloat = 0.0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.runtime.distributed import all_reduce_sum, world_size
+from ssl_bench.runtime.precision import float32_at_least
 
 
 @final
@@ -109,5 +110,8 @@ def crop_cross_entropy(student: Tensor, targets: Tensor, temperature: float) -> 
     """
     both = targets[0] + targets[1]  # the sum of a local crop's two cross-entropies is that with the sum
     others = [targets[1], targets[0], *[both] * (len(student) - 2)]
-    terms = [F.cross_entropy(crop.float() / temperature, other) for crop, other in zip(student, others, strict=True)]
+    terms = [
+        F.cross_entropy(float32_at_least(crop) / temperature, other)
+        for crop, other in zip(student, others, strict=True)
+    ]
     return torch.stack(terms).sum() / (2 * (len(student) - 1))

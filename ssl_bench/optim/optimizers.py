@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.options import Optim
+from ssl_bench.optim.larc import LARC
 from ssl_bench.optim.schedules import (
     cosine,
     warmup_cosine,
@@ -38,9 +39,27 @@ def parameter_groups(model: nn.Module, no_weight_decay: Collection[str] = ()) ->
     return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, optim: Optim, no_weight_decay: Collection[str] = ()) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over a model's trainable parameters; rates are set per step by `StepSchedule`."""
-    groups = [group for group in parameter_groups(model, no_weight_decay) if group["params"]]
+def single_group(model: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in one group with weight decay, biases and norms among them (SimSiam, MoCo v3, SwAV)."""
+    return [{"params": [p for p in model.parameters() if p.requires_grad], "decay": True}]
+
+
+def build_optimizer(
+    model: nn.Module,
+    optim: Optim,
+    no_weight_decay: Collection[str] = (),
+    groups: list[dict[str, Any]] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over a model's trainable parameters; rates are set per step by `StepSchedule`.
+
+    Args:
+        model: Whose parameters.
+        optim: The recipe.
+        no_weight_decay: Names of parameters without weight decay, besides biases and norms.
+        groups: Other groups than `parameter_groups` makes: `decay` says whether they have weight decay, `lr_scale`
+            multiplies their rate, and with `constant_lr` it stays at its peak.
+    """
+    groups = [g for g in (parameter_groups(model, no_weight_decay) if groups is None else groups) if g["params"]]
     shared: dict[str, Any] = {"lr": 0.0, "weight_decay": optim.weight_decay}
     if optim.name == "adamw":
         fused = all(p.is_floating_point() for g in groups for p in g["params"])
@@ -51,6 +70,8 @@ def build_optimizer(model: nn.Module, optim: Optim, no_weight_decay: Collection[
         return adamw
     if optim.name == "sgd":
         return torch.optim.SGD(groups, momentum=optim.momentum, foreach=True, **shared)
+    if optim.name == "larc":
+        return LARC(groups, momentum=optim.momentum, **shared)
     return LARS(groups, momentum=optim.momentum, rate_in_momentum=optim.name == "lars_tf", **shared)
 
 
@@ -148,27 +169,41 @@ class StepSchedule:
         factor = {"linear": images_per_step / 256, "sqrt": math.sqrt(images_per_step), "none": 1.0}[optim.scaling]
         self.peak, self.floor, self.start = (lr * factor for lr in (optim.base_lr, optim.min_lr, optim.warmup_lr))
         self.milestones = [round(epoch * steps_per_epoch) for epoch in optim.milestones]
+        self.steps_per_epoch = steps_per_epoch
+        self.ahead = int(optim.schedule == "cosine_ahead")
 
     def lr(self, step: int) -> float:
         """Learning rate of an update."""
         if self.optim.schedule == "steps_simmim":
             return warmup_steps_simmim(step, self.warmup, self.peak, self.milestones, self.start)
+        if self.optim.schedule == "cosine_epoch" and step >= self.warmup:
+            begun = math.floor(step / self.steps_per_epoch) * self.steps_per_epoch  # the epoch's first step
+            step = max(self.warmup, math.floor(begun))
         curves = {
             "cosine": warmup_cosine,
+            "cosine_epoch": warmup_cosine,
+            "cosine_ahead": warmup_cosine,
             "cosine_dino": warmup_cosine_dino,
             "cosine_simmim": warmup_cosine_simmim,
         }
-        return curves[self.optim.schedule](step, self.total, self.warmup, self.peak, self.floor, self.start)
+        return curves[self.optim.schedule](
+            step + self.ahead, self.total, self.warmup, self.peak, self.floor, self.start
+        )
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of an update."""
         end = self.optim.weight_decay_end
-        return self.optim.weight_decay if end is None else cosine(step, self.total, self.optim.weight_decay, end)
+        return (
+            self.optim.weight_decay
+            if end is None
+            else cosine(step + self.ahead, self.total, self.optim.weight_decay, end)
+        )
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set both on all groups; a group's ``lr_scale`` (layer decay) multiplies its rate."""
+        """Set both on all groups; ``lr_scale`` multiplies a group's rate, ``constant_lr`` keeps it at its peak."""
         for group in optimizer.param_groups:
-            group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
+            rate = self.peak if group.get("constant_lr", False) else self.lr(step)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
             if group["decay"]:
                 group["weight_decay"] = self.weight_decay(step)
 

@@ -25,16 +25,27 @@ class EMATeacher(nn.Module):
         student: The module that is followed.
         momentum: m at the start of training; theta' = m theta' + (1 - m) theta.
         final_momentum: m at its end; a cosine leads there.
+        linear: The momentum goes from the one to the other in a line (I-JEPA).
+        moved_by_loss: The method's loss calls `update`, between the student's forward and the teacher's (MoCo v3), so
+            that the training loop need not.
 
     Raises:
         UserError: The momentum is none.
     """
 
-    def __init__(self, student: nn.Module, momentum: float, final_momentum: float = 1.0) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        momentum: float,
+        final_momentum: float = 1.0,
+        linear: bool = False,
+        moved_by_loss: bool = False,
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"--method.momentum {momentum} must lie between 0 and 1")
-        self.momentum, self.final_momentum = momentum, final_momentum
+        self.momentum, self.final_momentum, self.linear = momentum, final_momentum, linear
+        self.moved_by_loss = moved_by_loss
         self.module = copy.deepcopy(student).requires_grad_(False)
         part: Any  # timm's drop path among them
         for part in self.module.modules():
@@ -50,10 +61,16 @@ class EMATeacher(nn.Module):
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
+    def momentum_at(self, step: int, total: int) -> float:
+        """The momentum of an optimiser step."""
+        if self.linear:
+            return self.momentum + (self.final_momentum - self.momentum) * step / total
+        return cosine(step, total, self.momentum, self.final_momentum)
+
     @torch.no_grad()
     def update(self, step: int, total: int) -> None:
         """One step towards the student, with the momentum of this optimiser step."""
-        momentum = cosine(step, total, self.momentum, self.final_momentum)
+        momentum = self.momentum_at(step, total)
         own: list[Tensor] = [pair[0] for pair in self.pairs]
         student: list[Tensor] = [pair[1] for pair in self.pairs]
         torch._foreach_mul_(own, momentum)

@@ -17,7 +17,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.data.batch import Batch
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
-from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients
+from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients, parameter_groups
 from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.reconstruction import Reconstruction
 
@@ -101,6 +101,10 @@ class Method(pl.LightningModule, ABC):
         """
         return earlier
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser treats alike, in `build_optimizer`'s terms; as a rule, what decays and what does not."""
+        return parameter_groups(self, self.no_weight_decay)
+
     @property
     def progress(self) -> float:
         """Part of training that is done, in [0, 1]."""
@@ -123,7 +127,7 @@ class Method(pl.LightningModule, ABC):
         images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer = build_optimizer(self, self.optim, self.no_weight_decay)
+        optimizer = build_optimizer(self, self.optim, groups=self.parameter_groups())
         self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
         self._schedule.apply(optimizer, self.trainer.global_step)
         return optimizer
@@ -140,5 +144,5 @@ class Method(pl.LightningModule, ABC):
         self._schedule.apply(optimizer, step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for part in self.children():
-            if isinstance(part, EMATeacher):
+            if isinstance(part, EMATeacher) and not part.moved_by_loss:
                 part.update(step, self.total_steps)

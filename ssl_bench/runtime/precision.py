@@ -26,3 +26,8 @@ def full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
+
+
+def float32_at_least(x: torch.Tensor) -> torch.Tensor:
+    """The same values in float32; in float64, where that is what everything is computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -46,7 +46,19 @@ def apart(case: Case, ranks: list[dict[str, Found]]) -> list[Found]:
 
 
 def test_every_method_whose_batch_is_global_is_here() -> None:
-    wanted = {"simclr", "simclrv2", "byol", "dino", "ibot"}
+    wanted = {
+        "simclr",
+        "simclrv2",
+        "byol",
+        "dino",
+        "ibot",
+        "simsiam",
+        "barlow-twins",
+        "vicreg",
+        "moco-v3",
+        "swav",
+        "lejepa",
+    }
     assert {case.method for case in CASES} == wanted & set(registry.names("methods"))
 
 
@@ -57,10 +69,42 @@ def test_two_processes_give_the_losses_of_simclrs_code_on_two_replicas(ranks: li
     assert_close(sum(losses) / 2, expected["single_process_loss_on_concatenated"])
 
 
-def test_two_processes_give_the_loss_of_one(apart: list[Found], alone: Found) -> None:
+@pytest.mark.parametrize("method", ["vicreg", "barlow", "moco"])
+def test_two_processes_give_losses_and_gradients_of_the_official_codes(
+    method: str, ranks: list[dict[str, Found]]
+) -> None:
+    record, tensors = load("two_processes")
+    ours = [found["two_processes"] for found in ranks]
+    for rank, found in enumerate(ours):
+        assert_close(found[f"{method}.loss"], record["losses_per_rank_float64"][method][rank])
+        names = [name for name in tensors if name.startswith(f"out.rank{rank}.{method}.grad_")]
+        assert names
+        for name in names:
+            key = name.removeprefix(f"out.rank{rank}.")
+            assert_close(found[key], tensors[name], record["noise"][name]["max_abs"])
+    assert_close(sum(found[f"{method}.loss"] for found in ours) / 2, record["whole_batch"][method]["loss_whole_batch"])
+
+
+def test_barlow_twins_gradient_is_a_devices_share_unless_asked_to_be_exact(ranks: list[dict[str, Found]]) -> None:
+    ratio = load("two_processes")[0]["whole_batch"]["barlow"]["ddp_gradient_over_whole_batch_gradient"]
+    assert ratio == 0.5
+    for found in (found["two_processes"] for found in ranks):
+        assert_close(found["barlow.loss"], found["barlow_exact.loss"])
+        for name in ("grad_z1", "grad_z2"):
+            assert_close(found[f"barlow.{name}"], ratio * found[f"barlow_exact.{name}"])
+
+
+def test_two_processes_give_the_assignments_of_swavs_code(ranks: list[dict[str, Found]]) -> None:
+    record, tensors = load("two_processes")
+    for rank, found in enumerate(found["two_processes"] for found in ranks):
+        name = f"out.rank{rank}.swav.q"
+        assert_close(found["swav.q"], tensors[name], record["noise"][name]["max_abs"])
+
+
+def test_two_processes_give_the_loss_of_one(case: Case, apart: list[Found], alone: Found) -> None:
     losses = torch.stack([found["losses"] for found in apart])
     assert losses.shape == (2, STEPS)
-    assert not torch.allclose(losses[0], losses[1])
+    assert torch.allclose(losses[0], losses[1]) == (case.method == "barlow-twins")  # whose loss is of sums over devices
     assert_close(losses.mean(0), alone["losses"])
 
 
@@ -74,10 +118,13 @@ def test_two_processes_give_the_gradients_norms_and_centres_of_one(apart: list[F
 
 
 def test_there_was_something_to_share(case: Case, alone: Found) -> None:
-    kinds = ["running_mean"] * (case.method in ("simclr", "simclrv2", "byol") or "resnet" in case.backbone)
+    headed = ("simclr", "simclrv2", "byol", "moco-v3", "lejepa")  # with batch norms of their own
+    kinds = ["running_mean"] * (case.method in headed or "resnet" in case.backbone)
+    kinds += ["queue"] * (case.method == "swav")
     kinds += [".center"] * (case.method in ("dino", "ibot"))
     for kind in kinds:
-        shared = [value for name, value in alone.items() if name.endswith(kind)]
+        centred = {"after.predictor.1.running_mean"} if case.method in ("simsiam", "moco-v3") else set()
+        shared = [value for name, value in alone.items() if name.endswith(kind) and name not in centred]
         assert shared
         assert all(value.abs().max() > 1e-6 for value in shared)
     assert sum(name.startswith("gradient.") and value.abs().max() > 0 for name, value in alone.items()) > 10

@@ -9,12 +9,17 @@ from torch import nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
+from ssl_bench.methods.barlow_twins import BarlowTwins
 from ssl_bench.methods.byol import BYOL
 from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
+from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.simclr import SimCLR
 from ssl_bench.methods.simclrv2 import SimCLRv2
+from ssl_bench.methods.simsiam import SimSiam
+from ssl_bench.methods.swav import SwAV
+from ssl_bench.methods.vicreg import VICReg
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.projection import first_layer, load_first_layer
 from ssl_bench.pretraining.method import Method
@@ -30,6 +35,11 @@ def built(name: str) -> Method:
         "simclr": lambda: SimCLR(backbone),
         "simclrv2": lambda: SimCLRv2(backbone),
         "byol": lambda: BYOL(backbone, hidden_dim=20, projection_dim=8),
+        "moco-v3": lambda: MoCoV3(backbone, hidden_dim=20, projection_dim=8),
+        "simsiam": lambda: SimSiam(backbone, projection_dim=20, prediction_dim=8),
+        "barlow-twins": lambda: BarlowTwins(backbone, projection_dims=(20, 8)),
+        "vicreg": lambda: VICReg(backbone, projection_dims=(20, 8)),
+        "swav": lambda: SwAV(backbone, prototypes=16, hidden_dim=20, projection_dim=8, local_size=8),
         "dino": lambda: DINO(backbone, **CROPS),
         "ibot": lambda: IBOT(backbone, **CROPS),
         "mae": lambda: MAE(backbone, decoder_dim=16, decoder_depth=1, decoder_heads=2),
@@ -50,8 +60,10 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
     head: Any
     if name in ("simclr", "simclrv2"):
         head = method.head
-    elif name == "byol":
-        head = method.target.module[1] if branch == "teacher" else method.projector  # type: ignore[index,union-attr]
+    elif name in ("byol", "moco-v3") and branch == "teacher":
+        head = (method.target if name == "byol" else method.teacher).module[1]  # type: ignore[index,union-attr]
+    elif name not in ("dino", "ibot"):
+        head = method.projector
     else:
         head = (method.teacher.module.head if branch == "teacher" else method.head).mlp  # type: ignore[union-attr]
     return nn.Sequential(*list(head)[: 2 if name in ("dino", "ibot") else 3])
@@ -64,6 +76,12 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
         ("simclrv2", "encoder"),
         ("byol", "student"),
         ("byol", "teacher"),
+        ("moco-v3", "student"),
+        ("moco-v3", "teacher"),
+        ("simsiam", "encoder"),
+        ("barlow-twins", "encoder"),
+        ("vicreg", "encoder"),
+        ("swav", "encoder"),
         ("dino", "student"),
         ("dino", "teacher"),
         ("ibot", "student"),
@@ -90,6 +108,11 @@ def test_methods_without_a_head_have_none() -> None:
     assert first_layer(built("mae").state_dict(), "mae", "encoder") is None
     one = SimCLRv2(Backbone(VIT), projection_layers=1)
     assert first_layer(one.state_dict(), "simclrv2", "encoder") is None
+    for name, shallow in {
+        "simsiam": SimSiam(Backbone(VIT), projection_layers=1),
+        "vicreg": VICReg(Backbone(VIT), projection_dims=(8,)),
+    }.items():
+        assert first_layer(shallow.state_dict(), name, "encoder") is None
 
 
 def test_no_checkpoint_no_head_and_a_damaged_one_is_said(tmp_path: Path) -> None:

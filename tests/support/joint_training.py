@@ -15,7 +15,9 @@ from torch import Tensor, multiprocessing
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import Optim
+from ssl_bench.methods.moco_v3 import contrast as moco_contrast
 from ssl_bench.methods.simclr import contrast
+from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import SyncNorms
 
@@ -44,6 +46,13 @@ CASES = [
         Case("dino", "resnet_nano", SELF_DISTILLED),
         Case("dino", "vit_pico_patch4_32", SELF_DISTILLED),
         Case("ibot", "vit_pico_patch4_32", SELF_DISTILLED),
+        Case("simsiam", "resnet_nano"),
+        Case("barlow-twins", "resnet_nano", {"exact_gradient": True}),
+        Case("vicreg", "resnet_nano"),
+        Case("moco-v3", "resnet_nano", {"momentum": 0.9}),
+        Case("moco-v3", "vit_pico_patch4_32", {"momentum": 0.9}),
+        Case("lejepa", "vit_pico_patch4_32"),
+        Case("swav", "resnet_nano", {"queue_length": 8, "queue_start": 0, "freeze_prototypes": 0}),
     )
     if case.method in registry.names("methods")
 ]
@@ -86,6 +95,36 @@ def drawn(method: Method, step: int, part: slice) -> dict[str, Tensor]:
     return {"mask": masks.unflatten(0, (2, IMAGES))[:, part].flatten(0, 1)}
 
 
+def official_outputs(rank: int) -> dict[str, Tensor]:
+    """What our losses make of this rank's part of the case `two_processes`, under its names."""
+    record, tensors = load("two_processes")
+    c = record["config"]
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, loss: Tensor, **inputs: Tensor) -> None:
+        found[f"{name}.loss"] = loss.detach()
+        gradients = torch.autograd.grad(loss, list(inputs.values()))
+        found.update({f"{name}.grad_{key}": g for key, g in zip(inputs, gradients, strict=True)})
+
+    def inputs(name: str) -> list[Tensor]:
+        return [view[rank].clone().requires_grad_() for view in tensors[name]]
+
+    z0, z1 = inputs("in.z")
+    vicreg = build("vicreg", "resnet_nano", projection_dims=(c["D"],))
+    weights = (vicreg.invariance_weight, vicreg.variance_weight, vicreg.covariance_weight)
+    assert weights == (c["sim"], c["std"], c["cov"])
+    note("vicreg", vicreg.regularised_distance(z0, z1), z1=z0, z2=z1)  # the views' official names
+    for exact in (False, True):
+        barlow = build("barlow-twins", "resnet_nano", projection_dims=(c["D"],), exact_gradient=exact)
+        barlow.norm = torch.nn.Identity()  # these are normalised over both ranks
+        z0, z1 = inputs("in.z_normalized")
+        note("barlow_exact" if exact else "barlow", barlow.distance_from_identity(z0, z1), z1=z0, z2=z1)
+    z0, z1 = inputs("in.z")
+    note("moco", moco_contrast(z0, z1, c["T"]), q=z0)
+    found["swav.q"] = sinkhorn(tensors["in.swav_scores"][rank] / c["eps"], c["it"])
+    return found
+
+
 def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update({"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"})  # Lightning starts no processes
@@ -95,7 +134,8 @@ def one_of_two(rank: int, folder: str) -> None:
     half = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
     found = {str(case): train(case, half, devices=2) for case in CASES}
     golden = {"loss": contrast(*z.chunk(2), temperature=0.5)}
-    torch.save(found | {"simclr_ntxent": golden}, f"{folder}/rank{rank}.pt")
+    official = official_outputs(rank)
+    torch.save(found | {"simclr_ntxent": golden, "two_processes": official}, f"{folder}/rank{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,19 @@ SIZES: dict[str, Any] = {
     "decoder_heads": 3,
     "prototypes": 64,
     "hidden_dim": 48,
+    "projection_dims": (48, 48, 24),
     "bottleneck_dim": 24,
     "local_views": 2,
+    "predictor_dim": 24,
+    "predictor_depth": 1,
+    "min_keep": 4,
     "regressor_depth": 1,
     "vocabulary": 32,
     "dim": 24,
     "classes": CLASSES,
 }
+
+WITHOUT_CLASS_TOKEN = ("ijepa",)
 
 
 def build(name: str, backbone: str, seed: int = 0, img_size: int = 32, **given: Any) -> Method:
@@ -39,7 +45,9 @@ def build(name: str, backbone: str, seed: int = 0, img_size: int = 32, **given: 
     wanted = inspect.signature(cls).parameters
     sizes: dict[str, Any] = {option: size for option, size in SIZES.items() if option in wanted}
     if "backbone" in wanted:
-        sizes["backbone"] = Backbone(BackboneOptions(backbone, img_size=img_size))
+        plain = name in WITHOUT_CLASS_TOKEN and backbone.startswith("vit")
+        args = {"class_token": False, "global_pool": "avg"} if plain else None
+        sizes["backbone"] = Backbone(BackboneOptions(backbone, img_size=img_size, timm_args=args))
     if "image_size" in wanted:
         sizes["image_size"] = img_size
     method = cls(**sizes | given)
