@@ -32,6 +32,11 @@ CATALOGUE: dict[str, Entry] = {
         10,
         "derived from digits: placed, scaled and tinted on cluttered 32 px canvases, 15,000 + 3,000, embedded",
     ),
+    "textures": Entry(
+        "ssl_bench.data.textures:load", 32, 12, "twelve kinds of generated textures, 32 px, 15,000 + 3,000, embedded"
+    ),
+    "textures-easy": Entry("ssl_bench.data.textures:load", 32, 12, "the same with less noise and fewer scales"),
+    "textures-hard": Entry("ssl_bench.data.textures:load", 32, 12, "the same with more noise and more scales"),
     "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000"),
     "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000"),
     "stl10": Entry(TORCHVISION, 96, 10, "STL-10, 5,000 + 8,000, and 100,000 unlabelled images for pretraining"),
