@@ -113,15 +113,17 @@ class TrainerOptions:
         max_epochs: Passes over the training images.
         max_steps: Optimiser steps after which to stop, whatever max_epochs says; -1 for no limit.
         accelerator: auto, cpu, gpu, mps.
-        devices: How many, or which ("0,2"), or auto.
+        devices: How many, or which ("0,2"), or auto: all GPUs, or as many as torchrun or srun started processes.
         num_nodes: Machines; start the command on each with torchrun or srun.
-        strategy: auto, ddp, fsdp, ...
+        strategy: auto, ddp, or ddp_find_unused_parameters_true for a method of yours that needs it.
         precision: auto (bf16-mixed on GPUs and CPUs that have it, 32-true elsewhere), 32-true, bf16-mixed, ...
         compile: Compile the network's blocks (torch.compile): some minutes at the start, faster steps on GPUs.
         accumulate_grad_batches: Batches whose gradients make one step.
         sync_batchnorm: Batch norm over the images of all devices, as the papers have it.
         limit_train_batches: Batches, or fraction of them, per epoch; None for all.
         log_every_n_steps: Steps between rows of metrics.csv.
+        checkpoint_minutes: Between checkpoints within an epoch; 0 for one after each epoch alone.
+        requeue: On SIGUSR1, save, have SLURM queue the job again (scontrol requeue) and stop; otherwise save and go on.
         fast_dev_run: One batch, nothing written: does it run at all?
     """
 
@@ -137,6 +139,8 @@ class TrainerOptions:
     sync_batchnorm: bool = True
     limit_train_batches: int | float | None = None
     log_every_n_steps: int = 50
+    checkpoint_minutes: float = 15.0
+    requeue: bool = False
     fast_dev_run: bool = False
 
 

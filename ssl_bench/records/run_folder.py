@@ -16,6 +16,8 @@ NOT_IDENTITY = (
     ("trainer", "accelerator"),
     ("trainer", "compile"),
     ("trainer", "log_every_n_steps"),
+    ("trainer", "checkpoint_minutes"),
+    ("trainer", "requeue"),
 )
 
 
