@@ -227,14 +227,12 @@ def test_fit_has_no_parameter_for_test_images(name: str) -> None:
     hints.pop("return")
     assert list(hints.values()) == [FeatureExtractor, TrainSplit, ValidationSplit]
     signature = inspect.signature(evaluation_class(name).fit)
-    assert all(p.feature_type is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values()), (
-        "nothing can be slipped in"
-    )
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values()), "nothing can be slipped in"
 
 
 def test_the_three_splits_are_no_kinds_of_one_another() -> None:
-    feature_types = (TrainSplit, ValidationSplit, TestSplit, TestImages)
-    assert not any(issubclass(a, b) for a in feature_types for b in feature_types if a is not b)
+    splits = (TrainSplit, ValidationSplit, TestSplit, TestImages)
+    assert not any(issubclass(a, b) for a in splits for b in splits if a is not b)
 
 
 @pytest.mark.parametrize("name", NAMES)
