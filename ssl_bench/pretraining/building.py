@@ -89,5 +89,7 @@ def require_images(method: Method, images: int, options: DataOptions, devices: i
     ):
         if 0 < there < needed:
             name = type(method).__name__
-            remedy = "--data.batch_size" if each == options.batch_size else "--data.root, whose training images are too few"
+            remedy = (
+                "--data.batch_size" if each == options.batch_size else "--data.root, whose training images are too few"
+            )
             raise UserError(f"{name} needs {needed} images in a batch ({why}) and here is {there}: change {remedy}")

@@ -103,9 +103,7 @@ class LocalCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_checkpoint(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return content
 
@@ -209,7 +207,9 @@ class SaveLast(Checkpoint):
         dist.all_gather_object(found, (self.data_sha256, trainer.global_step))
         for what, values in zip(("images", "checkpoints"), zip(*found, strict=True), strict=True):
             if len(set(values)) > 1:
-                raise UserError(f"the processes of this run read different {what}: is {self.path.parent.parent} shared?")
+                raise UserError(
+                    f"the processes of this run read different {what}: is {self.path.parent.parent} shared?"
+                )
 
 
 def remove_previous(folder: Path) -> None:

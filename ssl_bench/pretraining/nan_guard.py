@@ -33,7 +33,9 @@ class StopAtNaN(pl.Callback):
     def _check(self, trainer: pl.Trainer) -> None:
         if self.first is not None and (step := int(self.first)) >= 0:
             epoch = trainer.current_epoch
-            kept = f"the checkpoint of epoch {epoch - 1} is kept" if epoch else "there is no checkpoint of a whole epoch"
+            kept = (
+                f"the checkpoint of epoch {epoch - 1} is kept" if epoch else "there is no checkpoint of a whole epoch"
+            )
             raise DivergenceError(
                 f"the loss is not a number at step {step} (epoch {epoch}); {kept}. "
                 "Try a lower --optim.base_lr, a longer --optim.warmup_epochs or --trainer.precision 32-true"

@@ -90,7 +90,9 @@ class Progress(pl.Callback):
     def _end_step(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step - 1  # that was done
         if self.every and (step + 1) % self.every == 0:
-            mean = mean_over_processes(torch.stack(self._of_step).mean() if len(self._of_step) > 1 else self._of_step[0])
+            mean = mean_over_processes(
+                torch.stack(self._of_step).mean() if len(self._of_step) > 1 else self._of_step[0]
+            )
             row = {name: float(value) for name, value in trainer.callback_metrics.items()} | {"loss": float(mean)}
             for logger in trainer.loggers:
                 logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=step)

@@ -98,7 +98,9 @@ def _variables_of_srun(environ: MutableMapping[str, str]) -> dict[str, str]:
         raise UserError(f"SLURM has {tasks} tasks on {nodes} nodes: give every node as many, with --ntasks-per-node")
     (local_size,) = counts
     rank = int(environ["SLURM_PROCID"])
-    machines = next((environ[v] for v in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if v in environ), "")
+    machines = next(
+        (environ[v] for v in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if v in environ), ""
+    )
     first = re.sub(r"\[(\w+)[^]]*\]", r"\1", machines).replace(" ", ",").split(",")[0]
     job, step = (int(re.sub(r"\D", "", environ.get(v, "")) or 0) for v in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return {
@@ -176,7 +178,9 @@ def run_processes(argv: Sequence[str], count: int, nodes: int = 1) -> int:
     if received:
         return 128 - code
     name = signal.Signals(-code).name
-    print(f"ssl-bench: error: process {rank} of {count} was ended by {name}; the same command continues", file=sys.stderr)
+    print(
+        f"ssl-bench: error: process {rank} of {count} was ended by {name}; the same command continues", file=sys.stderr
+    )
     return 1
 
 
