@@ -16,6 +16,7 @@ from types import FrameType
 import ssl_bench
 from ssl_bench.cli.commands import COMMANDS
 from ssl_bench.errors import RunFailed, Terminated, UserError, near
+from ssl_bench.runtime.watchdog import end_with_parent
 
 # What the user can change at once: another place. The rest is a disk's or a network's trouble.
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG}
@@ -26,6 +27,7 @@ OTHERS_FIRST_SECONDS = 2.0  # what all processes have to say, the first says, an
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    end_with_parent()
     try:
         with _terminated_by_sigterm():
             return _dispatch(argv)

@@ -174,8 +174,8 @@ class SaveLast(Checkpoint):
         before = checkpoint.get("ssl_bench", {}).get("world_size", trainer.world_size)
         if before != trainer.world_size:
             raise UserError(
-                f"{self.path.parent.parent} was trained on {before} devices and here are {trainer.world_size}: its steps "
-                f"would have other images. Start it on {before}, or anew in another --runs"
+                f"{self.path.parent.parent} was trained on {before} devices and here are {trainer.world_size}: its "
+                f"steps would have other images. Start it on {before}, or anew in another --runs"
             )
 
     def _wish(self, trainer: pl.Trainer) -> Wish:

@@ -12,7 +12,6 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from ssl_bench.config.options import ProbeOptions, TrainerOptions
 from ssl_bench.data.dataset import Dataset
-from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.last_checkpoint import LocalCheckpointIO, SaveLast
 from ssl_bench.pretraining.method import Method

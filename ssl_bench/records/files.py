@@ -63,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def clear_temporary(folder: Path) -> None:
-    """Remove what killed processes left in a folder and its subfolders; not what a living one on this machine writes."""
+    """Remove what killed processes left in a folder and its subfolders, not what a living one here is writing."""
     for path in folder.rglob(".*.tmp"):
         maker = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", path.name)
         if maker is not None and maker[1] == _host() and _runs(int(maker[2])):

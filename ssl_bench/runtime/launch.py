@@ -163,7 +163,7 @@ def run_processes(argv: Sequence[str], count: int, nodes: int = 1) -> int:
     with _passing_on(processes) as received:
         for local in range(count):
             own = shared | {"RANK": str(node * count + local), "LOCAL_RANK": str(local)}
-            command = [sys.executable, "-m", "ssl_bench", *argv]
+            command = [*_this_program(), *argv]
             # A session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on once.
             processes.append(subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=_deaf_to_usr1))
         try:
@@ -221,6 +221,13 @@ def _passing_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[list
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _this_program() -> list[str]:
+    """How to start ssl-bench as it was started here."""
+    script = os.path.abspath(sys.argv[0])
+    installed = os.path.basename(script) == "ssl-bench" and os.path.isfile(script)
+    return [sys.executable, script] if installed else [sys.executable, "-m", "ssl_bench"]
 
 
 def _deaf_to_usr1() -> None:
