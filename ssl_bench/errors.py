@@ -12,6 +12,10 @@ class RunFailed(Exception):
     """A command could not end, through no mistake in it: the command line prints the message and exits with code 1."""
 
 
+class LostProcess(RunFailed):
+    """Another process that shares the work is gone; whoever started them knows which, and may say so first."""
+
+
 class Terminated(BaseException):
     """SIGTERM came: the command line exits with code 143."""
 

@@ -15,13 +15,15 @@ from types import FrameType
 
 import ssl_bench
 from ssl_bench.cli.commands import COMMANDS
-from ssl_bench.errors import RunFailed, Terminated, UserError, near
+from ssl_bench.errors import LostProcess, RunFailed, Terminated, UserError, near
 from ssl_bench.runtime.watchdog import end_with_parent
 
 # What the user can change at once: another place. The rest is a disk's or a network's trouble.
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-OTHERS_FIRST_SECONDS = 2.0  # what all processes have to say, the first says, and whoever started them ends the others
+# What all processes have to say, the first says, and whoever started them ends the others before they do; and whoever
+# started them knows best which process is gone.
+FIRST_FIRST_SECONDS, CAUSE_FIRST_SECONDS = 2.0, 6.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(argv)
     except UserError as error:
         return _failed(str(error), 2)
+    except LostProcess as error:
+        return _failed(str(error), 1, CAUSE_FIRST_SECONDS)
     except RunFailed as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:
@@ -71,11 +75,10 @@ def _rank() -> int:
     return int(rank) if rank.isdecimal() else 0
 
 
-def _failed(text: str, code: int) -> int:
+def _failed(text: str, code: int, wait: float = 0.0) -> int:
     """Say what went wrong, the first process at once, the others if nobody has ended them by then."""
     rank = _rank()
-    if rank:
-        time.sleep(OTHERS_FIRST_SECONDS)
+    time.sleep(max(wait, FIRST_FIRST_SECONDS if rank else 0.0))
     print(f"ssl-bench: error: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
     return code
 

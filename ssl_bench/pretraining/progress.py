@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ssl_bench.console import say
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.online_probe import OnlineProbe
-from ssl_bench.runtime.distributed import largest_over_processes, mean_over_processes
+from ssl_bench.runtime.distributed import largest_over_processes, mean_over_processes, rank, values_of_processes
 from ssl_bench.runtime.precision import peak_memory
 
 
@@ -113,17 +113,17 @@ class Progress(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._since:
             self._count_time()
-        losses = None if self._losses is None else mean_over_processes(self._losses).cpu()
         return {
             "images_seen": self.images_seen,
             "seconds": self.seconds,
-            "losses": losses,  # of an epoch that is not over
+            "losses": None if self._losses is None else values_of_processes(self._losses).cpu(),  # of this epoch so far
             "batches": self._batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images_seen, self.seconds = state_dict["images_seen"], state_dict["seconds"]
-        self._losses, self._batches = state_dict.get("losses"), state_dict.get("batches", 0)
+        losses, self._batches = state_dict.get("losses"), state_dict.get("batches", 0)
+        self._losses = None if losses is None else losses[rank()]
 
 
 def _summary(trainer: pl.Trainer, module: pl.LightningModule) -> str:

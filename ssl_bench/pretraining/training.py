@@ -16,7 +16,7 @@ from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import TrainerOptions, WandbOptions
 from ssl_bench.console import say
 from ssl_bench.data.module import DataModule
-from ssl_bench.errors import RunFailed, Terminated
+from ssl_bench.errors import LostProcess, Terminated
 from ssl_bench.models.classifier import save_classifier
 from ssl_bench.pretraining.building import build, require_images
 from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
@@ -59,7 +59,7 @@ def fit(
     Raises:
         UserError: The configuration does not fit the data or the network.
         DivergenceError: The loss is no longer a number.
-        RunFailed: Another process of the run is gone.
+        LostProcess: Another process of the run is gone.
         OSError: The folder cannot be written; its last good state is still there.
         KeyboardInterrupt: Ctrl-C; the run continues from where it stopped when started again.
         Terminated: SIGTERM; likewise.
@@ -155,7 +155,7 @@ def _train(
         if record is not None:
             record.try_to_write(folder, "failed", trainer, text)
         if lost:
-            raise RunFailed(f"{text}; the same command continues from the last checkpoint") from None
+            raise LostProcess(f"{text}; the same command continues from the last checkpoint") from None
         raise
 
 

@@ -151,6 +151,11 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+def values_of_processes(value: Tensor) -> Tensor:
+    """A number -> those of all devices, without gradient."""
+    return gather(value.detach().reshape(1))
+
+
 def same_buffers(network: nn.Module) -> None:
     """Give a network the first device's buffers: those of norms that are not synchronised differ."""
     if world_size() > 1:

@@ -22,7 +22,8 @@ from typing import Any
 from ssl_bench.errors import UserError
 from ssl_bench.runtime.watchdog import marked_child
 
-GRACE_SECONDS = 30.0  # for a process to end by itself once another has failed
+GRACE_SECONDS = 30.0  # for the others to end by themselves once a process has failed
+LOST_SECONDS = 4.0  # likewise, once one was killed: time for a record
 STOPPED = (130, 143)  # exit codes of a process that was asked to stop, by SIGINT or SIGTERM
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -196,7 +197,8 @@ def _first_failure(processes: Sequence["subprocess.Popen[bytes]"], received: Seq
         if first is None and any(codes):
             first = next((rank, code) for rank, code in enumerate(codes) if code)
             if not (received and first[1] in STOPPED):
-                deadline = time.monotonic() + (0 if first[0] == 0 and first[1] > 0 else GRACE_SECONDS)
+                grace = LOST_SECONDS if first[1] < 0 else GRACE_SECONDS if first[0] else 0.0
+                deadline = time.monotonic() + grace
         if None not in codes:
             break
         time.sleep(0.05)
