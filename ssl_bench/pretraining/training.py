@@ -22,7 +22,7 @@ from ssl_bench.pretraining.building import build, require_images
 from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.run_record import continued, describe_run, main_branch, so_far, training_flops
+from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
 from ssl_bench.pretraining.trainer import SeedEachBatch, make_trainer, prepare_process, quicken
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import RunInfo, Status, read_run, write_run
@@ -35,7 +35,7 @@ from ssl_bench.runtime.stopping import Signals, Stopped, Wish
 from ssl_bench.tracking.wandb_results import logged
 from ssl_bench.tracking.wandb_run import WandbRun
 
-__all__ = ["Fitted", "SeedEachBatch", "build", "fit", "main_branch", "prepare_process", "quicken", "training_flops"]
+__all__ = ["Fitted", "SeedEachBatch", "build", "fit", "training_flops"]
 
 
 @dataclass(frozen=True)
