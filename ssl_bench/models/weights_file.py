@@ -21,7 +21,8 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: It cannot be written.
     """
     held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(held, metadata={"format": "pt", CHECKSUM: checksum(held)})
+    # One entry of metadata: safetensors writes several in any order, and equal weights must make equal files.
+    content = safetensors.torch.save(held, metadata={CHECKSUM: checksum(held)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)  # by Python, so that a full disk is an OSError
 

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, cast, final
 
 import pytorch_lightning as pl
 import torch
@@ -84,7 +84,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             sink = _ToFile(file)
-            torch.save(dict(content), sink)
+            torch.save(dict(content), cast(IO[bytes], sink))
             if sink.error is not None:
                 raise sink.error
         if path.exists():

@@ -31,6 +31,12 @@ def test_what_is_written_is_read_by_us_and_others(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    for number in range(8):
+        write_weights(tmp_path / f"{number}", WEIGHTS)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     write_weights(path, WEIGHTS)

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from processes import FIT, read_until, started
+from PIL import Image
+from processes import FIT, PROC, children, read_until, running, started, wait_until
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -265,3 +267,28 @@ def test_a_signal_before_training_ends_the_process_at_once(tmp_path: Path) -> No
     _, said = process.communicate()
     assert process.returncode == 143, said
     assert "Traceback" not in said and "the same command continues" in said
+
+
+@pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc")
+def test_a_scheduler_that_signals_the_workers_too_loses_nothing(tmp_path: Path) -> None:
+    """As SLURM does: every process of the job gets the signal, those that decode images among them."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(200):
+        pixels = np.random.default_rng(number).integers(0, 255, (100 + number, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    flags = [flag for flag in TINY if not flag.startswith(("--data", "--trainer.limit"))]
+    flags += ["--data=folder", f"--data.root={photos}", "--data.batch_size=2", "--data.num_workers=1"]
+    process = started(["--method=mae", *flags, "--probe.every_n_epochs=0", f"--runs={tmp_path}/runs"])
+    read_until(process, "images per step")
+    wait_until(lambda: children(process.pid), process)
+    time.sleep(1.0)  # for the worker to begin
+    workers = children(process.pid)
+    for pid in (*workers, process.pid):
+        os.kill(pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert 0 < last(folder)["global_step"] < 300
+    assert not any(map(running, workers))
