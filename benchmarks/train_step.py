@@ -46,7 +46,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.optimizers import build_optimizer, clip_gradients
 from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.training import training_flops
+from ssl_bench.pretraining.run_record import training_flops
 from ssl_bench.runtime.acceleration import compile_blocks, keep_freed_memory, write_out_attention
 
 # The same sizes on both sides; a method that is not named here has its own defaults and, below, no rival.

@@ -3,7 +3,5 @@
 import sys
 
 from ssl_bench.cli.main import main
-from ssl_bench.runtime.watchdog import end_with_parent
 
-end_with_parent()
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line, with the remedy."""
+"""What ends a command, in one line: a user's mistake with its remedy, a failure that is nobody's mistake, a signal."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,18 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Bad input: the command line prints the message alone and exits with code 2."""
+
+
+class RunFailed(Exception):
+    """A command could not end, through no mistake in it: the command line prints the message and exits with code 1."""
+
+
+class LostProcess(RunFailed):
+    """Another process that shares the work is gone; whoever started them knows which, and may say so first."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: the command line exits with code 143."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

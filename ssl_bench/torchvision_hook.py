@@ -24,10 +24,11 @@ class TorchvisionFinder:
             if lacks_operators():
                 import torch
 
-                TorchvisionFinder.library = torch.library.Library("torchvision", "DEF")
+                TorchvisionFinder.library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in ("nms", "qnms"):
-                    schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                    TorchvisionFinder.library.define(schema)
+                    if not hasattr(torch.ops.torchvision, operator):  # somebody else may have declared it
+                        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                        TorchvisionFinder.library.define(schema)
 
 
 def lacks_operators() -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
-from ssl_bench.pretraining.training import build, prepare_process, quicken
+from ssl_bench.pretraining.building import build
+from ssl_bench.pretraining.trainer import prepare_process, quicken
 from ssl_bench.runtime.acceleration import effective_precision
 
 STEPS = 10

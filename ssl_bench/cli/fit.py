@@ -6,7 +6,7 @@ from typing import Any
 
 from ssl_bench.cli.commands import import_torch
 from ssl_bench.console import say
-from ssl_bench.errors import UserError
+from ssl_bench.errors import RunFailed, UserError
 
 
 def main(argv: list[str]) -> int:
@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
     from ssl_bench.data.files.content import folder_of_run
     from ssl_bench.data.image_summary import check_place, image_summary
     from ssl_bench.records.run import read_run
+    from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
 
     parsed = parse_fit(argv, look=image_summary)
     if parsed.print_config:
@@ -22,25 +23,29 @@ def main(argv: list[str]) -> int:
         return 0
     check_place(parsed.config["data"])
     check_runs_named(parsed.config)
-    for note in parsed.notes:
-        say(note)
+    launch = adopt_launcher()
     folder = folder_of_run(parsed.runs, parsed.config)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return _already_done(folder)
-    say(described(parsed))
+    trainer = parsed.config["trainer"]
+    count = 1 if launch else requested_processes(trainer["devices"], trainer["accelerator"])
+    if launch is None or launch.launcher != "--trainer.devices":
+        for note in parsed.notes:
+            say(note)
+        say(described(parsed))
+    if count > 1 or (launch is None and trainer["num_nodes"] > 1):
+        return run_processes(["fit", *argv], count, trainer["num_nodes"])
     import_torch()
     from ssl_bench.pretraining.nan_guard import DivergenceError
     from ssl_bench.pretraining.training import fit
 
-    command = ["ssl-bench", "fit", *argv]
     try:
-        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb)
+        fitted = fit(parsed.config, parsed.runs, ["ssl-bench", "fit", *argv], parsed.wandb)
     except DivergenceError as error:
-        say(f"ssl-bench: {error}")
-        return 1
+        raise RunFailed(str(error)) from None
     if fitted.already_done:  # by another process, meanwhile
         return _already_done(fitted.folder)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(fitted.folder)
     return 0
 
@@ -62,6 +67,6 @@ def check_runs_named(config: dict[str, Any]) -> None:
 
 def _already_done(folder: Path) -> int:
     say("already done: the run of this very configuration is finished")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(folder)
     return 0

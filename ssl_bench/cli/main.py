@@ -1,16 +1,30 @@
 """The command line. Torch-free until a command needs it: help, lists, plans and the leaderboard answer at once."""
 
 import argparse
+import errno
 import importlib
 import keyword
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 
 import ssl_bench
 from ssl_bench.cli.commands import COMMANDS, refuse
-from ssl_bench.errors import UserError, near
+from ssl_bench.errors import LostProcess, RunFailed, Terminated, UserError, near
+from ssl_bench.runtime.watchdog import end_with_parent
+
+# What the user can change at once: another place. The rest is a disk's or a network's trouble.
+WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What all processes have to say, the first says, and whoever started them ends the others before they do; and whoever
+# started them knows best which process is gone.
+FIRST_FIRST_SECONDS, CAUSE_FIRST_SECONDS = 2.0, 6.0
 
 EXAMPLES = """examples:
   ssl-bench list methods
@@ -21,22 +35,27 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C)."""
+    """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    end_with_parent()
     try:
-        return _dispatch(argv)
+        with _terminated_by_sigterm():
+            return _dispatch(argv)
     except UserError as error:
-        print(f"ssl-bench: error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error), 2)
+    except LostProcess as error:
+        return _failed(str(error), 1, CAUSE_FIRST_SECONDS)
+    except RunFailed as error:
+        return _failed(str(error), 1)
     except KeyboardInterrupt:
-        print("ssl-bench: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"ssl-bench: error: {error.filename}: {error.strerror}; choose another place", file=sys.stderr)
-        return 2
+        return _stopped("interrupted", 130)
+    except Terminated:
+        return _stopped("ended by SIGTERM", 143)
     except BrokenPipeError:  # `ssl-bench list backbones | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _failed(*_about(error))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
 
@@ -63,3 +82,53 @@ def _dispatch(argv: list[str]) -> int:
     name = argv[0] + "_" * keyword.iskeyword(argv[0])
     code: int = importlib.import_module(f"ssl_bench.cli.{name}").main(argv[1:])
     return code
+
+
+def _rank() -> int:
+    """Of this process among those that share a command."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
+
+
+def _failed(text: str, code: int, wait: float = 0.0) -> int:
+    """Say what went wrong, the first process at once, the others if nobody has ended them by then."""
+    rank = _rank()
+    time.sleep(max(wait, FIRST_FIRST_SECONDS if rank else 0.0))
+    print(f"ssl-bench: error: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
+    return code
+
+
+def _stopped(how: str, code: int) -> int:
+    if _rank() == 0:
+        print(f"ssl-bench: {how}; the same command continues where this one stopped", file=sys.stderr)
+    return code
+
+
+def _about(error: OSError) -> tuple[str, int]:
+    """What an error of the operating system means here, and its exit code."""
+    what = f"{error.filename}: " if error.filename is not None else ""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if error.errno in WRONG_PLACE:
+        return f"{what}{reason}; choose another place", 2
+    if error.errno in NO_ROOM:
+        return f"{what}{reason}; make room, and the same command goes on from what is there", 1
+    if error.errno == errno.ENOENT:
+        return f"{what}{reason}", 2
+    return f"{what}{reason}; nothing that was written whole is lost, and the same command continues", 1
+
+
+@contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what it began to write goes, and a line is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

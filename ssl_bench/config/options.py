@@ -109,8 +109,8 @@ class Optim:
         schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
             same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one rate
             for all steps of an epoch once warmed up (SimSiam). cosine_ahead: the same as cosine, one step
-            ahead, and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides the
-            beginning of. steps_simmim: a tenth from each of `milestones` on.
+            ahead, and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides
+            the beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Where the warm-up starts, before scaling.
         min_lr: Where the cosine ends, before scaling.
@@ -126,7 +126,9 @@ class Optim:
     weight_decay_end: NonNegativeFloat | None = None
     momentum: ProperFraction = 0.9
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.999)
-    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = "cosine"
+    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = (
+        "cosine"
+    )
     warmup_epochs: NonNegativeFloat = 10.0
     warmup_lr: NonNegativeFloat = 0.0
     min_lr: NonNegativeFloat = 0.0
@@ -149,15 +151,18 @@ class TrainerOptions:
         max_epochs: Passes over the training images.
         max_steps: Optimiser steps after which to stop, whatever max_epochs says; -1 for no limit.
         accelerator: The kind of device; auto is a GPU where there is one.
-        devices: How many, or which (0,2); -1 for all.
+        devices: How many, or which (0,2); -1 for all; auto: all GPUs, or as many as torchrun or srun started processes.
         num_nodes: Machines; start the command on each with torchrun or srun.
-        strategy: How devices share the work; auto is ddp where there are several.
+        strategy: How devices share the work; auto is ddp where there are several; ddp_find_unused_parameters_true for a
+            method of yours that needs it.
         precision: Number format; auto is bf16-mixed on GPUs and CPUs that have it, 32-true elsewhere.
         compile: Compile the network's blocks (torch.compile): some minutes at the start, faster steps on GPUs.
         accumulate_grad_batches: Batches whose gradients make one step.
         sync_batchnorm: Batch norm over the images of all devices, as the papers have it.
         limit_train_batches: Batches, or fraction of them, per epoch; None for all.
         log_every_n_steps: Steps between rows of metrics.csv.
+        checkpoint_minutes: Between checkpoints within an epoch; 0 for one after each epoch alone.
+        requeue: On SIGUSR1, save, have SLURM queue the job again (scontrol requeue) and stop; otherwise save and go on.
         fast_dev_run: One batch, nothing written: does it run at all?
     """
 
@@ -173,6 +178,8 @@ class TrainerOptions:
     sync_batchnorm: bool = True
     limit_train_batches: PositiveInt | Fraction | None = None
     log_every_n_steps: PositiveInt = 50
+    checkpoint_minutes: PositiveFloat = 15.0
+    requeue: bool = False
     fast_dev_run: bool = False
 
 

@@ -8,6 +8,7 @@ Shapes: B images of a batch, 3 x H x W pixels, s pixels of a view.
 """
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, final
@@ -113,6 +114,7 @@ class PhotographLoader(_Resumable):
                 batch_sampler=_Keys(self.order),
                 collate_fn=_collate_crops,
                 num_workers=self.num_workers,
+                worker_init_fn=_leave_signals_to_parent,
                 persistent_workers=self.num_workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # its own: the global one must not depend on how often this is iterated
@@ -138,6 +140,12 @@ class PhotographLoader(_Resumable):
         except BrokenImage as error:
             return str(error)
         return "it could not be read for a moment"
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """SLURM sends SIGTERM to workers, too: the parent still needs their batches to come to where it can save."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @final

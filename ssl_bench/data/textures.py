@@ -173,7 +173,7 @@ CLASSES = tuple(PATTERNS)
 
 
 def load(options: DataOptions) -> Source:
-    """15,000 images to train on and 3,000 to test on; `textures-easy` and `textures-hard` differ in noise and scales."""
+    """15,000 images to train on, 3,000 to test on; `textures-easy` and `textures-hard` differ in noise and scales."""
     difficulty = options.name.partition("-")[2] or "medium"
     return Source(train=_pool("train", difficulty), test=_pool("test", difficulty), classes=CLASSES)
 

@@ -30,8 +30,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.networks import default_network
 from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.pretraining.building import build_on
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.training import build_on
 from ssl_bench.records.run import RunInfo
 from ssl_bench.runtime.seeds import derive
 

@@ -16,6 +16,7 @@ from ssl_bench.records.store import Run
 NOT_IN_NAMES = (
     *("seed", "method.name", "backbone", "data.name", "data.root", "data.download", "data.num_workers", "data.strict"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.log_every_n_steps"),
+    *("trainer.checkpoint_minutes", "trainer.requeue"),
     *("probe", "runs", "wandb"),
 )
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.records.files import replacing, write_json
+from ssl_bench.models.weights_file import read_weights, write_weights
+from ssl_bench.records.files import write_json
 
 
 @final
@@ -49,9 +49,7 @@ class Classifier(nn.Module):
 
 def save_classifier(folder: Path, classifier: Classifier, names: tuple[str, ...]) -> None:
     """classifier.safetensors and classifier.json beside a run's backbone, with the names of its classes."""
-    weights = {name: tensor.contiguous().cpu() for name, tensor in classifier.state_dict().items()}
-    with replacing(folder / "classifier.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_weights(folder / "classifier.safetensors", classifier.state_dict())
     write_json(folder / "classifier.json", {**classifier.spec, "names": list(names)})
 
 
@@ -67,7 +65,7 @@ def load_classifier(folder: Path) -> Classifier | None:
         spec = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
         classifier = Classifier(spec["dim"], spec["classes"], spec["layers"], tuple(spec["names"]))
         with torch.no_grad():
-            classifier.load_state_dict(load_file(folder / "classifier.safetensors"))
+            classifier.load_state_dict(read_weights(folder / "classifier.safetensors"))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: the classifier is damaged ({type(error).__name__}: {reason})") from None

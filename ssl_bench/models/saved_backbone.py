@@ -5,28 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.records.files import replacing, write_json
+from ssl_bench.models.weights_file import read_weights, write_weights
+from ssl_bench.records.files import write_json
 from ssl_bench.records.run import BackboneRecord
 
 
 def write_backbone(folder: Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
     """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
-    write_weights(folder / "backbone.safetensors", backbone)
+    write_weights(folder / "backbone.safetensors", backbone.model.state_dict())
     size = backbone.img_size
     cfg = {"input_size": [3, size, size], "mean": list(mean), "std": list(std), "interpolation": "bicubic"}
     write_json(folder / "backbone.json", {**backbone.spec, "num_classes": 0, "pretrained_cfg": cfg})
-
-
-def write_weights(path: Path, backbone: Backbone) -> None:
-    weights = {name: tensor.contiguous().cpu() for name, tensor in backbone.model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary)
 
 
 def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float, ...], tuple[float, ...]]:
@@ -42,12 +36,14 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
     file = f"backbone-{branch}.safetensors" if branch else "backbone.safetensors"
     try:
         spec = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / file)
+        weights = read_weights(folder / file)
     except FileNotFoundError as error:
         missing = Path(error.filename or "backbone.safetensors").name
         raise UserError(f"{folder} has no {missing}: finish its run: ssl-bench fit -c {folder}/config.yaml") from None
     except Exception as error:
-        raise UserError(f"{folder}: the backbone is damaged ({type(error).__name__}: {error})") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        text = f"{folder}: the backbone is damaged ({reason[:200]})"
+        raise UserError(f"{text}: bring {file} and backbone.json back, or train again in another --runs") from None
     backbone = Backbone(BackboneOptions(**spec["options"]))
     own = backbone.model.state_dict()
     if own.keys() != weights.keys() or any(own[k].shape != weights[k].shape for k in own):

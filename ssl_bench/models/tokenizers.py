@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
+from ssl_bench.models.weights_file import read_weights
 
 KINDS = "the folder of a finished dvae run, DALL-E's encoder (.pth, .safetensors) or a class package.module:Class"
 
@@ -274,7 +275,7 @@ def _from_run(folder: Path) -> DiscreteVAE:
     try:
         spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         tokenizer = DiscreteVAE(**spec)
-        tokenizer.load_state_dict(load_file(folder / "tokenizer.safetensors"))
+        tokenizer.load_state_dict(read_weights(folder / "tokenizer.safetensors"))
     except FileNotFoundError as error:
         missing = Path(error.filename or "tokenizer.safetensors").name
         raise UserError(f"tokenizer {folder} has no {missing}: name {KINDS}") from None

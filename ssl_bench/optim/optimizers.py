@@ -164,7 +164,7 @@ class StepSchedule:
     """
 
     def __init__(self, optim: Optim, images_per_step: int, total_steps: int, steps_per_epoch: float) -> None:
-        self.optim, self.total = optim, total_steps
+        self.optim, self.total, self.images_per_step = optim, total_steps, images_per_step
         self.warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
         factor = {"linear": images_per_step / 256, "sqrt": math.sqrt(images_per_step), "none": 1.0}[optim.scaling]
         self.peak, self.floor, self.start = (lr * factor for lr in (optim.base_lr, optim.min_lr, optim.warmup_lr))

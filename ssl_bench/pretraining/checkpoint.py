@@ -1,56 +1,19 @@
-"""What a run leaves for others: the last checkpoint, and the backbone in timm's own terms, or the tokenizer."""
+"""Weights that a run begins with, out of an earlier run, and those it leaves: the backbone, or the tokenizer."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
-from safetensors.torch import save_file
 
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
-from ssl_bench.models.saved_backbone import write_backbone, write_weights
+from ssl_bench.models.saved_backbone import write_backbone
 from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.models.weights_file import write_weights
+from ssl_bench.pretraining.last_checkpoint import fault_of
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.metrics import MetricsFile
-from ssl_bench.records.files import replacing, write_json
-
-
-@final
-class SaveLast(Checkpoint):
-    """checkpoints/last.ckpt after each epoch, whole or not at all.
-
-    Args:
-        folder: The run folder.
-        config: Stored with the weights.
-    """
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.path = folder / "checkpoints" / "last.ckpt"
-        self.config = config
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.resume(trainer.global_step)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        temporary = self.path.with_name(f".last.{os.getpid() if trainer.world_size == 1 else 'all'}.tmp")
-        trainer.save_checkpoint(temporary)  # on every rank; rank 0 writes
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsFile):
-                    logger.write()  # what the checkpoint knows, the file knows
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ssl_bench"] = {"config": self.config}
+from ssl_bench.records.files import write_json
 
 
 def start_from(method: Method, run: Path) -> None:
@@ -60,12 +23,15 @@ def start_from(method: Method, run: Path) -> None:
         UserError: The folder has no such weights, or they do not fit.
     """
     file = run / "checkpoints" / "last.ckpt"
+    if not file.exists():
+        raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?")
     try:
-        earlier = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    except FileNotFoundError:
-        raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?") from None
+        fault = fault_of(file)
+        earlier = {} if fault else torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:
-        raise UserError(f"--init {run}: {file.name} is damaged ({type(error).__name__})") from None
+        fault = type(error).__name__
+    if fault:
+        raise UserError(f"--init {run}: {file.name} is damaged ({fault})")
     weights = method.starting_weights(earlier)
     own = method.state_dict()
     for name in [*(name for name in own if name not in weights), *(name for name in weights if name not in own)]:
@@ -93,7 +59,7 @@ def write_backbones(folder: Path, method: Method, mean: Sequence[float], std: Se
     """A method's evaluated backbone as `write_backbone` has it, and backbone-BRANCH.safetensors of each other."""
     evaluated, *others = method.branches.items()
     for branch, backbone in others:
-        write_weights(folder / f"backbone-{branch}.safetensors", backbone)
+        write_weights(folder / f"backbone-{branch}.safetensors", backbone.model.state_dict())
     write_backbone(folder, evaluated[1], mean, std)
 
 
@@ -101,7 +67,5 @@ def save_tokenizer(folder: Path, method: Method) -> None:
     """tokenizer.safetensors, and tokenizer.json with the arguments of the `DiscreteVAE` that holds those weights."""
     tokenizer = method.tokenizer
     assert isinstance(tokenizer, DiscreteVAE)
-    weights = {name: tensor.contiguous().cpu() for name, tensor in tokenizer.state_dict().items()}
-    with replacing(folder / "tokenizer.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_weights(folder / "tokenizer.safetensors", tokenizer.state_dict())
     write_json(folder / "tokenizer.json", tokenizer.spec)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views
 from ssl_bench.config.options import Optim
+from ssl_bench.console import say
 from ssl_bench.data.batch import Batch
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
@@ -37,6 +38,7 @@ class Method(pl.LightningModule, ABC):
     product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
     needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
     unlabelled_too: bool = False  # if so, whether on the other images as well, whose label is -1
+    min_images: int = 1  # of a step's batch, over all devices, for the loss to mean anything
     no_weight_decay: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
     backbone: Backbone
@@ -117,20 +119,30 @@ class Method(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.loss(batch.views, **({"labels": batch.labels} if self.needs_labels else {}))
-        assert self._schedule is not None
         self.log("loss", loss.detach(), batch_size=len(batch.index))
-        self.log("lr", self._schedule.lr(self.trainer.global_step))
+        self.log("lr", self.schedule.lr(self.trainer.global_step))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        loader_batch = self.trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
-        images_per_step = loader_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self.trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
+        asked, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
+        if asked > batches > 0:
+            trainer.accumulate_grad_batches = batches  # of which the loss is the mean and to which the rate is scaled
+            say(f"--trainer.accumulate_grad_batches {asked}: an epoch has {batches} batches, which make one step")
+        loader_batch = trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
+        images_per_step = loader_batch * trainer.world_size * trainer.accumulate_grad_batches
+        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
         optimizer = build_optimizer(self, self.optim, groups=self.parameter_groups())
         self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
-        self._schedule.apply(optimizer, self.trainer.global_step)
+        self._schedule.apply(optimizer, trainer.global_step)
         return optimizer
+
+    @property
+    def schedule(self) -> StepSchedule:
+        """Learning rate and weight decay of each step; known once training begins."""
+        assert self._schedule is not None
+        return self._schedule
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -140,8 +152,7 @@ class Method(pl.LightningModule, ABC):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         step = self.trainer.global_step  # of the update that is about to happen
-        assert self._schedule is not None
-        self._schedule.apply(optimizer, step)
+        self.schedule.apply(optimizer, step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for part in self.children():
             if isinstance(part, EMATeacher) and not part.moved_by_loss:

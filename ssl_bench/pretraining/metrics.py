@@ -3,12 +3,14 @@
 import csv
 import io
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, final
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ssl_bench.console import say
 from ssl_bench.records.files import write_text
 from ssl_bench.tracking.wandb_run import WandbRun
 
@@ -24,11 +26,9 @@ class MetricsFile(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            self.rows = {int(row["step"]): row for row in rows}
+        self.rows, damaged = _read(path)
+        if damaged:
+            say(f"warning: {path} is damaged: {damaged} of its lines cannot be read and are left out")
         self._written = 0.0
 
     name = "metrics"
@@ -66,7 +66,34 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.write()
+        with suppress(OSError) if status == "failed" else nullcontext():  # which must not hide why it failed
+            self.write()
+
+
+def _read(path: Path) -> tuple[dict[int, dict[str, Any]], int]:
+    """Rows of a file by their steps, and how many lines are none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}, 0
+    rows: dict[int, dict[str, Any]] = {}
+    damaged = 0
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            if (row.get("step") or "").isdecimal() and None not in row and all(map(_is_number, row.values())):
+                rows[int(row["step"])] = {name: value for name, value in row.items() if value != ""}
+            else:
+                damaged += 1
+    except csv.Error:
+        damaged += 1
+    return rows, damaged if rows or damaged or not text else 1
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return text is not None and (text == "" or isinstance(float(text), float))
+    except ValueError:
+        return False
 
 
 @final

@@ -27,13 +27,15 @@ class StopAtNaN(pl.Callback):
         if batch_idx % 20 == 19 or loss.device.type == "cpu":
             self._check(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._check(trainer)  # before the checkpoint: Lightning runs checkpoint callbacks last
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        self._check(trainer)  # before it is written
 
     def _check(self, trainer: pl.Trainer) -> None:
         if self.first is not None and (step := int(self.first)) >= 0:
             epoch = trainer.current_epoch
-            kept = f"the checkpoint of epoch {epoch - 1} is kept" if epoch else "there is no checkpoint yet"
+            kept = (
+                f"the checkpoint of epoch {epoch - 1} is kept" if epoch else "there is no checkpoint of a whole epoch"
+            )
             raise DivergenceError(
                 f"the loss is not a number at step {step} (epoch {epoch}); {kept}. "
                 "Try a lower --optim.base_lr, a longer --optim.warmup_epochs or --trainer.precision 32-true"

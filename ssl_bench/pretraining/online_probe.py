@@ -28,6 +28,7 @@ from ssl_bench.evaluation.representation_metrics import effective_rank, singular
 from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.evaluation.solvers.ridge import LeastSquares
 from ssl_bench.evaluations.knn import votes
+from ssl_bench.runtime.distributed import same_buffers
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def ridge_accuracy(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tenso
 class OnlineProbe(pl.Callback):
     """k-NN and linear accuracy, spread and rank of the features, at the start and every few epochs.
 
+    All processes share the work: each computes the features of its part of the images.
+
     Args:
         data: Its train and validation splits, or its unlabelled images.
         options: How often, on how many images.
@@ -84,7 +87,7 @@ class OnlineProbe(pl.Callback):
         self._leave_out(read_left_out(folder) if folder is not None else {})
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        if self.options.every_n_epochs != 0 and self.start is None and trainer.is_global_zero:
+        if self.options.every_n_epochs != 0 and self.start is None:
             self._probe(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -92,7 +95,7 @@ class OnlineProbe(pl.Callback):
         every = self.options.every_n_epochs
         every = max(1, epochs // 10) if every is None else every
         done = trainer.current_epoch + 1
-        if every and trainer.is_global_zero and (done % every == 0 or done == epochs):
+        if every and (done % every == 0 or done == epochs):
             self._probe(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,6 +124,7 @@ class OnlineProbe(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, module: Any) -> None:
         frozen = FeatureExtractor(module.evaluated, self.data.mean, self.data.std, {}, device=module.device)
+        same_buffers(frozen.network)
         bank = frozen.features(self.bank, frozen.primary_feature_type)  # (N, D)
         now = spread(bank)
         self.latest = {"feature_std": now.deviation, "feature_rank": now.rank}

@@ -17,6 +17,8 @@ NOT_IDENTITY = (
     ("trainer", "accelerator"),
     ("trainer", "compile"),
     ("trainer", "log_every_n_steps"),
+    ("trainer", "checkpoint_minutes"),
+    ("trainer", "requeue"),
 )
 
 OWN = ("folder", "parquet")  # sets that are someone's own images

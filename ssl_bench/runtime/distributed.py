@@ -7,18 +7,24 @@ Shapes: B images per device, G on all devices, C channels.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.errors import UserError
 from ssl_bench.runtime.devices import check_device
+from ssl_bench.runtime.launch import Launch, adopt_launcher
+
+TIMEOUT = timedelta(minutes=10)  # for processes to wait for one another
 
 
 def world_size() -> int:
@@ -33,7 +39,7 @@ def rank() -> int:
 
 @contextmanager
 def distributed_context(device: str) -> Iterator[str]:
-    """The device of this process; for as long, processes that torchrun started know of each other.
+    """The device of this process; for as long, processes that torchrun or srun started know of each other.
 
     Args:
         device: cpu, cuda, cuda:1, mps; auto for a GPU if there is one, each process its own.
@@ -42,16 +48,141 @@ def distributed_context(device: str) -> Iterator[str]:
         UserError: It is not on this machine.
     """
     check_device(device)
+    launch = adopt_launcher()
     if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        device = f"cuda:{launch.local_rank if launch else 0}" if torch.cuda.is_available() else "cpu"
+    if launch is None or launch.world_size == 1 or dist.is_initialized():
         yield device
         return
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+@final
+class LaunchedEnvironment(ClusterEnvironment):
+    """Tells Lightning what a launcher said of this process.
+
+    Args:
+        launch: That.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self.launch = launch
+
+    creates_processes_externally = True
+
+    @property
+    def main_address(self) -> str:
+        return os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+
+    @property
+    def main_port(self) -> int:
+        return int(os.environ.setdefault("MASTER_PORT", "29500"))
+
+    @staticmethod
+    def detect() -> bool:
+        return False  # it is only ever given
+
+    def world_size(self) -> int:
+        return self.launch.world_size
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.launch.world_size
+
+    def global_rank(self) -> int:
+        return self.launch.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.launch.rank, "ranks are not numbered machine after machine"
+
+    def local_rank(self) -> int:
+        return self.launch.local_rank
+
+    def node_rank(self) -> int:
+        return self.launch.rank // self.launch.local_size
+
+
+@final
+class Agreement:
+    """The largest of the numbers that processes name, which is the same for all of them.
+
+    They talk over a group of their own on the CPU, so that no GPU is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def later(self, number: int) -> int:
+        """The largest that was named at the call before this; nobody waits, since that was a step ago."""
+        if world_size() == 1:
+            return number
+        before = self._settled()
+        self._pending = self._ask(number)
+        return before
+
+    def now(self, number: int) -> int:
+        """The largest named at this call, or at the one before and not known yet."""
+        if world_size() == 1:
+            return number
+        before = self._settled()
+        self._pending = self._ask(number)
+        return max(before, self._settled())
+
+    def _ask(self, number: int) -> tuple[Any, Tensor]:
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        named = torch.tensor([number])
+        return dist.all_reduce(named, dist.ReduceOp.MAX, self._group, async_op=True), named
+
+    def _settled(self) -> int:
+        if self._pending is None:
+            return 0
+        (work, named), self._pending = self._pending, None
+        work.wait()
+        return int(named)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean over devices, without gradient."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def values_of_processes(value: Tensor) -> Tensor:
+    """A number -> those of all devices, without gradient."""
+    return gather(value.detach().reshape(1))
+
+
+def same_buffers(network: nn.Module) -> None:
+    """Give a network the first device's buffers: those of norms that are not synchronised differ."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def largest_over_processes(value: int, device: torch.device) -> int:
+    """The largest of the devices' numbers."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor([value], device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error, where several processes work together, says that another is gone or does not answer."""
+    if not isinstance(error, RuntimeError):
+        return False
+    kinds = r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout"
+    return isinstance(error, dist.DistError) or re.search(kinds, str(error), re.IGNORECASE) is not None
 
 
 def gather(rows: Tensor) -> Tensor:

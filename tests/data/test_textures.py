@@ -69,7 +69,9 @@ def test_raw_pixels_fail(source: Source, centred: bool) -> None:
         mean = bank.mean(0)
         bank, queries = bank - mean, queries - mean
     near, rows = (F.normalize(queries) @ F.normalize(bank).T).topk(20)
-    votes = torch.zeros(len(queries), 12).scatter_add_(1, torch.from_numpy(source.train.labels)[rows], (near / 0.07).exp())
+    votes = torch.zeros(len(queries), 12).scatter_add_(
+        1, torch.from_numpy(source.train.labels)[rows], (near / 0.07).exp()
+    )
     accuracy = (votes.argmax(1) == torch.from_numpy(source.test.labels[::3])).float().mean().item()
     assert accuracy < 1.5 * CHANCE
 

@@ -136,3 +136,20 @@ def test_gradients_are_clipped_as_they_are_not_as_they_are_scaled(
         torch.testing.assert_close(after, expected)
         assert whole.max() > 0.05, "nothing to clip"
         assert before.max() < 100, "still scaled"
+
+
+def test_the_rate_is_scaled_by_images_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 5 batches an epoch no more than 5 can make a step, whose loss is their mean."""
+    rates, moved = [], []
+    for accumulated, limit in ((5, None), (1000, None), (5, 5), (8, 0.5)):
+        method = Follow(Optim("sgd", base_lr=0.64, warmup_epochs=0, weight_decay=0.0, momentum=0.0))
+        before = method.head.weight.detach().clone()
+        batches = 10 if limit == 0.5 else 5 if limit is None else 7
+        fit(method, batches, max_epochs=1, accumulate_grad_batches=accumulated, limit_train_batches=limit)
+        rates.append(method.at_updates[0][1])
+        moved.append(method.head.weight.detach() - before)
+    assert rates == [pytest.approx(0.64 * 5 * 2 / 256)] * 4
+    for other in moved[1:]:
+        torch.testing.assert_close(other, moved[0])
+    said = capsys.readouterr().err
+    assert "--trainer.accumulate_grad_batches 1000: an epoch has 5 batches, which make one step" in said

@@ -1,6 +1,7 @@
 """A configuration becomes a run folder, whatever happens on the way."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,14 @@ import torch
 import yaml
 from paths import ROOT
 from safetensors.torch import load_file
+from tiny import TINY
 
-from ssl_bench.config.fit_config import dump
+from ssl_bench.config.fit_config import dump, parse_fit
 from ssl_bench.errors import UserError
 from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.pretraining.nan_guard import DivergenceError
 from ssl_bench.pretraining.training import build, fit, training_flops
-from ssl_bench.records.run import read_run
+from ssl_bench.records.run import read_run, write_run
 from ssl_bench.records.run_folder import run_folder
 
 Config = Callable[..., dict[str, Any]]
@@ -248,3 +250,65 @@ def test_a_run_of_warm_up_alone_is_pointed_out(
     for epochs, said in ((1, True), (2, False)):
         fit(tiny_config(f"--trainer.max_epochs={epochs}", "--trainer.limit_train_batches=1"), tmp_path)
         assert ("--optim.warmup_epochs: 1 of 1 epochs" in capsys.readouterr().err) == said
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many batches make a step: neither is divided by their number."""
+    means = []
+    for accumulated in (1, 2):
+        flags = (f"--trainer.accumulate_grad_batches={accumulated}", "--trainer.log_every_n_steps=1")
+        folder = fit(tiny_config(*flags, "--optim.base_lr=0", "--probe.every_n_epochs=0"), tmp_path).folder
+        steps = [float(row["loss"]) for row in rows(folder) if row.get("loss")]
+        epochs = [float(row["loss_epoch"]) for row in rows(folder) if row.get("loss_epoch")]
+        assert (len(steps), len(epochs)) == (12 // accumulated, 3)
+        each = len(steps) // 3
+        for epoch, mean in enumerate(epochs):
+            assert mean == pytest.approx(sum(steps[epoch * each : (epoch + 1) * each]) / each, rel=1e-6)
+        means.append(epochs)
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
+    said = capsys.readouterr().err
+    assert "64 images per step, peak rate 0, 12 steps\n" in said
+    assert "128 images per step (64 x 2), peak rate 0, 6 steps\n" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        ("byol", ["--data.batch_size=1"], "BYOL needs 2 images in a batch .batch norm .*: change --data.batch_size"),
+        ("simclr", ["--data.batch_size=1"], "SimCLR needs 2 images in a batch .its loss compares images.*batch_size"),
+        ("simmim", ["--data.batch_size=1"], None),
+    ],
+)
+def test_a_batch_that_is_too_small_for_a_method_is_refused(
+    method: str, flags: list[str], message: str | None, tmp_path: Path
+) -> None:
+    shared = [flag for flag in TINY if not flag.startswith(("--method.", "--data.batch"))]
+    argv = [f"--method={method}", *shared, *flags, "--trainer.max_steps=2", "--probe.every_n_epochs=0"]
+    config = parse_fit([*argv, "--backbone.img_size=16"], {}).config
+    if message is None:
+        fit(config, tmp_path)
+        return
+    with pytest.raises(UserError, match=message):
+        fit(config, tmp_path)
+
+
+def test_another_number_of_devices_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config()
+    folder = fit(config, tmp_path).folder
+    info = read_run(folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save(content | {"ssl_bench": content["ssl_bench"] | {"world_size": 2}}, last)
+    write_run(folder, dataclasses.replace(info, status="interrupted"))
+    with pytest.raises(UserError, match="was trained on 2 devices and here are 1"):
+        fit(config, tmp_path)
+    assert torch.load(last, weights_only=True)["global_step"] == 12
+
+
+def test_a_way_of_sharing_weights_that_would_clip_and_save_them_in_parts_is_refused(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--trainer.strategy fsdp: auto, ddp or ddp_find"):
+        fit(tiny_config("--trainer.strategy=fsdp"), tmp_path)

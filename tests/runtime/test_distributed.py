@@ -1,17 +1,33 @@
 """Synchronised norms: how they come and go. What they compute in two processes: methods/test_joint_training.py."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from paths import ROOT, SUPPORT
 from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime import distributed as collectives
-from ssl_bench.runtime.distributed import SyncedBatchNorm, SyncNorms, all_reduce_sum, gather, rank, world_size
+from ssl_bench.runtime.distributed import (
+    Agreement,
+    SyncedBatchNorm,
+    SyncNorms,
+    all_reduce_sum,
+    gather,
+    is_lost_process,
+    largest_over_processes,
+    mean_over_processes,
+    rank,
+    world_size,
+)
 
 
 class Network(nn.Module):
@@ -83,3 +99,37 @@ def test_a_norm_that_does_more_than_norm_is_refused() -> None:
     network.trainer = Network().trainer
     with pytest.raises(UserError, match="BatchNormAct2d, which cannot be synchronised: --trainer.sync_batchnorm false"):
         SyncNorms().apply(network)
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    """On the largest wish, a call later or at once; on means, values, buffers."""
+    path = os.pathsep.join([str(ROOT), str(SUPPORT)])
+    command = [sys.executable, str(SUPPORT / "two_processes.py"), str(tmp_path)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, timeout=240)
+    for rank_of in range(2):
+        found = torch.load(tmp_path / f"rank{rank_of}.pt", weights_only=True)
+        assert found["later"] == [0, 0, 1, 3, 0]
+        assert found["now"] == [2, 4, 0]
+        assert found["mean"] == 0.5 and found["values"].tolist() == [0.0, 1.0] and found["largest"] == 10
+        assert found["buffer"].tolist() == [1.0, 1.0]
+
+
+def test_alone_a_wish_is_known_at_once() -> None:
+    agreed = Agreement()
+    assert [agreed.later(2), agreed.later(0), agreed.now(1)] == [2, 0, 1]
+    assert mean_over_processes(torch.tensor(3.0)) == 3
+    assert largest_over_processes(7, torch.device("cpu")) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("Timed out waiting 600000ms for recv operation to complete"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (UserError("broken image"), False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_fault(error: Exception, lost: bool) -> None:
+    assert is_lost_process(error) == lost

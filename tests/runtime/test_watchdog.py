@@ -10,32 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import ROOT
+from processes import PROC, children, running
 from tiny import TINY
 
 from ssl_bench.benchmark.runner import parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.records.run import read_run
-
-PROC = Path("/proc")
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in PROC.glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it ended meanwhile
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def running(pid: int) -> bool:
-    try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def grid_of(tmp_path: Path, **fit: object) -> Path:

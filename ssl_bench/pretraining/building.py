@@ -1,0 +1,95 @@
+"""From a configuration to data, method and data module."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_bench.config import registry
+from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
+from ssl_bench.console import say
+from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.module import DataModule
+from ssl_bench.errors import UserError
+from ssl_bench.models.backbone import Backbone
+from ssl_bench.pretraining.checkpoint import start_from
+from ssl_bench.pretraining.method import Method
+
+
+def build(config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
+    """Data, method and data module of a configuration."""
+    return build_on(load_dataset(DataOptions(**config["data"])), config)
+
+
+def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
+    """The same on data that are open already."""
+    data_options = data.options
+    given = dict(config["method"])
+    found = registry.find("methods", given.pop("name"))
+    cls = registry.load(found)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.pretraining.method.Method")
+    optim = config["optim"]
+    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
+    wanted = inspect.signature(cls).parameters
+    if "backbone" in wanted:
+        size = config["backbone"]["img_size"] or data.image_size
+        given["backbone"] = Backbone(BackboneOptions(**{**config["backbone"], "img_size": size}))
+    if "image_size" in wanted:
+        given["image_size"] = data.image_size
+    if "statistics" in wanted:  # what undoes the views' normalisation
+        given["statistics"] = data.mean, data.std
+    if "classes" in wanted:  # of a stage that learns from labels
+        data.require_labels()
+        given["classes"] = len(data.classes or ())
+    method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
+    if config["init"] is not None:
+        start_from(method, Path(config["init"]))
+    if not method.standardize:
+        data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    if method.needs_labels:
+        if data_options.label_fraction is not None:
+            say(f"learning from {100 * data_options.label_fraction:g} % of the labels: --data.label_fraction")
+        data = _labelled(data, method)
+    elif data_options.label_fraction is not None:
+        learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
+        raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
+    return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+
+
+def _labelled(data: Dataset, method: Method) -> Dataset:
+    """What a method that learns from labels trains on."""
+    data.require_labels()
+    names = method.evaluated_classifier.names if method.evaluated_classifier is not None else None
+    if names is not None and names != data.classes:
+        raise UserError(f"{data.title} has other classes than the network that is to name them: choose its data set")
+    return data.labelled(method.unlabelled_too)
+
+
+def require_images(method: Method, images: int, options: DataOptions, devices: int, synchronised: bool) -> None:
+    """Whether a batch has as many images as a method and its batch norms need.
+
+    Args:
+        method: As built.
+        images: To train on.
+        options: With the batch size that was asked for.
+        devices: That train together.
+        synchronised: Whether batch norms see the images of all devices.
+
+    Raises:
+        UserError: It has fewer.
+    """
+    each = min(options.batch_size, images // devices)
+    norms = any(isinstance(module, _BatchNorm) for module in method.modules())
+    for needed, there, why in (
+        (method.min_images, each * devices, "its loss compares images"),
+        (2 if norms else 1, each * (devices if synchronised else 1), "batch norm takes statistics of a batch"),
+    ):
+        if 0 < there < needed:
+            name = type(method).__name__
+            remedy = (
+                "--data.batch_size" if each == options.batch_size else "--data.root, whose training images are too few"
+            )
+            raise UserError(f"{name} needs {needed} images in a batch ({why}) and here is {there}: change {remedy}")
