@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TORCHVISION = "ssl_bench.data.torchvision_sets:load"
+TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,25 @@ class Entry:
 
 CATALOGUE: dict[str, Entry] = {
     "digits": Entry(
-        "ssl_bench.data.digits:load", 8, 10, "scikit-learn's 1,797 handwritten digits, 8 px, embedded; saturated"
+        "ssl_bench.data.sources.digits:load",
+        8,
+        10,
+        "scikit-learn's 1,797 handwritten digits, 8 px, embedded; saturated",
     ),
     "digits-canvas": Entry(
-        "ssl_bench.data.digits_canvas:load",
+        "ssl_bench.data.sources.digits_canvas:load",
         32,
         10,
         "derived from digits: placed, scaled and tinted on cluttered 32 px canvases, 15,000 + 3,000, embedded",
     ),
     "textures": Entry(
-        "ssl_bench.data.textures:load", 32, 12, "twelve kinds of generated textures, 32 px, 15,000 + 3,000, embedded"
+        "ssl_bench.data.sources.textures:load",
+        32,
+        12,
+        "twelve kinds of generated textures, 32 px, 15,000 + 3,000, embedded",
     ),
-    "textures-easy": Entry("ssl_bench.data.textures:load", 32, 12, "the same with less noise and fewer scales"),
-    "textures-hard": Entry("ssl_bench.data.textures:load", 32, 12, "the same with more noise and more scales"),
+    "textures-easy": Entry("ssl_bench.data.sources.textures:load", 32, 12, "the same with less noise and fewer scales"),
+    "textures-hard": Entry("ssl_bench.data.sources.textures:load", 32, 12, "the same with more noise and more scales"),
     "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000"),
     "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000"),
     "stl10": Entry(TORCHVISION, 96, 10, "STL-10, 5,000 + 8,000, and 100,000 unlabelled images for pretraining"),
@@ -51,7 +57,12 @@ CATALOGUE: dict[str, Entry] = {
     "dtd": Entry(TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880"),
     "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925"),
     "folder": Entry(
-        "ssl_bench.data.folder:load", None, None, "yours: train/val/test class folders, or unlabelled images in one"
+        "ssl_bench.data.sources.folder:load",
+        None,
+        None,
+        "yours: train/val/test class folders, or unlabelled images in one",
     ),
-    "parquet": Entry("ssl_bench.data.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"),
+    "parquet": Entry(
+        "ssl_bench.data.sources.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"
+    ),
 }

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ssl_bench.config.options import BackboneOptions, DataOptions
-from ssl_bench.data import digits
 from ssl_bench.data.pool import EncodedPool, ResidentPool
+from ssl_bench.data.sources import digits
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation import corrupted_test, feature_extractor
 from ssl_bench.evaluation.corruptions import CORRUPTIONS, corrupted, image_seeds

@@ -14,8 +14,8 @@ from ssl_bench.data.files.digests import read_whole
 from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.data.in_memory import usable
 from ssl_bench.data.packed import ArrowBytes
-from ssl_bench.data.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
 from ssl_bench.data.pool import EncodedPool, Source
+from ssl_bench.data.sources.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
 from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data import textures
 from ssl_bench.data.pool import Source
+from ssl_bench.data.sources import textures
 
 CHANCE = 1 / 12
 MATCH = 1 / 64  # of the right match in a batch of 64, by chance

@@ -21,7 +21,7 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.data.catalogue import CATALOGUE, TORCHVISION
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.pool import EncodedPool, ResidentPool
-from ssl_bench.data.torchvision_sets import SETS, default_root
+from ssl_bench.data.sources.torchvision_sets import SETS, default_root
 from ssl_bench.errors import UserError
 
 CLASSES = ["plane", "car"]

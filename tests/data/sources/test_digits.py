@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data import digits, digits_canvas
 from ssl_bench.data.pool import Source
+from ssl_bench.data.sources import digits, digits_canvas
 
 CHANCE = 1 / 64  # of the right match in a batch of 64
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.digits import CLASSES, TRAIN, read
 from ssl_bench.data.pool import ResidentPool, Source
+from ssl_bench.data.sources.digits import CLASSES, TRAIN, read
 
 S = 32
 COUNTS = {"train": 15_000, "test": 3_000}
