@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ssl_bench.config.fit_config import FitConfig
-from ssl_bench.models.rough_flops import forward_flops, transformer_flops
+from ssl_bench.models.rough_flops import forward_flops, patch_of, transformer_flops
 
 GPU_FLOPS = 5e13  # a second of one GPU, in bf16, of which training reaches that much: assumed
 CPU_SHARE = 0.35  # of the rate of large matrix products, what training small networks reaches: measured on two cores
@@ -74,8 +74,7 @@ def image_flops(config: dict[str, Any], size: int) -> float | None:
 
 def _decoder(config: dict[str, Any], size: int) -> float:
     """Forward FLOPs of the blocks after the encoder."""
-    patch = config["backbone"]["patch_size"] or 16
-    tokens = (size / patch) ** 2 + 1
+    tokens = (size / patch_of(config["backbone"])) ** 2 + 1
     blocks = config["method"]["decoder_depth"] + config["method"].get("regressor_depth", 0)
     return transformer_flops(config["method"]["decoder_dim"], blocks, tokens)
 

@@ -138,7 +138,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
         if annotation is None or not (value or values):
             self.refuse(name, f"--{name}: {bad[2][:200]}")
         choices = [str(c) for c in get_args(annotation)] if get_origin(annotation) is Literal else []
-        given = values[-1] if values else value[1].strip(" '\"") if value else ""
+        given = values[0] if len(values) == 1 or not value else value[1].strip(" '\"")
         meant = MEANT_VALUES.get(given.lower())
         hint = f"; did you mean {meant!r}?" if meant in choices else near(given, choices)
         self.refuse(name, f"--{name}: {_brief(given)} must be {describe(annotation)}{hint}")

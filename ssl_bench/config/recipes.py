@@ -81,7 +81,8 @@ def recipe_for(method: str, images: Images) -> Recipe | None:
         fitted = {"trainer.accumulate_grad_batches": 1} if few else {}
         return Recipe(method, known[method], fitted) if method in known else None
     few = images.count is not None and images.count < FEW_SMALL
-    for suffix in ("digits-canvas", "cifar10") if few else ("cifar10",):
+    staged = any(name.startswith(f"{method}-") for name in registry.names("methods"))  # whose recipes are to agree
+    for suffix in ("digits-canvas", "cifar10") if few and not staged else ("cifar10",):
         if f"{method}-{suffix}" in known:
             many = f"{images.count:,} " if images.count is not None else ""
             why = f"for {many}images of {images.size} px"

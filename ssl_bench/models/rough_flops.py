@@ -55,7 +55,7 @@ def forward_flops(backbone: Mapping[str, Any], size: int, part: float = 1.0) -> 
     width, blocks = VITS[kind]
     width = backbone.get("width") or args.get("embed_dim") or width
     blocks = backbone.get("depth") or args.get("depth") or blocks
-    patch = backbone.get("patch_size") or args.get("patch_size") or _patch_in(architecture)
+    patch = patch_of(backbone)
     return (
         transformer_flops(width, blocks, part * (size / patch) ** 2 + 1) + 6.0 * width * patch**2 * (size / patch) ** 2
     )
@@ -66,6 +66,9 @@ def transformer_flops(width: int, blocks: int, tokens: float) -> float:
     return blocks * (24.0 * width**2 * tokens + 4.0 * width * tokens**2)
 
 
-def _patch_in(architecture: str) -> int:
+def patch_of(backbone: Mapping[str, Any]) -> int:
+    """Pixels of a patch's side."""
+    name = str(backbone["name"])
+    architecture, args = (TINY[name][0], TINY[name][1]) if name in TINY else (name, {})
     found = re.search(r"patch(\d+)", architecture)
-    return int(found[1]) if found else 16
+    return int(backbone.get("patch_size") or args.get("patch_size") or (found[1] if found else 16))

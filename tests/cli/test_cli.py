@@ -22,6 +22,8 @@ QUICK = [
     ["fit", "--method", "mae", "--help"],
     ["fit", "--method", "simclr", "--print_config"],
     ["evaluate", "--help"],
+    ["fit", "--help-all"],
+    ["list"],
     ["list", "methods"],
     ["list", "evaluations"],
     ["list", "data"],
@@ -64,7 +66,17 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
     [
         (["fti"], "no command 'fti'; did you mean 'fit'?"),
         (["list", "method"], "nothing called 'method'; did you mean 'methods'?"),
-        (["list"], "the following arguments are required: KIND"),
+        (["list", "models"], "nothing called 'models'; did you mean 'backbones'?"),
+        (["list", "datasets"], "did you mean 'data'?"),
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["evaluate", "pixels", "--device", "2"], "--device: 2 must be auto, cpu, mps, cuda, or cuda:N"),
+        (["evaluate", "pixels", "--device", "foo"], "--device: foo must be auto, cpu, mps, cuda, or cuda:N"),
+        (["evaluate", "random:resnet18@99999999999999999999"], "the seed after @ is a whole number from 0 to"),
+        (["figures", "nowhere", "--device", "foo"], "foo must be auto, cpu, mps, cuda, or cuda:N"),
+        (["fit", "--method", "./x.py"], "a class is named by its module, my_module.MyClass, not by its file"),
+        (["fit", "--method", "mae", "--init", "nowhere"], "--init nowhere: no such folder"),
+        (["fit", "--method", "mae", "--data", "cifra10"], "did you mean 'cifar10'?"),
+        (["fit", "--method", "cae", "--method.tokenizer", "nowhere"], "--method.tokenizer nowhere: no such file"),
         (["leaderboard", "--fromat", "csv"], "did you mean '--format'?"),
         (["leaderboard", "--format", "cvs"], "no format 'cvs'; did you mean 'csv'?"),
         (["leaderboard", "nowhere"], "nowhere is no folder"),
@@ -94,6 +106,74 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], message: str, ca
     assert main(argv) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ssl-bench")]
     assert len(said) == 1 and message in said[0], said
+
+
+WRONG = [
+    ["fit", "--method", "mae", "--data", "folder", "--data.root", "nowhere"],
+    ["fit", "--method", "mae", "--init", "nowhere"],
+    ["fit", "--method", "mae", "--optim.lr", "1"],
+    ["fit", "--method", "mae", "--optim.clip", "0"],
+    ["fit", "--method", "mae", "--runs", "s3://bucket"],
+    ["evaluate", "nowhere"],
+    ["evaluate", "pixels", "--device", "2"],
+    ["leaderboard", "nowhere"],
+    ["benchmark", "-c", "nowhere.yaml"],
+]
+
+
+@pytest.mark.parametrize("argv", WRONG, ids=" ".join)
+def test_a_mistake_is_found_before_torch_is_loaded(argv: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom ssl_bench.cli.main import main\nassert main(sys.argv[1:]) == 2\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = subprocess.run([sys.executable, "-c", code, *argv], env=environment, cwd=tmp_path, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run.returncode == 0, run.stderr.decode()
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < 1:
+            break
+    assert min(seconds) < 1, seconds
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "benchmark"])
+def test_help_is_a_page(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") <= 60 and "examples:" in said and "--help-all" in said
+    assert main([command, "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    for noise in ("CONFIG", "type:", "Annotated", "SUPPRESS", "typing.", "Path to a configuration file"):
+        assert noise not in said and noise not in whole
+    assert len(whole) > len(said) - 100
+    assert all(len(line) <= 120 for line in whole.splitlines())
+
+
+def test_help_shows_ranges(capsys: Capture) -> None:
+    assert main(["fit", "--method", "mae", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "default 0.75; between 0 and 1" in said
+    assert main(["fit", "--help-all"]) == 0
+    assert "(default 0.9; at least 0, below 1)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_old_names_of_options_are_taken_with_a_hint(capsys: Capture) -> None:
+    assert main(["fit", "--method", "mae", "--data.selection_fraction", "0.2", "--print_config"]) == 0
+    shown = capsys.readouterr()
+    assert "val_fraction: 0.2" in shown.out
+    assert shown.err == "the command line: --data.selection_fraction is now --data.val_fraction\n"
+
+
+def test_what_a_run_takes_is_said_before_it_begins(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["fit", "--method", "mae", *TINY, f"--runs={tmp_path}"]) == 0
+    said = capsys.readouterr().err
+    assert "vit_pico_patch4_32 with patches of 2 px at 8 px, 3 epochs, about a minute on this machine" in said
 
 
 def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:

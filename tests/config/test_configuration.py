@@ -71,6 +71,23 @@ def test_run_folder_is_the_identity() -> None:
         (["--optim.name", "adm"], "--optim.name: "),
         (["--trainer.max_epochs", "1.5"], "--trainer.max_epochs: "),
         (["--trainer.max_epoch", "1"], "did you mean 'trainer.max_epochs'?"),
+        (["--optim.lr", "1"], "did you mean 'optim.base_lr'?"),
+        (["--lr", "1"], "did you mean 'optim.base_lr'?"),
+        (["--epochs", "1"], "did you mean 'trainer.max_epochs'?"),
+        (["--batch_size", "1"], "did you mean 'data.batch_size'?"),
+        (["--batch-size", "1"], "did you mean 'data.batch_size'?"),
+        (["--mask_ratio", "0.5"], "did you mean 'method.mask_ratio'?"),
+        (
+            ["--optim", "my.yaml"],
+            "--optim is a group of options, such as --optim.name; a file of options is given by -c",
+        ),
+        (["--trainer.precision", "fp16"], "did you mean '16-mixed'?"),
+        (["--trainer.precision=bf16"], "did you mean 'bf16-mixed'?"),
+        (["--trainer.devices", "0"], "--trainer.devices: 0 must be auto, a number from 1, or a list such as 0,2"),
+        (["--seed", "5e9"], "--seed: 5e9 must be a whole number from 0 to 4294967295"),
+        (["--backbone.drop_path", "2"], "--backbone.drop_path: 2.0 must be at least 0, below 1"),
+        (["--optim.betas", "[0.9,1.5]"], "--optim.betas: [0.9, 1.5]: 1.5 must be at least 0, below 1"),
+        (["--trainer.limit_train_batches", "0"], "must be at least 1, or above 0, at most 1"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(
@@ -110,6 +127,25 @@ def test_unknown_names(flags: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(("option", "value"), [("min_lr", "1"), ("warmup_lr", "0.5")])
+def test_a_rate_is_no_lower_than_its_floors(option: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--optim.{option} {value} is above --optim.base_lr 0.00015: lower it"):
+        parse(*TINY, f"--optim.{option}", value)
+    assert parse(*TINY, "--optim.min_lr=1", "--optim.schedule=steps_simmim")  # which has no floor
+
+
+def test_a_value_out_of_range_names_the_file_it_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("optim: {clip: -2}\n")
+    for flags, origin in ((["-c", str(file)], f" (from {file})\n"), (["-c", str(file), "--optim.clip=0"], " 0.0 must be above 0\n")):
+        with pytest.raises(SystemExit):
+            parse(*TINY, *flags)
+        assert capsys.readouterr().err.endswith(origin)
+    with pytest.raises(SystemExit):
+        parse(*TINY, env={"SSL_BENCH_OPTIM__CLIP": "-1"})
+    assert capsys.readouterr().err.endswith("--optim.clip: -1.0 must be above 0 (from the environment)\n")
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "1: 2\n", "just text"])
 def test_a_file_that_is_no_mapping(text: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
@@ -125,8 +161,7 @@ def test_no_method_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mae" in capsys.readouterr().err
 
 
-def test_a_folder_named_as_a_stage_does_not_choose_that_stages_recipe(tmp_path: Path) -> None:
-    argv = ["--method", "simclrv2", "--data", "folder", "--data.root", str(tmp_path / "finetune")]
-    assert parse_fit(argv, {}).recipe == "simclrv2"
-    named = ["--method", "simclrv2", "--data", "folder", "--data.root", str(tmp_path / "cifar10")]
-    assert parse_fit(named, {}).recipe == "simclrv2-cifar10"
+def test_a_folders_name_does_not_choose_a_recipe(tmp_path: Path) -> None:
+    for name in ("finetune", "cifar10", "digits-canvas"):
+        argv = ["--method", "simclrv2", "--data", "folder", "--data.root", str(tmp_path / name)]
+        assert parse_fit(argv, {}).recipe == "simclrv2"
