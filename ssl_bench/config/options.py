@@ -99,7 +99,9 @@ class Optim:
     weight_decay_end: float | None = None
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = "cosine"
+    schedule: Literal["cosine", "cosine_dino", "cosine_epoch", "cosine_ahead", "cosine_simmim", "steps_simmim"] = (
+        "cosine"
+    )
     warmup_epochs: float = 10.0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
