@@ -7,10 +7,10 @@ Shapes: B images per device, G on all devices, V views of each image, D backbone
 S directions, T knots.
 
 The objective is that of the code's MINIMAL.md, with the README's views, rates and number of directions; the rate ends
-at a thousandth, as in the README (MINIMAL.md has 0.001, which is more than the README begins with). Nothing is stopped,
-copied or masked: gradient passes through the mean of the views, too. The test of normality grows with the images of a
-step, so the batch size is part of the balance between the two terms. Directions are new in every step, the same on all
-devices, and depend on the step alone, so that a resumed run goes on with those it would have had.
+at a thousandth, as in the README (MINIMAL.md has 0.001, which is more than the README begins with). Nothing is
+stopped, copied or masked. The test of normality grows with the images of a step, so the batch size is part of the
+balance between the two terms. Directions are new in every step, the same on all devices, and depend on the step
+alone, so that a resumed run goes on with those it would have had.
 Here and not there: what is evaluated is the backbone's own feature, not its embedding; several views of different
 sizes pass through the network size by size, and through the projector at once.
 """

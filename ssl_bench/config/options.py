@@ -107,10 +107,10 @@ class Optim:
         momentum: Of sgd and lars.
         betas: Of adamw.
         schedule: cosine: half a cosine from the end of the warm-up to `min_lr` (SimCLR, BYOL, MAE). cosine_dino: the
-            same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one rate
-            for all steps of an epoch once warmed up (SimSiam). cosine_ahead: the same as cosine, one step
-            ahead, and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides
-            the beginning of. steps_simmim: a tenth from each of `milestones` on.
+            same, one step ahead in the warm-up (DINO, iBOT, CAE, SwAV). cosine_epoch: the same as cosine, with one
+            rate for all steps of an epoch once warmed up (SimSiam). cosine_ahead: the same as cosine, one step ahead,
+            and weight decay with it (I-JEPA). cosine_simmim: a cosine over the whole run that the warm-up hides the
+            beginning of. steps_simmim: a tenth from each of `milestones` on.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Where the warm-up starts, before scaling.
         min_lr: Where the cosine ends, before scaling.

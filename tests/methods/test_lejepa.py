@@ -200,7 +200,7 @@ def test_loss_is_of_each_view_and_pulls_to_the_mean_of_all(local: int) -> None:
     assert_close(loss, 0.3 * sum(statistics) / len(statistics) + 0.7 * invariance)
 
 
-def test_gradient_passes_through_the_mean_of_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_the_invariance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     method = lejepa(gaussian_weight=0.0, local_views=0)
     for part in ("backbone", "embedding", "projector"):
         monkeypatch.setattr(method, part, nn.Identity())
