@@ -28,6 +28,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.networks import default_network
 from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.models.weights_files import read_pickled
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import build_on
 from ssl_bench.records.run import RunInfo
@@ -230,7 +231,9 @@ def _load(method: Method, last: Path) -> None:
         UserError: The file is damaged or does not fit.
     """
     try:
-        method.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+        method.load_state_dict(read_pickled(last, last.parent.parent)["state_dict"])
+    except UserError:
+        raise
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{last} is damaged or of another configuration ({type(error).__name__}: {reason})") from None

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import save_file
 
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.saved_backbone import write_backbone, write_weights
-from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.models.weights_files import read_pickled
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.metrics import MetricsFile
 from ssl_bench.records.files import replacing, write_json
@@ -61,9 +61,11 @@ def start_from(method: Method, run: Path) -> None:
     """
     file = run / "checkpoints" / "last.ckpt"
     try:
-        earlier = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        earlier = read_pickled(file)["state_dict"]
     except FileNotFoundError:
         raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?") from None
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"--init {run}: {file.name} is damaged ({type(error).__name__})") from None
     weights = method.starting_weights(earlier)

@@ -16,8 +16,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.methods.cae import CAE
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.cae_regressor import PretextNeck, RegressorBlock
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.patches import sincos_positions
-from ssl_bench.models.tokenizers import DiscreteVAE
 from ssl_bench.optim.optimizers import parameter_groups
 from ssl_bench.pretraining.masks import block_masks
 
