@@ -13,7 +13,8 @@ from golden_files import assert_close
 from paths import GOLDEN, ROOT
 
 from ssl_bench.checkpoints.export import export
-from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
+from ssl_bench.checkpoints.import_checkpoint import import_checkpoint
+from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.cli.main import main
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
