@@ -135,7 +135,7 @@ def _options(kind: Kind, shapes: Shapes, given: Given, asked: Import) -> dict[st
     except MissingTensor as error:
         lacking = str(error).partition(": is it whole")[0]
         raise UserError(
-            f"{asked.file}: {lacking}, so that it cannot be continued: --encoder-only imports its encoder"
+            f"{asked.file}: {lacking}, so it cannot be continued: --encoder-only imports its encoder"
         ) from None
 
 

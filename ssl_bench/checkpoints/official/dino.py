@@ -59,7 +59,7 @@ LAYOUT = Layout(
     kinds=(
         Kind(
             title="whole pretraining checkpoint",
-            sign=r"student\..+",
+            sign=r"student\.(?:backbone|head)\..+",
             unlike=r"ibot_loss\..+|.+\.masked_embed|.+\.last_layer2\..+",
             rules=(Rule(r"dino_loss\.center", "centre.center"), *two_networks()),
             evaluated=TEACHER + ENCODER,

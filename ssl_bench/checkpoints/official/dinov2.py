@@ -13,6 +13,7 @@ from typing import Any
 
 from ssl_bench.checkpoints.official.layout import ENCODER, Kind, Layout, Rule
 from ssl_bench.checkpoints.official.shapes import Shapes
+from ssl_bench.errors import UserError
 
 
 def without_class_position(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -21,6 +22,8 @@ def without_class_position(tensors: dict[str, Any]) -> dict[str, Any]:
     if f"{ENCODER}reg_token" not in tensors or not {cls, positions} <= tensors.keys():
         return tensors
     both = tensors[positions]
+    if both.ndim != 3 or tensors[cls].shape != both[:, :1].shape:
+        raise UserError(f"a class token of {tuple(tensors[cls].shape)} has no place in positions of {tuple(both.shape)}")
     return tensors | {cls: tensors[cls] + both[:, :1], positions: both[:, 1:]}
 
 
