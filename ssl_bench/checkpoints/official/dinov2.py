@@ -23,7 +23,9 @@ def without_class_position(tensors: dict[str, Any]) -> dict[str, Any]:
         return tensors
     both = tensors[positions]
     if both.ndim != 3 or tensors[cls].shape != both[:, :1].shape:
-        raise UserError(f"a class token of {tuple(tensors[cls].shape)} has no place in positions of {tuple(both.shape)}")
+        raise UserError(
+            f"a class token of {tuple(tensors[cls].shape)} has no place in positions of {tuple(both.shape)}"
+        )
     return tensors | {cls: tensors[cls] + both[:, :1], positions: both[:, 1:]}
 
 
