@@ -11,7 +11,7 @@ from typing import Any
 from ssl_bench.checkpoints.checkpoint_file import CheckpointFile, read_checkpoint
 from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.checkpoints.imported_network import check_given, imported_network, statistics
-from ssl_bench.checkpoints.imported_run import ImportedRun, write_imported
+from ssl_bench.checkpoints.imported_run import ImportedRun, continuing, write_imported
 from ssl_bench.checkpoints.official.dino import TEACHER
 from ssl_bench.checkpoints.official.layout import ENCODER, ENTRIES, Given, Kind, layout, plain
 from ssl_bench.checkpoints.official.shapes import MissingTensor, Shapes
@@ -36,7 +36,7 @@ class Imported:
         kind: Title of its kind.
         network: Name, image size and parameters.
         report: Where its names went.
-        whole: Whether pretraining can be continued.
+        again: The command that continues pretraining; empty of an encoder alone.
         weights: Which were taken, where the file holds several; else empty.
         positions: How positions are resampled at other sizes; empty where there are none.
     """
@@ -44,7 +44,7 @@ class Imported:
     kind: str
     network: str
     report: Report
-    whole: bool
+    again: str
     weights: str
     positions: str
 
@@ -99,7 +99,8 @@ def import_checkpoint(asked: Import) -> Imported:
     parameters = sum(p.numel() for p in backbone.parameters())
     described = f"{options.name}, {backbone.img_size} px, {parameters:,} parameters"
     positions = _positions(options) if "pos_embed" in encoder else ""
-    return Imported(f"{known.title}, {kind.title}", described, report, whole, taken, positions)
+    again = continuing(asked.out, config) if whole else ""
+    return Imported(f"{known.title}, {kind.title}", described, report, again, taken, positions)
 
 
 def _weights(asked: Import, file: CheckpointFile, match: Match, whole: bool) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from ssl_bench.checkpoints.checkpoint_file import CheckpointFile
 from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.checkpoints.official.layout import layout
 from ssl_bench.checkpoints.report import Report
+from ssl_bench.config.class_paths import TOKENIZER, is_class_path
 from ssl_bench.config.fit_config import dump
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
@@ -47,6 +48,13 @@ class ImportedRun:
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
 
 
+def continuing(run: Path, config: dict[str, Any]) -> str:
+    """The command that continues pretraining; a tokenizer's class is named again, since no file has code run."""
+    tokenizer = config["method"].get("tokenizer")
+    own = isinstance(tokenizer, str) and is_class_path(TOKENIZER, tokenizer)
+    return f"ssl-bench fit -c {run}/config.yaml --init {run}{f' --{TOKENIZER} {tokenizer}' if own else ''}"
+
+
 def write_imported(asked: Import, file: CheckpointFile, made: ImportedRun) -> None:
     """The run folder, whole or not at all."""
     name = made.config["backbone"]["name"]
@@ -65,8 +73,7 @@ def write_imported(asked: Import, file: CheckpointFile, made: ImportedRun) -> No
         version=ssl_bench.__version__,
         branch=main_branch(made.method) if made.method else "",
     )
-    again = f"ssl-bench fit -c {asked.out}/config.yaml --init {asked.out}"
-    use = f"to continue it: {again}" if made.method else "an encoder, to evaluate"
+    use = f"to continue it: {continuing(asked.out, made.config)}" if made.method else "an encoder, to evaluate"
     account = {
         **origin,
         "bytes": file.path.stat().st_size,

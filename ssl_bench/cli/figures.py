@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", metavar="NAME", help="other images than the run's own; an imported run has none")
     parser.add_argument("--data.root", dest="root", metavar="DIR", help="where the images are on this machine")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    classes = "classes of yours that the runs' configurations name (package.module.Class), with commas"
+    parser.add_argument("--classes", default="", metavar="CLASS,...", help=f"{classes}: their code will run")
     parser.add_argument("--force", action="store_true", help="draw again what is current")
     modes = ["off", "auto", "online", "offline"]
     parser.add_argument("--wandb", default="off", choices=modes, help="send them to the run's own W&B run")
@@ -40,7 +42,8 @@ def main(argv: list[str]) -> int:
 
     only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
     data = {key: value for key, value in (("name", given.data), ("root", given.root)) if value is not None}
-    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force)):
+    named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
+    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force, named)):
         with logged(folder.parent, wandb):  # all that the run folder holds by now
             pass
         print(folder, flush=True)

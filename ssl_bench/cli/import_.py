@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f"positions at other sizes: {imported.positions}")
     for line in imported.report.lines(given.verbose):
         print(line)
-    if imported.whole:
-        print(f"to continue it: ssl-bench fit -c {given.output}/config.yaml --init {given.output}")
+    if imported.again:
+        print(f"to continue it: {imported.again}")
     print(given.output)
     return 0

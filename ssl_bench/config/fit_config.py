@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from ssl_bench.config import registry, signatures
+from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
@@ -94,11 +94,18 @@ class FitConfig:
     print_config: bool
 
 
-def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> FitConfig:
+def parse_fit(
+    argv: Sequence[str], environ: Mapping[str, str] = os.environ, named_classes: Sequence[str] = ()
+) -> FitConfig:
     """Configuration of a `fit` command line.
 
+    Args:
+        argv: The command line.
+        environ: Variables of the environment.
+        named_classes: Class paths that files may have, since the user named them elsewhere.
+
     Raises:
-        UserError: An unknown name or a file that cannot be read.
+        UserError: An unknown name, a file that cannot be read, or one that names a class which the user does not.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
     files, named, flags = split_argv(argv)
@@ -111,6 +118,9 @@ def parse_fit(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> F
     recipe = recipe_for(method, data, peek.pop("recipe", None)) if method else None
     start = [(f"recipe {recipe[0]}", flatten(read_yaml(recipe[1]), str(recipe[1])))] if recipe else []
     layers = stack([*start, *given])
+    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    unsaid = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    class_paths.check(unsaid, layers.origins, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
     parser = fit_parser(method)

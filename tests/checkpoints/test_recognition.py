@@ -87,7 +87,7 @@ HELD: dict[str, Callable[[State], Any]] = {
 def test_a_network_is_found_wherever_it_is_held(held: str, format: str, tmp_path: Path) -> None:
     state = encoder()
     found, made = imported(HELD[held](state), tmp_path / "import", format)
-    assert same(found, state) and not made.whole
+    assert same(found, state) and not made.again
     account = json.loads((tmp_path / "import" / "run" / "import.json").read_text())
     assert len(account["loaded"]) + len(account["renamed"]) == len(state) and all(account["unused"].values())
 
@@ -98,7 +98,7 @@ def test_a_whole_checkpoint_may_be_wrapped(tmp_path: Path) -> None:
     plain, _ = imported(checkpoint, tmp_path / "plain", "mae", heads=4, method=method)
     wrapped = {"state_dict": under("model._orig_mod.", checkpoint["model"])}
     found, made = imported(wrapped, tmp_path / "wrapped", "mae", heads=4, method=method)
-    assert made.whole and same(found, plain)
+    assert made.again and same(found, plain)
 
 
 @pytest.mark.parametrize("entry", ["model_ema", "state_dict_ema"])
@@ -173,7 +173,7 @@ def test_ibots_layer_scale(tmp_path: Path) -> None:
         module = "module." if any(name.startswith("module.") for name in checkpoint[owner]) else ""
         checkpoint[owner] |= under(f"{module}backbone.", scales)
     found, made = imported(checkpoint, tmp_path / "whole", "ibot")
-    assert made.whole
+    assert made.again
     teacher = weights({k.removeprefix("module."): v for k, v in checkpoint["teacher"].items()}, "backbone.")
     alone, _ = imported({"state_dict": teacher}, tmp_path / "alone", "ibot")
     assert same(found, alone)
