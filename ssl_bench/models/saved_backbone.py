@@ -56,10 +56,9 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
         raise
     except Exception as error:
         raise UserError(f"{folder}: the backbone is damaged ({type(error).__name__}: {error})") from None
-    try:
-        fits = (
-            shapes_of(lambda: Backbone(options).model, str(described)) == shapes
-        )  # before anything of that size is made
+    try:  # before anything of the described size is made
+        fits = blocks_claimed(options) <= len(shapes)
+        fits = fits and shapes_of(lambda: Backbone(options).model, str(described)) == shapes
     except UserError as error:
         raise UserError(f"{described}: {error}") from None
     except Exception as error:  # whatever timm and torch say of numbers that make no network

@@ -97,6 +97,15 @@ def _check_size(option: str, value: Any, depth: int = 0) -> None:
         raise UserError(f"--backbone.{option} {value} is too large: at most {most}")
 
 
+def blocks_claimed(options: BackboneOptions) -> int:
+    """How many blocks the options ask for; 0 where they leave it to the name."""
+    found = [options.depth or 0]
+    for name in ("depth", "depths", "layers"):
+        value = (options.timm_args or {}).get(name, 0)
+        found.append(sum(value) if isinstance(value, list | tuple) else value)
+    return max(found)
+
+
 def family_of(architecture: str) -> str:
     """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ...; all ResNets are "resnet"."""
     file = str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]

@@ -379,6 +379,7 @@ FIXED = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_shared_rel_pos
         ("dino", "vit_small_patch16_224", {"img_size": 256}, {"img_size": 256}),
         ("moco-v3", "vit_small_patch16_224", {"num_heads": 12}, {"num_heads": 12}),
         ("moco-v3", "vit_base_patch16_224", {}, {}),
+        ("mae", "vit_huge_patch14_224", {"patch_size": 16}, {"patch_size": 16}),
         ("timm", "vit_small_patch16_224", {"init_values": 1}, {"timm_args": {"init_values": 1e-5}}),
         ("simmim", "beit_base_patch16_224", SHARED, {"timm_args": SHARED}),
         ("cae", "beit_base_patch16_224", FIXED, {"timm_args": FIXED}),

@@ -84,8 +84,9 @@ def _vit(shapes: Shapes, given: Given, published: Mapping[int, int]) -> dict[str
     if exact in timm_names().get("ViT", []):
         return {"name": exact, "img_size": img_size} | _if(args, {"timm_args": args})
     size = min(VITS, key=lambda size: abs(VITS[size][0] - width))
-    own = _differing(VITS[size], width, depth, heads, patch)
-    return {"name": f"vit_{size}_patch16_224", "img_size": img_size, **own} | _if(args, {"timm_args": args})
+    usual = 14 if size == "huge" else 16  # timm has no larger ones of 16
+    own = _differing(VITS[size], width, depth, heads, patch, usual)
+    return {"name": f"vit_{size}_patch{usual}_224", "img_size": img_size, **own} | _if(args, {"timm_args": args})
 
 
 def _beit(shapes: Shapes, given: Given, published: Mapping[int, int]) -> dict[str, Any]:
