@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from ssl_bench.config import registry, signatures
+from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
@@ -104,6 +104,7 @@ def parse_fit(
     argv: Sequence[str],
     environ: Mapping[str, str] = os.environ,
     look: Callable[[Mapping[str, Any]], Images] | None = None,
+    named_classes: Sequence[str] = (),
 ) -> FitConfig:
     """Configuration of a `fit` command line.
 
@@ -112,9 +113,11 @@ def parse_fit(
         environ: Environment variables.
         look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
             their name alone when not given.
+        named_classes: Class paths that files may have, since the user named them elsewhere.
 
     Raises:
-        UserError: An unknown name, a file that cannot be read, or options that do not go together.
+        UserError: An unknown name, a file that cannot be read, one that names a class which the user does not, or
+            options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
     files, named, flags = split_argv(argv)
@@ -130,6 +133,9 @@ def parse_fit(
     notes: list[str] = []
     start = _start(method, recipe, images, set_by_user, notes) if method else []
     layers = stack([*start, *given])
+    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    unsaid = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    class_paths.check(unsaid, layers.origins, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
     parser = fit_parser(method)

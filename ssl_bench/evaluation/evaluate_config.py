@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.config import registry, signatures
+from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import Device, Seed
 from ssl_bench.config.layers import environment_layer, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, WandbOptions
@@ -67,6 +67,8 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     chosen += [t.partition("=")[2] for t in flags[-1:] if t.startswith("--protocols=")]
     names = (chosen[-1] if chosen else layers.values.get("protocols", DEFAULT_PROTOCOLS)).split(",")
     names = sorted(registry.names("evaluations")) if [n.strip() for n in names] == ["all"] else names
+    if not chosen:
+        class_paths.check_evaluations([name.strip() for name in names], layers.origins.get("protocols", "flags"))
     found = {name.strip(): registry.find("evaluations", name.strip()) for name in names if name.strip()}
     parser = Parser(
         prog="ssl-bench evaluate",
