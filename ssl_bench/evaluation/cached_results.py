@@ -68,7 +68,7 @@ def _seen(given: Evaluate, target: Target) -> tuple[Path, RunInfo, list[str]] | 
 
 
 def _is_recorded(given: Evaluate, protocol: str, folder: Path, info: RunInfo, branches: list[str]) -> bool:
-    found = registry.find("evaluations", protocol)
+    found = given.classes[protocol]
     version, trains = _constant(found, "version", 1), _constant(found, "trains", False)
     options = json.loads(json.dumps(given.protocols[protocol]))
     blanks = (

@@ -36,11 +36,11 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
                 opened[key] = _open(options)
             folder, networks = prepare_target(target, opened[key], options, given, device)
             for place, frozen in enumerate(networks):
-                pages = {name: _instance(name, o) for name, o in given.protocols.items()}
+                evaluations = {name: _instance(given, name) for name in given.protocols}
                 if place > 0:
                     say(f"{frozen.identity['branch']}:")
-                    pages = {name: page for name, page in pages.items() if not page.trains}
-                evaluate(frozen, opened[key], _accepted(pages, frozen, given, target), folder, force=given.force)
+                    evaluations = {name: each for name, each in evaluations.items() if not each.trains}
+                evaluate(frozen, opened[key], _accepted(evaluations, frozen, given, target), folder, force=given.force)
             if rank() == 0:
                 with logged(folder, given.wandb):  # all that the folder holds by now
                     pass
@@ -66,9 +66,9 @@ def _open(options: DataOptions) -> "Dataset":
     return data
 
 
-def _instance(name: str, options: dict[str, Any]) -> Any:
-    cls = registry.load(registry.find("evaluations", name))
+def _instance(given: Evaluate, name: str) -> Any:
+    cls = registry.load(given.classes[name])
     try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.protocols[name].items()})
     except ValueError as error:
         raise UserError(f"--protocols {name}: {error}") from None

@@ -17,6 +17,7 @@ import ssl_bench
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cached_results import recorded
 from ssl_bench.evaluation.cost import Cost, rows_digest, split_name
 from ssl_bench.evaluation.evaluation import Evaluation, Prediction
@@ -60,7 +61,10 @@ def evaluate(
         if result is not None:
             say(f"{protocol}: {_shown(result)}, recorded before")
         else:
-            result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+            try:
+                result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+            except UserError as error:
+                raise UserError(f"{protocol}: {error}") from error
             if rank() == 0:
                 path = write_result(run_dir, result, predictions)
                 say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")

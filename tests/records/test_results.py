@@ -222,3 +222,17 @@ def test_two_data_sets_of_one_name_keep_both_results(run: Path) -> None:
     assert all(recorded(run, other) == other for other in others)
     paths[0].unlink()
     assert recorded(run, others[1]) == others[1] and recorded(run, others[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fraction"),
+    [("labels-1pct", 0.01), ("labels-10pct", 0.1), ("finetune-1pct", 0.01), ("finetune-10pct", 0.1)],
+)
+def test_a_result_from_before_the_fraction_was_an_option_is_valid(run: Path, protocol: str, fraction: float) -> None:
+    now = dataclasses.replace(RESULT, protocol=protocol, options={"fraction": fraction, "subset": None, "seed": 0})
+    path = write_result(run, now, PREDICTIONS)
+    record = json.loads(path.read_text())
+    del record["options"]["fraction"]
+    path.write_text(json.dumps(record))
+    assert recorded(run, now) == now
+    assert recorded(run, dataclasses.replace(now, options={**now.options, "fraction": 0.05})) is None
