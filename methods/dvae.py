@@ -8,8 +8,7 @@ Shapes: B images of H x W pixels, g x g visual tokens, V visual tokens of the vo
 The network is of the size that CAE's code names "customized", a `DiscreteVAE` of that reference code: 8192 visual
 tokens, 512 wide, 256 channels, 3 layers of stride 2. No recipe for it is published. From the paper: the temperature's
 cosine from 1 to 1/16, crops of the image, random flips, AdamW's weight decay. Of ours: squared error rather than the
-logit-Laplace
-distribution, the rate, and that the KL is a mean over places; its weight is 0, as in the reference code.
+logit-Laplace distribution, the rate, and that the KL is a mean over places; its weight is 0, as in the reference code.
 """
 
 from typing import Any, Literal

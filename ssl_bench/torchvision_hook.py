@@ -3,48 +3,44 @@
 PyPI has torchvision for CUDA only. Beside a CPU build of torch its compiled part does not load, and then
 `import torchvision` fails while describing two detection operators that nothing here uses. Declaring the two is enough:
 transforms and data sets are Python. Where the compiled part does load, nothing is done.
+
+The file stands alone: an installed package runs it whenever Python starts (`build_backend.py`), so that timm and
+Lightning can be imported before ssl_bench, too.
 """
 
-import importlib.util
-import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-OPERATORS = ("nms", "qnms")
 
 
 class TorchvisionFinder:
-    """Finds nothing itself; declares the operators just before torchvision is first imported, where they will lack."""
+    """Finds nothing itself; declares the operators just before torchvision is first imported, where they would lack."""
 
-    library: Any = None  # kept: dropping it undoes the declarations
+    library = None  # kept: dropping it undoes the declarations
 
     @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+    def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
         """Called by Python for each module that is imported for the first time."""
-        if name != "torchvision":
-            return
-        sys.meta_path.remove(cls)  # type: ignore[arg-type]
-        if built_for_cuda() and lacks_cuda():
-            import torch
+        if name == "torchvision":
+            sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != cls.__name__]
+            if lacks_operators():
+                import torch
 
-            cls.library = torch.library.Library("torchvision", "DEF")
-            for operator in OPERATORS:
-                cls.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                TorchvisionFinder.library = torch.library.Library("torchvision", "DEF")
+                for operator in ("nms", "qnms"):
+                    schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                    TorchvisionFinder.library.define(schema)
 
 
-def built_for_cuda() -> bool:
-    """Whether the installed torchvision was compiled for CUDA."""
+def lacks_operators() -> bool:
+    """Whether torchvision was compiled for CUDA and torch was not."""
+    import importlib.util
+    import re
+    from pathlib import Path
+
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
-    return re.search(r"__version__ = '[^']*\+cu", Path(spec.origin).with_name("version.py").read_text()) is not None
-
-
-def lacks_cuda() -> bool:
-    """Whether the installed torch was compiled without CUDA."""
+    if not re.search(r"__version__ = '[^']*\+cu", Path(spec.origin).with_name("version.py").read_text()):
+        return False
     import torch
 
     return torch.version.cuda is None
@@ -52,5 +48,6 @@ def lacks_cuda() -> bool:
 
 def install() -> None:
     """Watch for the first import of torchvision."""
-    if "torchvision" not in sys.modules and TorchvisionFinder not in sys.meta_path:
+    known = any(getattr(finder, "__name__", "") == TorchvisionFinder.__name__ for finder in sys.meta_path)
+    if "torchvision" not in sys.modules and not known:
         sys.meta_path.insert(0, TorchvisionFinder)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """A wheel holds what the tree holds, under the import names of a checkout."""
 
+import base64
+import hashlib
 import subprocess
 import sys
 import zipfile
@@ -21,7 +23,8 @@ def tree() -> set[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
-    copied = ("ssl_bench", "methods", "evaluations", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+    copied = ("ssl_bench", "methods", "evaluations", "configs", "setup.cfg", "pyproject.toml")
+    copied += ("build_backend.py", "MANIFEST.in", "README.md", "LICENSE")
     for name in copied:  # a build leaves folders behind: not in the checkout
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,13 +36,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {n for n in names if "__pycache__" not in n} == tree()
+    assert {n for n in names if "__pycache__" not in n} == tree() | {"ssl_bench_torchvision_hook.pth"}
+
+
+def test_the_wheel_installs_the_hook_that_starts_with_python(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        line = opened.read("ssl_bench_torchvision_hook.pth").decode()
+        record = opened.read(next(name for name in opened.namelist() if name.endswith("/RECORD"))).decode()
+    assert line.startswith("import ") and line.count("\n") == 1 and "sitedir + '/ssl_bench/torchvision_hook.py'" in line
+    assert f"ssl_bench_torchvision_hook.pth,sha256={_digest(line)},{len(line)}" in record.splitlines()
+
+
+def _digest(line: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(line.encode()).digest()).rstrip(b"=").decode()
 
 
 def test_the_wheel_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import ssl_bench, sys; from ssl_bench import registry; from ssl_bench.cli.main import main;"
+        "import ssl_bench, sys; from ssl_bench.config import registry; from ssl_bench.cli.main import main;"
         "assert 'site' in ssl_bench.__file__ and {'mae', 'simclr'} <= set(registry.names('methods'));"
         "assert dict(registry.recipes()); sys.exit(main(['fit', '--method', 'mae', '--print_config']))"
     )

@@ -40,8 +40,8 @@ def draw(run: OpenedRun, count: int) -> Picture:
     caption = (
         f"{len(labels)} test images of {run.data.title}{some} where t-SNE puts their frozen "
         f"{run.network.primary_feature_type} features ({run.title}): length 1, at most {AXES} principal axes, "
-        f"perplexity 30, seed 0. Near means alike; distances between groups and sizes of groups mean little. {same:.0%} have "
-        f"a point of their own class as nearest on the map ({chance:.0%} by chance)."
+        f"perplexity 30, seed 0. Near means alike; distances between groups and sizes of groups mean little. "
+        f"{same:.0%} have a point of their own class as nearest on the map ({chance:.0%} by chance)."
     )
     alt = f"A scatter plot of {len(labels)} points in {len(known)} colours and shapes, one for each class."
     return Picture(image, caption, alt)

@@ -42,8 +42,8 @@ def draw(run: OpenedRun, count: int) -> Picture:
     caption = (
         f"{len(rows)} test images of {run.data.title} and the {len(rows[0]) - 1} training images nearest to each, by "
         f"cosine of the frozen {run.network.primary_feature_type} features of {run.title}, the nearest first. A tick "
-        f"and a plain frame: the same class; a cross and a dashed frame: another. {right} of these {total} neighbours are "
-        "of the same class."
+        f"and a plain frame: the same class; a cross and a dashed frame: another. {right} of these {total} neighbours "
+        "are of the same class."
     )
     alt = (
         f"A row for each test image: the image, then its nearest training images; {right} of {total} are marked right."

@@ -26,26 +26,12 @@ from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import load_backbone
-from ssl_bench.models.tokenizers import Tokenizer
 from ssl_bench.pretraining.checkpoint import start_from
 from ssl_bench.pretraining.method import Method
 from ssl_bench.records.run import read_run
 
 CHECKPOINTS = FOLDER / "checkpoints"
 Capture = pytest.CaptureFixture[str]
-
-
-class Words64(Tokenizer):
-    """Stands for the tokenizer of the golden CAE, whose words its loss is given."""
-
-    size = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vocabulary = 64
-
-    def words(self, images: Tensor) -> Tensor:
-        raise AssertionError("the words are given")
 
 
 def imported(out: Path, file: Path | str, format: str, **given: Any) -> Path:
@@ -195,7 +181,7 @@ def test_dinov2_features_at_every_size(named: bool, tmp_path: Path) -> None:
 # Losses of the official code, from the imported state
 
 
-CAE_METHOD = {"decoder_heads": "4", "tokenizer": "test_import:Words64"}
+CAE_METHOD = {"decoder_heads": "4", "tokenizer": "words64:Words64"}
 
 
 def test_mae_loss(tmp_path: Path) -> None:
@@ -246,7 +232,7 @@ def test_cae_loss(tmp_path: Path) -> None:
     with torch.no_grad():  # that of the golden file is older than its encoder
         for name, value in weights(tensors, "t.teacher.").items():
             method.teacher.model.get_parameter(name).copy_(value)
-    loss = method.loss([tensors["images"]], mask=tensors["mask"].bool(), words=tensors["token_ids"])
+    loss = method.loss([tensors["images"]], mask=tensors["mask"].bool(), visual_tokens=tensors["token_ids"])
     assert_close(loss, record["losses_float64"]["loss"])
 
 
@@ -599,7 +585,7 @@ class Custom:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("content", "named"), [(Bomb(), "system"), (Custom(), "test_import.Custom")])
+@pytest.mark.parametrize(("content", "named"), [(Bomb(), "system"), (Custom(), f"{Custom.__module__}.Custom")])
 def test_a_pickle_that_needs_more_is_never_opened(
     content: Any, named: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

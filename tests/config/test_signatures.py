@@ -36,7 +36,7 @@ def test_every_option_is_explained(kind: registry.Kind, name: str) -> None:
 
 def test_reading_loads_no_torch() -> None:
     code = (
-        "import sys\nfrom ssl_bench import registry, signatures\n"
+        "import sys\nfrom ssl_bench.config import registry, signatures\n"
         "for kind in ('methods', 'evaluations'):\n"
         "    for found in registry.names(kind).values(): signatures.read(found)\n"
         "assert 'torch' not in sys.modules"

@@ -276,7 +276,7 @@ def test_one_line_where_there_is_no_terminal(
     frozen().features(split, "cls")
     assert capsys.readouterr().err == ""  # what is over at once is not worth a line
     clock = iter(range(0, 10_000, 6))
-    monkeypatch.setattr("ssl_bench.evaluation.features.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("ssl_bench.evaluation.cost.time.perf_counter", lambda: next(clock))
     frozen().features(split, "cls")
     error = capsys.readouterr().err
     assert error.startswith("features of the train images: 20 in ") and error.count("\n") == 1

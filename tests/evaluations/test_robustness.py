@@ -79,18 +79,18 @@ def one_by_one(test: TestSplit, kind: str) -> Iterator[tuple[int, int, Tensor]]:
             yield severity, place, copy
 
 
-@pytest.mark.parametrize("kinds", [("cls",), ("cls+avg",)])
-def test_linear_predictions_are_those_of_the_head_on_each_copy(kinds: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("feature_types", [("cls",), ("cls+avg",)])
+def test_linear_predictions_are_those_of_the_head_on_each_copy(feature_types: tuple[str, ...]) -> None:
     backbone, splits = frozen(), some_digits(20)
-    found = predicted(Robustness(**QUICK_LINEAR, kinds=kinds), backbone, splits)
-    head = Linear(**QUICK_LINEAR, kinds=kinds, epochs=0).fit(backbone, *splits[:2]).state["chosen"]
+    found = predicted(Robustness(**QUICK_LINEAR, feature_types=feature_types), backbone, splits)
+    head = Linear(**QUICK_LINEAR, feature_types=feature_types, epochs=0).fit(backbone, *splits[:2]).state["chosen"]
     mean, deviation, weight, bias = (
         t.double().numpy() for t in (head.norm.mean, head.norm.deviation, head.weight, head.bias)
     )
     for kind in KINDS:
         for severity, place, copy in one_by_one(splits[2], kind):
             tokens = backbone.network.model.forward_features((copy - 0.3) / 0.4)[0].double().numpy()  # (1 + N, D)
-            vector = {"cls": tokens[0], "cls+avg": np.concatenate([tokens[0], tokens[1:].mean(0)])}[kinds[0]]
+            vector = {"cls": tokens[0], "cls+avg": np.concatenate([tokens[0], tokens[1:].mean(0)])}[feature_types[0]]
             logits = weight @ ((vector - mean) / deviation) + bias
             assert found[kind][severity, place] == logits.argmax(), (kind, severity, place)
 
@@ -189,7 +189,7 @@ def test_options_reach_the_plain_evaluation() -> None:
         "iterations": 7,
         "batch_size": 8,
         "lrs": (0.5,),
-        "kinds": ("cls",),
+        "feature_types": ("cls",),
         "views": 2,
         "seeds": 4,
         "seed": 5,
@@ -213,7 +213,9 @@ def test_processes_share_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     splits, protocol, parts = some_digits(31), Robustness(**QUICK_LINEAR), []
     fit = protocol.fit(frozen(), *splits[:2])
     alone = protocol.predict(frozen(), fit, splits[2])[0].labels
-    monkeypatch.setattr(corrupted_test, "total", lambda found: parts.append(found) or torch.full_like(found, 7))
+    monkeypatch.setattr(
+        corrupted_test, "all_reduce_sum", lambda found: parts.append(found) or torch.full_like(found, 7)
+    )
     monkeypatch.setattr(feature_extractor, "world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(feature_extractor, "rank", lambda rank=rank: rank)

@@ -190,7 +190,7 @@ def test_a_cae_sees_the_words_of_its_views_pixels(tmp_path: Path, capfd: pytest.
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     assert mean.min() > 0.05
     assert torch.equal(
-        method.tokenizer((pixels - mean) / std), load_tokenizer(str(vocabulary)).vocabulary(pixels).flatten(1)
+        method.tokenizer((pixels - mean) / std), load_tokenizer(str(vocabulary)).visual_tokens(pixels).flatten(1)
     )
 
 

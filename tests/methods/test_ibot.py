@@ -638,7 +638,7 @@ multiprocessing.start_processes(one, (sys.argv[1],), nprocs=2, start_method="for
 
 def test_two_devices_are_one(tmp_path: Path) -> None:
     """Gradients averaged, as DDP does, and centres of the joint batch."""
-    paths = [str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parent), str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-c", RANKS, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -62,7 +62,7 @@ def test_formula_is_that_of_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, synced = Network(), Network()
     SyncNorms().apply(synced)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    monkeypatch.setattr(collectives, "total", lambda values: values)
+    monkeypatch.setattr(collectives, "all_reduce_sum", lambda values: values)
     x = torch.rand(6, 3, 8, 8)
     for _ in range(2):
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
