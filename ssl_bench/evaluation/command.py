@@ -1,6 +1,8 @@
 """All targets of one `evaluate` command through its protocols."""
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.config import registry
@@ -8,54 +10,94 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
+from ssl_bench.evaluation.input_files import (
+    ImagesInput,
+    NetworkInput,
+    images_files,
+    network_files,
+    refusal_key,
+    write_inputs,
+)
 from ssl_bench.evaluation.networks import prepare_target
-from ssl_bench.evaluation.targets import Target, data_options
+from ssl_bench.evaluation.targets import Measurement, measurements, several_data_sets
 from ssl_bench.records.run import read_run
 
 if TYPE_CHECKING:
     from ssl_bench.data.dataset import Dataset
-    from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
-    """Evaluate all targets; yields each folder when it is done. Processes started by torchrun share the work."""
-    from ssl_bench.evaluation.runner import evaluate
+    """Evaluate all targets; yields each folder when it is done. Several processes, however started, share the work."""
     from ssl_bench.runtime.distributed import distributed_context, rank
     from ssl_bench.tracking.wandb_results import logged
 
+    measured = measurements(given.targets, given.data)
     with distributed_context(given.device) as device:
+        if line := several_data_sets(measured):
+            say(line)
         opened: dict[str, Dataset] = {}
-        for number, target in enumerate(given.targets, 1):
-            say(f"[{number}/{len(given.targets)}] {target.name}")
-            own = dict(read_run(target.folder).options.get("data", {})) if target.folder else {}
-            if target.folder and not own and "name" not in given.data:
-                raise UserError(f"{target.name} was imported and has no images of its own: --data NAME")
-            options = data_options(own, given.data)
-            key = repr(options)
-            if key not in opened:
-                opened[key] = _open(options)
-            folder, networks = prepare_target(target, opened[key], options, given, device)
-            for place, frozen in enumerate(networks):
-                evaluations = {name: _instance(given, name) for name in given.protocols}
-                if place > 0:
-                    say(f"{frozen.identity['branch']}:")
-                    evaluations = {name: each for name, each in evaluations.items() if not each.trains}
-                evaluate(frozen, opened[key], _accepted(evaluations, frozen, given, target), folder, force=given.force)
+        for number, each in enumerate(measured, 1):
+            say(f"[{number}/{len(measured)}] {each.target.name}")
+            folder = _evaluate_one(given, each, opened, device, alone=len(measured) == 1)
             if rank() == 0:
                 with logged(folder, given.wandb):  # all that the folder holds by now
                     pass
                 yield str(folder)
 
 
-def _accepted(pages: dict[str, Any], frozen: "FeatureExtractor", given: Evaluate, target: Target) -> dict[str, Any]:
-    """The protocols that can be run on a backbone."""
-    refused = {name: why for name, page in pages.items() if (why := page.refusal(frozen)) is not None}
-    if len(given.targets) == 1 and pages and len(refused) == len(pages):
-        name, why = next(iter(refused.items()))
-        raise UserError(f"--protocols {name}: {target.name}: {why}")
-    for name, why in refused.items():
-        say(f"{name}: left out: {why}")
-    return {name: page for name, page in pages.items() if name not in refused}
+def _evaluate_one(
+    given: Evaluate, measured: Measurement, opened: "dict[str, Dataset]", device: str, alone: bool
+) -> Path:
+    """Evaluate the networks of a target on its images; gives its folder.
+
+    Args:
+        given: The command.
+        measured: The target and its images.
+        opened: Images that are open already; these are put there.
+        device: Where networks run.
+        alone: Whether it is all that was asked for: then it is an error if no protocol can be run on it.
+    """
+    from ssl_bench.evaluation.runner import evaluate
+    from ssl_bench.runtime.distributed import rank
+
+    target, options = measured.target, measured.data
+    image_files, key = images_files(options), repr(options)  # looked at before they are read
+    if key not in opened:
+        opened[key] = _open(options)
+    data = opened[key]
+    main = read_run(target.folder).branch if target.folder else ""
+    files = partial(network_files, target, main_branch=main)
+    folder, networks = prepare_target(target, data, options, given, device)
+    for place, frozen in enumerate(networks):
+        branch = str(frozen.identity["branch"])
+        digest = files(branch=branch)
+        evaluations = {name: _instance(given, name) for name in given.protocols}
+        if place > 0:
+            say(f"{branch}:")
+            evaluations = {name: each for name, each in evaluations.items() if not each.trains}
+        refused = {name: why for name, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
+        if alone and evaluations and len(refused) == len(evaluations):
+            name, why = next(iter(refused.items()))
+            raise UserError(f"--protocols {name}: {target.name}: {why}")
+        for name, why in refused.items():
+            say(f"{name}: left out: {why}")
+        accepted = {name: each for name, each in evaluations.items() if name not in refused}
+        results = evaluate(frozen, data, accepted, folder, force=given.force)
+        if (
+            rank() == 0
+            and results
+            and image_files is not None
+            and digest is not None
+            and digest == files(branch=branch)
+        ):
+            first = results[0]
+            refusals = {
+                refusal_key(name, evaluations[name].version, evaluations[name].options(), digest): why
+                for name, why in refused.items()
+            }
+            network = {branch: NetworkInput(digest, first.backbone, first.geometry)}
+            write_inputs(folder, options, ImagesInput(image_files, first.data, first.splits, network, refusals))
+    return folder
 
 
 def _open(options: DataOptions) -> "Dataset":
