@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
     """Evaluate all targets; yields each folder when it is done. Several processes, however started, share the work."""
+    from ssl_bench.runtime.device import own_device
     from ssl_bench.runtime.distributed import distributed_context, rank
     from ssl_bench.tracking.wandb_results import logged
 
     measured = measurements(given.targets, given.data)
-    with distributed_context(given.device) as device:
+    with distributed_context(own_device(given.device)) as device:
         if line := several_data_sets(measured):
             say(line)
         opened: dict[str, Dataset] = {}

@@ -35,6 +35,7 @@ from ssl_bench.evaluation.targets import (
 from ssl_bench.records.result import Result, read_result, recorded_stem
 from ssl_bench.records.run import DataRecord, RunInfo, read_run
 from ssl_bench.records.run_folder import run_folder
+from ssl_bench.runtime.device import several_processes
 
 # Results that agree in these are of the same number.
 IDENTITY = ("protocol", "version", "options", "data", "splits", "geometry", "branch", "backbone")
@@ -93,7 +94,7 @@ def answer_from_records(given: Evaluate) -> Iterator[str] | None:
 
     Nothing is loaded: files that are the same as when the results were made are known by their digests.
     """
-    if given.force:
+    if given.force or several_processes():  # which would have to agree
         return None
     try:
         measured = measurements(given.targets, given.data)
