@@ -42,7 +42,7 @@ class FeatureExtractor:
     """What evaluations receive: a backbone that cannot learn, and its features of any split.
 
     It holds its own copy of the network, always in eval mode and without gradients; the caller's is left as it was. A
-    feature type named `a+b` is the feature types a and b side by side, and takes no room of its own.
+    feature type named `a+b` is the feature types a and b side by side, and takes no memory of its own.
 
     Args:
         network: A Backbone, or Pixels.

@@ -49,7 +49,7 @@ class Recorded:
 
     Args:
         folder: Of its run.
-        answers: Branch -> protocol -> answer; the branch that speaks for the run first.
+        answers: Branch -> protocol -> answer; the default one first.
     """
 
     folder: Path
@@ -195,7 +195,7 @@ def _wanted(
 
 
 def _branches(folder: Path, target: Target, main: str, wanted: str | None) -> Iterator[str]:
-    """Names of the networks that are evaluated, as results have them; the one that stands for its run first."""
+    """Names of the networks that are evaluated, as results have them; the default one first."""
     if target.baseline:
         yield target.baseline
     elif wanted and main:
