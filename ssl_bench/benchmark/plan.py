@@ -22,8 +22,8 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.content import Content, folder_of_run
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluation.cached_results import remaining
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
+from ssl_bench.evaluation.recorded_results import remaining
 from ssl_bench.evaluation.targets import Target, data_options
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder

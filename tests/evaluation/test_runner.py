@@ -22,10 +22,10 @@ from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.cached_results import SAME
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
+from ssl_bench.evaluation.recorded_results import IDENTITY
 from ssl_bench.evaluation.runner import evaluate
 from ssl_bench.evaluations.knn import Knn
 from ssl_bench.evaluations.linear import Linear
@@ -244,7 +244,7 @@ def test_records_hold_plain_json(data: Dataset, run: Path) -> None:
     record = json.loads((run / "results" / "linear.json").read_text())
     assert record["selected"]["chosen"]["lr"] in record["selected"]["grid"]["lr"]
     assert len(record["curve"]["validation accuracy"]) == len(record["curve"]["step"]) == 20
-    assert set(SAME) <= set(record)
+    assert set(IDENTITY) <= set(record)
 
 
 class Repeating(Evaluation[None]):
@@ -356,7 +356,7 @@ def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> No
             assert files[0] == files[1] and len(files[0]) == 2, "no temporary file of a second writer either"
         for mine, other in zip(run.results, two[name].results, strict=True):
             for field in (
-                *SAME,
+                *IDENTITY,
                 "value",
                 "interval",
                 "variants",
