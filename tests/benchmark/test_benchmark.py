@@ -32,7 +32,7 @@ def write(tmp_path: Path, **tree: object) -> Path:
     shared |= {"optim.warmup_epochs": 1}
     methods = [MAE, "simclr"]
     evaluate = {"protocols": ["knn", "linear"], "linear": {"iterations": 20, "batch_size": 64, "views": 0, "epochs": 0}}
-    backbones = [{"name": "vit_pico_patch4_32", "img_size": 8, "depth": 1}]
+    backbones = [{"name": "vit_pico_patch4_32", "img_size": 8, "patch_size": 2, "depth": 1}]
     whole = {"methods": methods, "data": ["digits"], "backbones": backbones, "seeds": [0, 1], "fit": shared}
     file = tmp_path / "grid.yaml"
     file.write_text(yaml.safe_dump({**whole, "evaluate": evaluate, **tree}))
