@@ -155,8 +155,10 @@ def parse_fit(
 
 
 # Options of the user's that say what of a recipe still fits.
-WATCHED = ("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr")
-WATCHED += ("trainer.accumulate_grad_batches", "trainer.max_epochs")
+WATCHED = (
+    *("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr"),
+    *("trainer.accumulate_grad_batches", "trainer.max_epochs"),
+)
 
 
 def _start(
