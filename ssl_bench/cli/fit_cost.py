@@ -26,6 +26,7 @@ def described(parsed: FitConfig) -> str:
     seconds = estimated_seconds(parsed)
     takes = f", about {_clock(seconds)} on this machine" if seconds is not None else ""
     start = f"recipe {parsed.recipe}" if parsed.recipe else "the method's own numbers"
+    start += f", {parsed.chosen}" if parsed.chosen else ""
     return f"{start}: {what}, {long}{takes}; shorter: --trainer.max_epochs; --print_config shows every number"
 
 

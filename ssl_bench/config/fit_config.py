@@ -88,7 +88,8 @@ class FitConfig:
         wandb: Whether and where it is logged to W&B.
         print_config: Only print it.
         images: What is known of its images before they are opened.
-        notes: Lines for people: why this recipe, and what of it was left out.
+        chosen: What that recipe was chosen for, for people; empty if it is the set's own or was asked for.
+        notes: Lines for people: what of the recipe was left out.
     """
 
     config: dict[str, Any]
@@ -97,6 +98,7 @@ class FitConfig:
     wandb: WandbOptions
     print_config: bool
     images: Images = Images()
+    chosen: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -153,13 +155,16 @@ def parse_fit(
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
         images=images,
+        chosen=recipe.why if recipe else "",
         notes=tuple(notes),
     )
 
 
 # Options of the user's that say what of a recipe still fits.
-WATCHED = ("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr")
-WATCHED += ("trainer.accumulate_grad_batches", "trainer.max_epochs")
+WATCHED = (
+    *("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr"),
+    *("trainer.accumulate_grad_batches", "trainer.max_epochs"),
+)
 
 
 def _start(
@@ -174,7 +179,6 @@ def _start(
     fitted = {name: value for name, value in recipe.fitted.items() if name in options}
     if recipe.why:
         fitted |= fit_to(options, recipe.name, images, given)
-        notes.append(f"recipe {recipe.name}, {recipe.why}")
     batches = "trainer.accumulate_grad_batches"
     if options.get(batches, 1) != 1 and batches not in given:
         many = f"--{batches} {options[batches]}"
