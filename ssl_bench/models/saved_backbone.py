@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.timm_arguments import blocks_claimed
 from ssl_bench.models.weights_files import read_json, read_tensors, shapes_of, tensor_shapes
 from ssl_bench.records.files import replacing, write_json
 from ssl_bench.records.run import BackboneRecord
