@@ -54,7 +54,8 @@ def _caption(run: OpenedRun, network: Backbone, maps: Tensor) -> str:
     return (
         f"Attention of the {asks} in the last block{whose} ({run.title}) to the patches of {len(maps)} "
         f"{run.images_shown()}, for each of {maps.shape[1]} heads and on average, enlarged to the image. "
-        f"Light is much; each map is scaled to its own largest value. On average {share:.0%} of the attention falls on patches, the rest on other tokens."
+        f"Light is much; each map is scaled to its own largest value. "
+        f"On average {share:.0%} of the attention falls on patches, the rest on other tokens."
     )
 
 
