@@ -51,9 +51,9 @@ def recognise(format: str, names: Collection[str], file: str, weights: str | Non
     found: dict[str, Kind] = {}
     for prefix in prefixes(names):
         inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        kind = next((kind for kind in layout(format).kinds if kind.fits(inner)), None)
-        if kind is not None and not any(prefix.startswith(outer) for outer in found):
-            found[prefix] = kind
+        fitting = next((kind for kind in layout(format).kinds if kind.fits(inner)), None)
+        if fitting is not None and not any(prefix.startswith(outer) for outer in found):
+            found[prefix] = fitting
     if not found:
         some = ", ".join(sorted(names)[:4]) or "no tensors at all"
         raise UserError(f"{file} is no {format} checkpoint, nor one of {', '.join(FORMATS)}: it holds {some}")

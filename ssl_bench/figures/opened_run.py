@@ -225,7 +225,7 @@ class OpenedRun:
         part = type(split)(split.pool, split.rows[places])
         return torch.cat([images for images, _ in evaluation_batches(part, size, 64, 0)])
 
-    def words(self) -> str:
+    def images_shown(self) -> str:
         """`test images of cifar10`."""
         return f"{'test' if isinstance(self.shown, TestSplit) else 'training'} images of {self.data.title}"
 

@@ -1,5 +1,7 @@
 """One interface to every network: features, tokens, masks and positions.
 
+One class, a little longer than others: what each family does differently stands in one branch, beside the other's.
+
 Shapes: B images, 3 x H x W pixels, N patches, P prefix tokens, D features.
 """
 

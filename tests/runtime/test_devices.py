@@ -5,7 +5,7 @@ import torch
 
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
-from ssl_bench.runtime.devices import own_device, check_trainer
+from ssl_bench.runtime.devices import check_trainer, own_device
 
 
 @pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
