@@ -80,7 +80,9 @@ class BEiT(Method):
     ) -> None:
         super().__init__(backbone, optim)
         if not backbone.is_vit:
-            raise UserError("beit needs a BEiT or ViT, whose patches can be hidden; for a Swin: simmim, for any: simclr")
+            raise UserError(
+                "beit needs a BEiT or ViT, whose patches can be hidden; for a Swin: simmim, for any: simclr"
+            )
         require_patches(backbone, "beit")
         patches = backbone.grid**2
         self.hidden = round(patches * mask_ratio)  # at most, of an image

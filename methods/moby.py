@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
-from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval, Width
+from ssl_bench.config.constraints import (
+    Fraction,
+    Hue,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.pretraining.ema_teacher import EMATeacher
@@ -104,8 +112,9 @@ class MoBY(Method):
         q0, q1 = (self.predictor(self.projector(self.backbone(view))) for view in views)  # (B, P) each
         self.move_teacher()
         keys = [F.normalize(float32_at_least(self.teacher(view)), dim=1) for view in views]  # (B, P) each
+        queues = self.queues.clone()  # the backward wants them as they are now
         with torch.autocast(q0.device.type, enabled=False):
-            loss = self.contrast(q0, keys[1], self.queues[1]) + self.contrast(q1, keys[0], self.queues[0])
+            loss = self.contrast(q0, keys[1], queues[1]) + self.contrast(q1, keys[0], queues[0])
         self.enqueue(torch.stack([gather(rows) for rows in keys]))
         return loss
 
@@ -113,7 +122,7 @@ class MoBY(Method):
         """Mean cross-entropy of (B, P) predictions, each with its own (B, P) key before the (L, P) earlier ones."""
         q = F.normalize(float32_at_least(q), dim=1)
         own = (q * k).sum(1, keepdim=True)  # (B, 1)
-        logits = torch.cat([own, q @ queue.T.to(q.dtype, copy=True)], dim=1) / self.temperature  # (B, 1 + L)
+        logits = torch.cat([own, q @ queue.T.to(q.dtype)], dim=1) / self.temperature  # (B, 1 + L)
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
     @torch.no_grad()
