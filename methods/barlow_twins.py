@@ -16,12 +16,13 @@ not by the batch size asked for, which only the code's last, partial batch can t
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, Hue, NonEmpty, NonNegativeFloat, PositiveFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -51,15 +52,15 @@ class BarlowTwins(Method):
     def __init__(
         self,
         backbone: Backbone,
-        off_diagonal_weight: float = 0.0051,
-        projection_dims: tuple[int, ...] = (8192, 8192, 8192),
-        bias_lr: float | None = 0.0048,
+        off_diagonal_weight: NonNegativeFloat = 0.0051,
+        projection_dims: Annotated[tuple[Width, ...], NonEmpty()] = (8192, 8192, 8192),
+        bias_lr: PositiveFloat | None = 0.0048,
         exact_gradient: bool = False,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
-        grayscale: float = 0.2,
-        blur: tuple[float, float] = (1.0, 0.1),
-        solarize: tuple[float, float] = (0.0, 0.2),
-        crop_scale: float = 0.08,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.4, 0.4, 0.2, 0.1),
+        grayscale: UnitInterval = 0.2,
+        blur: tuple[UnitInterval, UnitInterval] = (1.0, 0.1),
+        solarize: tuple[UnitInterval, UnitInterval] = (0.0, 0.2),
+        crop_scale: Fraction = 0.08,
         optim: Optim = Optim("lars", base_lr=0.2, weight_decay=1e-6, warmup_epochs=10, min_lr=2e-4),
     ) -> None:
         super().__init__(backbone, optim)

@@ -17,7 +17,7 @@ Here and not there: sizes of blocks depend on the step alone, positions on the s
 
 import math
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,18 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import (
+    Ascending,
+    Depth,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    ScaleRange,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -59,17 +71,17 @@ class IJEPA(Method):
     def __init__(
         self,
         backbone: Backbone,
-        predictor_dim: int = 384,
-        predictor_depth: int = 12,
-        predictor_heads: int | None = None,
-        target_blocks: int = 4,
-        target_scale: tuple[float, float] = (0.15, 0.2),
-        target_aspect: tuple[float, float] = (0.75, 1.5),
-        context_scale: tuple[float, float] = (0.85, 1.0),
-        min_keep: int = 10,
+        predictor_dim: Width = 384,
+        predictor_depth: Depth = 12,
+        predictor_heads: PositiveInt | None = None,
+        target_blocks: Annotated[int, Range(min=1, max=100)] = 4,
+        target_scale: ScaleRange = (0.15, 0.2),
+        target_aspect: Annotated[tuple[PositiveFloat, PositiveFloat], Ascending()] = (0.75, 1.5),
+        context_scale: ScaleRange = (0.85, 1.0),
+        min_keep: NonNegativeInt = 10,
         whole_grid: bool = False,
-        momentum: float = 0.996,
-        crop_scale: float = 0.3,
+        momentum: UnitInterval = 0.996,
+        crop_scale: Fraction = 0.3,
         optim: Optim = Optim(
             "adamw",
             base_lr=1e-3,

@@ -16,12 +16,23 @@ sizes pass through the network size by size, and through the projector at once.
 """
 
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import (
+    Hue,
+    ImageSize,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    ScaleRange,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.dino import checked_local_size
@@ -62,22 +73,22 @@ class LeJEPA(Method):
     def __init__(
         self,
         backbone: Backbone,
-        gaussian_weight: float = 0.02,
-        embedding_dim: int = 512,
-        hidden_dim: int = 2048,
-        projection_dim: int = 16,
-        directions: int = 1024,
-        knots: int = 17,
-        knot_range: float = 3.0,
-        global_views: int = 2,
-        global_scale: tuple[float, float] = (0.3, 1.0),
-        local_views: int = 6,
-        local_scale: tuple[float, float] = (0.05, 0.3),
-        local_size: int | None = None,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
-        grayscale: float = 0.2,
-        blur: float = 0.5,
-        solarize: float = 0.2,
+        gaussian_weight: UnitInterval = 0.02,
+        embedding_dim: Width = 512,
+        hidden_dim: Width = 2048,
+        projection_dim: Width = 16,
+        directions: PositiveInt = 1024,
+        knots: Annotated[int, Range(min=2, max=1_000_000)] = 17,
+        knot_range: PositiveFloat = 3.0,
+        global_views: Annotated[int, Range(min=1, max=100)] = 2,
+        global_scale: ScaleRange = (0.3, 1.0),
+        local_views: Annotated[int, Range(min=0, max=100)] = 6,
+        local_scale: ScaleRange = (0.05, 0.3),
+        local_size: ImageSize | None = None,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.4, 0.4, 0.2, 0.1),
+        grayscale: UnitInterval = 0.2,
+        blur: UnitInterval = 0.5,
+        solarize: UnitInterval = 0.2,
         optim: Optim = Optim(
             "adamw", base_lr=5e-4, scaling="none", weight_decay=0.05, warmup_epochs=1, warmup_lr=5e-6, min_lr=5e-7
         ),

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, PositiveFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -56,17 +57,17 @@ class MoCoV3(Method):
     def __init__(
         self,
         backbone: Backbone,
-        temperature: float = 0.2,
-        momentum: float = 0.99,
-        final_momentum: float = 1.0,
-        hidden_dim: int = 4096,
-        projection_dim: int = 256,
+        temperature: PositiveFloat = 0.2,
+        momentum: UnitInterval = 0.99,
+        final_momentum: UnitInterval = 1.0,
+        hidden_dim: Width = 4096,
+        projection_dim: Width = 256,
         freeze_patches: bool = True,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
-        grayscale: float = 0.2,
-        blur: tuple[float, float] = (1.0, 0.1),
-        solarize: tuple[float, float] = (0.0, 0.2),
-        crop_scale: float = 0.08,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.4, 0.4, 0.2, 0.1),
+        grayscale: UnitInterval = 0.2,
+        blur: tuple[UnitInterval, UnitInterval] = (1.0, 0.1),
+        solarize: tuple[UnitInterval, UnitInterval] = (0.0, 0.2),
+        crop_scale: Fraction = 0.08,
         optim: Optim = Optim("adamw", base_lr=1.5e-4, weight_decay=0.1, warmup_epochs=40),
     ) -> None:
         super().__init__(backbone, optim)

@@ -13,12 +13,13 @@ paper, more images per batch norm and, on small images, two layers in the projec
 Here and not there: a true Gaussian blurs, not Pillow's boxes; running variances are PyTorch's unbiased ones.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, Range, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -46,14 +47,14 @@ class SimSiam(Method):
     def __init__(
         self,
         backbone: Backbone,
-        projection_dim: int = 2048,
-        prediction_dim: int = 512,
-        projection_layers: int = 3,
+        projection_dim: Width = 2048,
+        prediction_dim: Width = 512,
+        projection_layers: Annotated[int, Range(min=1, max=100)] = 3,
         fix_pred_lr: bool = True,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
-        grayscale: float = 0.2,
-        blur: float = 0.5,
-        crop_scale: float = 0.2,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.4, 0.4, 0.4, 0.1),
+        grayscale: UnitInterval = 0.2,
+        blur: UnitInterval = 0.5,
+        crop_scale: Fraction = 0.2,
         optim: Optim = Optim("sgd", base_lr=0.05, weight_decay=1e-4, schedule="cosine_epoch", warmup_epochs=0),
     ) -> None:
         super().__init__(backbone, optim)

@@ -17,13 +17,25 @@ devices are kept on each of them, so that a checkpoint has them all.
 """
 
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import View, Views
+from ssl_bench.config.constraints import (
+    Hue,
+    ImageSize,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    ScaleRange,
+    UnitInterval,
+    Width,
+)
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.dino import checked_local_size
@@ -66,22 +78,22 @@ class SwAV(Method):
     def __init__(
         self,
         backbone: Backbone,
-        prototypes: int = 3000,
-        hidden_dim: int = 2048,
-        projection_dim: int = 128,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        queue_length: int = 0,
-        queue_start: int = 15,
-        freeze_prototypes: int = 313,
-        global_scale: tuple[float, float] = (0.14, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.14),
-        local_views: int = 6,
-        local_size: int | None = None,
-        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2),
-        grayscale: float = 0.2,
-        blur: float = 0.5,
+        prototypes: Annotated[int, Range(min=1, max=10_000_000)] = 3000,
+        hidden_dim: Width = 2048,
+        projection_dim: Width = 128,
+        temperature: PositiveFloat = 0.1,
+        epsilon: PositiveFloat = 0.05,
+        sinkhorn_iterations: PositiveInt = 3,
+        queue_length: NonNegativeInt = 0,
+        queue_start: NonNegativeInt = 15,
+        freeze_prototypes: NonNegativeInt = 313,
+        global_scale: ScaleRange = (0.14, 1.0),
+        local_scale: ScaleRange = (0.05, 0.14),
+        local_views: Annotated[int, Range(min=0, max=100)] = 6,
+        local_size: ImageSize | None = None,
+        jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Hue] = (0.8, 0.8, 0.8, 0.2),
+        grayscale: UnitInterval = 0.2,
+        blur: UnitInterval = 0.5,
         optim: Optim = Optim(
             "larc",
             base_lr=0.3,

@@ -1,7 +1,7 @@
 """The first hidden layer of a method's projection head, from which SimCLRv2 fine-tunes: read from a run's checkpoint.
 
 A hidden layer is a Linear, a batch norm where the head has them, and the head's nonlinearity. A head of one layer has
-none. MAE, SimMIM and CAE have no such head; LeJEPA's follows another layer.
+none. MAE, SimMIM, CAE and BEiT have no such head; LeJEPA's follows another layer.
 
 Shapes: D features of the backbone, H of the hidden layer.
 """
@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.models.weights_files import read_pickled
 
-METHODS = ("simclr", "simclrv2", "byol", "moco-v3", "simsiam", "barlow-twins", "vicreg", "swav", "dino", "ibot")
-FOLLOWERS = {"byol": "target.module.1", "moco-v3": "teacher.module.1"}  # where a moving average keeps its projector
+METHODS = ("simclr", "simclrv2", "byol", "moco-v3", "moby", "simsiam", "barlow-twins", "vicreg", "swav")
+METHODS += ("dino", "dinov2", "ibot")
+FOLLOWERS = {
+    "byol": "target.module.1",
+    "moco-v3": "teacher.module.1",
+    "moby": "teacher.module.1",
+}  # where a moving average keeps its projector
 
 
 def first_layer(weights: Mapping[str, Tensor], method: str, branch: str) -> nn.Sequential | None:
@@ -30,13 +35,13 @@ def first_layer(weights: Mapping[str, Tensor], method: str, branch: str) -> nn.S
     if method in ("simclr", "simclrv2") and "head.3.weight" in weights:
         linear, norm = _linear(weights, "head.0"), _norm(weights, "head.1")
         layer = nn.Sequential(linear, norm, nn.ReLU())
-    elif method in ("byol", "moco-v3", "simsiam", "barlow-twins", "vicreg", "swav"):
+    elif method in ("byol", "moco-v3", "moby", "simsiam", "barlow-twins", "vicreg", "swav"):
         projector = FOLLOWERS[method] if branch == "teacher" else "projector"
         if f"{projector}.1.weight" not in weights:
             return None
         linear, norm = _linear(weights, f"{projector}.0"), _norm(weights, f"{projector}.1")
         layer = nn.Sequential(linear, norm, nn.ReLU())
-    elif method in ("dino", "ibot"):
+    elif method in ("dino", "dinov2", "ibot"):
         head = "teacher.module.head.mlp" if branch == "teacher" else "head.mlp"
         if f"{head}.2.weight" not in weights:
             return None

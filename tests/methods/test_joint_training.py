@@ -56,6 +56,7 @@ def test_every_method_whose_batch_is_global_is_here() -> None:
         "barlow-twins",
         "vicreg",
         "moco-v3",
+        "moby",
         "swav",
         "lejepa",
     }
@@ -118,9 +119,9 @@ def test_two_processes_give_the_gradients_norms_and_centres_of_one(apart: list[F
 
 
 def test_there_was_something_to_share(case: Case, alone: Found) -> None:
-    headed = ("simclr", "simclrv2", "byol", "moco-v3", "lejepa")  # with batch norms of their own
+    headed = ("simclr", "simclrv2", "byol", "moco-v3", "moby", "lejepa")  # with batch norms of their own
     kinds = ["running_mean"] * (case.method in headed or "resnet" in case.backbone)
-    kinds += ["queue"] * (case.method == "swav")
+    kinds += ["queue"] * (case.method == "swav") + ["queues"] * (case.method == "moby")
     kinds += [".center"] * (case.method in ("dino", "ibot"))
     for kind in kinds:
         centred = {"after.predictor.1.running_mean"} if case.method in ("simsiam", "moco-v3") else set()

@@ -51,6 +51,7 @@ CASES = [
         Case("vicreg", "resnet_nano"),
         Case("moco-v3", "resnet_nano", {"momentum": 0.9}),
         Case("moco-v3", "vit_pico_patch4_32", {"momentum": 0.9}),
+        Case("moby", "swin_pico_patch2_32", {"momentum": 0.9, "queue_length": 24}),
         Case("lejepa", "vit_pico_patch4_32"),
         Case("swav", "resnet_nano", {"queue_length": 8, "queue_start": 0, "freeze_prototypes": 0}),
     )
