@@ -19,7 +19,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
 from ssl_bench.pretraining.checkpoint import write_backbones
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.training import main_branch
+from ssl_bench.pretraining.run_record import main_branch
 from ssl_bench.records.files import replacing, write_json, write_text, writing_folder
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.runtime.environment import describe

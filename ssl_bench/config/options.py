@@ -125,7 +125,7 @@ class Optim:
     """
 
     name: Literal["adamw", "sgd", "lars", "lars_tf", "larc"] = "adamw"
-    base_lr: PositiveFloat = 1e-3
+    base_lr: NonNegativeFloat = 1e-3
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     weight_decay: NonNegativeFloat = 0.05
     weight_decay_end: NonNegativeFloat | None = None
@@ -176,7 +176,7 @@ class TrainerOptions:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: Devices = "auto"
     num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     precision: Precision = "auto"
     compile: bool = False
     accumulate_grad_batches: PositiveInt = 1

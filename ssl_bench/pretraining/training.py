@@ -33,7 +33,7 @@ from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
-from ssl_bench.pretraining.trainer import SeedEachBatch, make_trainer, prepare_process, quicken
+from ssl_bench.pretraining.trainer import make_trainer, prepare_process, quicken
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import DataRecord, RunInfo, Status, read_run, write_run
 from ssl_bench.runtime.acceleration import effective_precision
@@ -44,8 +44,6 @@ from ssl_bench.runtime.launch import adopt_launcher
 from ssl_bench.runtime.stopping import Signals, Stopped, Wish
 from ssl_bench.tracking.wandb_results import logged
 from ssl_bench.tracking.wandb_run import WandbRun
-
-__all__ = ["Fitted", "SeedEachBatch", "build", "fit", "training_flops"]
 
 
 @dataclass(frozen=True)

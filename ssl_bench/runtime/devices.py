@@ -60,8 +60,6 @@ def check_trainer(options: TrainerOptions) -> None:
         raise UserError("--trainer.accelerator mps: this machine has none: auto, or cpu")
     on_gpu = kind in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     _check_devices(str(options.devices), on_gpu)
-    if not on_gpu and options.strategy == "fsdp":
-        raise UserError("--trainer.strategy fsdp needs GPUs: ddp, or auto")
     if not on_gpu and options.precision in ("16-mixed", "16-true"):
         raise UserError(f"--trainer.precision {options.precision} needs a GPU: bf16-mixed, 32-true, or auto")
 

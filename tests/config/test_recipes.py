@@ -107,7 +107,7 @@ def test_digits_can_be_trained_on_by_every_method(method: str, tmp_path: Path) -
     from ssl_bench.models.backbone import Backbone
     from ssl_bench.models.classifier import Classifier, save_classifier
     from ssl_bench.models.saved_backbone import write_backbone
-    from ssl_bench.pretraining.training import build
+    from ssl_bench.pretraining.building import build
 
     if method == "simclrv2-distill":
         from ssl_bench.config.options import BackboneOptions
@@ -167,7 +167,8 @@ def test_few_photographs_are_not_accumulated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["mae", "simmim", "simclr", "byol", "dino"])
 def test_flops_by_formula_are_near_those_counted(method: str) -> None:
-    from ssl_bench.pretraining.training import build, training_flops
+    from ssl_bench.pretraining.building import build
+    from ssl_bench.pretraining.run_record import training_flops
 
     parsed = parse(method, data="digits-canvas")
     _, built, _ = build(parsed.config)

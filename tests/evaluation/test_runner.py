@@ -324,8 +324,10 @@ def test_student_and_teacher_stand_side_by_side(data: Dataset, run: Path) -> Non
         frozen = FeatureExtractor(Pixels(4), (0.5,) * 3, (0.2,) * 3, {"branch": branch})
         evaluate(frozen, data, {"counting": Counting()}, run)
     assert sorted(file.name for file in (run / "results").iterdir()) == ["counting.json", "counting.student.json"]
-    (block,) = build(load_runs([run])).blocks
+    (block,) = build(load_runs([run]), branches="all").blocks
     assert sorted(row.name for row in block.rows) == ["simclr (branch=student)", "simclr (branch=teacher)"]
+    (block,) = build(load_runs([run])).blocks
+    assert [row.name for row in block.rows] == ["simclr"], "one row for a run"
 
 
 def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_configuration_of_another_version(run: Path, capsys: Capture) -> None:
     [
         (["nowhere"], "nowhere is no folder"),
         ([".", "--only=atention"], "no picture 'atention'; did you mean 'attention'?"),
-        ([".", "--images=0"], "--images 0 must lie between 1 and 32"),
+        ([".", "--images=0"], "--images: 0 must be at least 1"),
         ([".", "--fource"], "did you mean '--force'?"),
         ([], "required: RUN"),
     ],

@@ -166,7 +166,7 @@ def test_words_of_cae_are_drawn_by_the_tokenizers_decoder() -> None:
     pixels = torch.nn.functional.interpolate((vae.decoder(vectors) + 1) / 2, (12, 12), mode="bicubic", antialias=True)
     expected = torch.stack([(pixels[:, c].clamp(0, 1) - mean[c]) / std[c] for c in range(3)], 1)
     assert_close(found.prediction, expected.detach())
-    assert torch.equal(found.mask, mask) and "visual_tokens" in found.note
+    assert torch.equal(found.mask, mask) and "visual tokens" in found.note
     method.tokenizer = PatchTokens(DallE(4, 7, 1), 3, mean, std)
     with pytest.raises(UserError, match="DallE, which has no decoder"):
         method.reconstruction(images)

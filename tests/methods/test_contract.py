@@ -19,7 +19,7 @@ from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.optim.optimizers import build_optimizer
 from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.training import SeedEachBatch
+from ssl_bench.pretraining.trainer import SeedEachBatch
 
 IMAGES = 8
 BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")

@@ -17,7 +17,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.methods.dvae import DVAE
 from ssl_bench.models.tokenizers import load_tokenizer
-from ssl_bench.pretraining.training import build
+from ssl_bench.pretraining.building import build
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import identity
 

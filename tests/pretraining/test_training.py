@@ -22,8 +22,10 @@ from tiny import TINY
 from ssl_bench.config.fit_config import dump, parse_fit
 from ssl_bench.errors import UserError
 from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.pretraining.building import build
 from ssl_bench.pretraining.nan_guard import DivergenceError
-from ssl_bench.pretraining.training import build, fit, training_flops
+from ssl_bench.pretraining.run_record import training_flops
+from ssl_bench.pretraining.training import fit
 from ssl_bench.records.run import read_run, write_run
 from ssl_bench.records.run_folder import run_folder
 
@@ -182,10 +184,11 @@ def test_a_collapse_is_announced(
     from ssl_bench.methods.mae import MAE
 
     def loss(self: MAE, views: list[torch.Tensor], **drawn: Any) -> torch.Tensor:
-        return self.backbone(views[0]).var(0).mean()  # all images to one feature
+        norm = self.backbone.model.norm  # what it scales to nothing and moves to 1 is one feature for all images
+        return norm.weight.square().mean() + (norm.bias - 1).square().mean() + 0 * self.backbone(views[0]).sum()
 
     monkeypatch.setattr(MAE, "loss", loss)
-    fit(tiny_config("--optim.base_lr=0.1", "--trainer.max_epochs=9", "--probe.every_n_epochs=1"), tmp_path)
+    fit(tiny_config("--optim.base_lr=1", "--trainer.max_epochs=40", "--probe.every_n_epochs=1"), tmp_path)
     assert "the features have collapsed" in capfd.readouterr().err
 
 
@@ -308,7 +311,12 @@ def test_another_number_of_devices_is_refused(tiny_config: Config, tmp_path: Pat
 
 
 def test_a_way_of_sharing_weights_that_would_clip_and_save_them_in_parts_is_refused(
-    tiny_config: Config, tmp_path: Path
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit):
+        tiny_config("--trainer.strategy=fsdp")
+    assert "--trainer.strategy" in capsys.readouterr().err
+    config = tiny_config()  # of a configuration that no command line has checked
+    config["trainer"]["strategy"] = "fsdp"
     with pytest.raises(UserError, match="--trainer.strategy fsdp: auto, ddp or ddp_find"):
-        fit(tiny_config("--trainer.strategy=fsdp"), tmp_path)
+        fit(config, tmp_path)
