@@ -148,7 +148,11 @@ class Method(pl.LightningModule, ABC):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         # Lightning calls this after unscaling (16-mixed) and once per optimiser step.
-        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], self.optim.clip, self.optim.clip_per)
+        parts: dict[Any, list[Tensor]] = {}  # whose gradients have a norm together: as a rule, all
+        for group in optimizer.param_groups:
+            parts.setdefault(group.get("part"), []).extend(group["params"])
+        for parameters in parts.values():
+            clip_gradients(parameters, self.optim.clip, self.optim.clip_per)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         step = self.trainer.global_step  # of the update that is about to happen
