@@ -1,7 +1,8 @@
 """DINOv2: DINO on images, iBOT on hidden patches under heads of their own, and features that keep their distance.
 
-Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024; registers: Darcet et al., "Vision
-Transformers Need Registers", ICLR 2024. Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588.
+Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024; registers: Darcet et al.,
+"Vision Transformers Need Registers", ICLR 2024.
+Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588.
 Reference code: https://github.com/facebookresearch/dinov2.
 
 Shapes: B images, V crops of each (2 global, then local ones), N patches in a global one, M hidden patches in the whole
@@ -10,12 +11,12 @@ batch, P prefix tokens, D features, K prototypes for images and for patches.
 Where the two disagree, this is the code. Defaults are those of its ImageNet-1k configuration: one head for images and
 patches, centred targets, rates that decay from layer to layer; `configs/methods/dinov2.yaml` has the options of the
 ImageNet-22k runs, too. LayerScale, registers and SwiGLU are the network's: `--backbone.timm_args '{init_values: 1e-5,
-reg_tokens: 4}'`, `--backbone.name vit_giant_patch14_reg4_dinov2`. Blurs have the probabilities with which the models were
-made: the code hands the opposites of the paper's to its augmentation (1, 0.1 and 0.5 are the paper's).
+reg_tokens: 4}'`, `--backbone.name vit_giant_patch14_reg4_dinov2`. Blurs have the probabilities with which the models
+were made: the code hands the opposites of the paper's to its augmentation (1, 0.1 and 0.5 are the paper's).
 Rates go with the square root of the batch; the smallest does not in the code, and `min_lr` is that of 1024 images.
 Here and not there: the centre moves after each batch rather than before the next, so that a checkpoint lacks none; the
-paths that are dropped are computed first; neighbours are found in float32 in any precision (in the code's half precision
-two equal images give infinity); a true Gaussian blurs, with 9 taps.
+paths that are dropped are computed first; neighbours are found in float32 in any precision (in the code's half
+precision two equal images give infinity); a true Gaussian blurs, with 9 taps.
 """
 
 from collections import OrderedDict
@@ -222,10 +223,8 @@ class DINOv2(Method):
         patches = tokens[:, self.backbone.prefix :].flatten(0, 1)[where]  # (M, D)
         return network.head(tokens[:, 0]), getattr(network, "patch_head", network.head)(patches)
 
-    def learn(
-        self, images: Tensor, local: list[Tensor], mask: Tensor, where: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked global views and whole local ones -> (V, B, K) and (M, K) logits, and (2B, D) features of the former."""
+    def learn(self, images: Tensor, local: list[Tensor], mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Masked global views and whole local ones -> (V, B, K), (M, K) logits, and (2B, D) features of global views."""
         tokens = self.backbone.tokens(images, mask=mask, mask_token=self.mask_token)  # (2B, P + N, D)
         patches = tokens[:, self.backbone.prefix :].flatten(0, 1)[where]  # (M, D)
         features = [tokens[:, 0], *([self.backbone.tokens(torch.cat(local))[:, 0]] if local else [])]

@@ -27,6 +27,7 @@ REFUSED = {  # local views need another image size; masks need patches, or patch
     "beit": ("swin_pico_patch2_32", "resnet_nano"),
     "cae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "dino": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
+    "dinov2": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "ibot": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "mae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "simmim": ("resnet_nano",),
@@ -237,9 +238,9 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(make: Build, tmp_path: Path)
         assert torch.equal(value, states[1][name]), name
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "beit", "ibot"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "beit", "ibot", "dinov2"])
 def test_hiding_needs_patches_to_hide(name: str) -> None:
-    given = {"local_views": 0} if name == "ibot" else {}
+    given = {"local_views": 0} if name in ("ibot", "dinov2") else {}
     cls = registry.load(registry.find("methods", name))
 
     def made(size: int, patch: int) -> Any:

@@ -12,8 +12,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.methods.barlow_twins import BarlowTwins
 from ssl_bench.methods.byol import BYOL
 from ssl_bench.methods.dino import DINO
+from ssl_bench.methods.dinov2 import DINOv2
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
+from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.simclr import SimCLR
 from ssl_bench.methods.simclrv2 import SimCLRv2
@@ -40,7 +42,9 @@ def built(name: str) -> Method:
         "barlow-twins": lambda: BarlowTwins(backbone, projection_dims=(20, 8)),
         "vicreg": lambda: VICReg(backbone, projection_dims=(20, 8)),
         "swav": lambda: SwAV(backbone, prototypes=16, hidden_dim=20, projection_dim=8, local_size=8),
+        "moby": lambda: MoBY(backbone, hidden_dim=20, projection_dim=8, queue_length=16),
         "dino": lambda: DINO(backbone, **CROPS),
+        "dinov2": lambda: DINOv2(backbone, **CROPS),
         "ibot": lambda: IBOT(backbone, **CROPS),
         "mae": lambda: MAE(backbone, decoder_dim=16, decoder_depth=1, decoder_heads=2),
     }
