@@ -224,7 +224,7 @@ class DINOv2(Method):
         return network.head(tokens[:, 0]), getattr(network, "patch_head", network.head)(patches)
 
     def learn(self, images: Tensor, local: list[Tensor], mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked global views and whole local ones -> (V, B, K), (M, K) logits, and (2B, D) features of global views."""
+        """Masked global views and whole local ones -> (V, B, K), (M, K) logits, (2B, D) features of global views."""
         tokens = self.backbone.tokens(images, mask=mask, mask_token=self.mask_token)  # (2B, P + N, D)
         patches = tokens[:, self.backbone.prefix :].flatten(0, 1)[where]  # (M, D)
         features = [tokens[:, 0], *([self.backbone.tokens(torch.cat(local))[:, 0]] if local else [])]

@@ -64,13 +64,13 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
     head: Any
     if name in ("simclr", "simclrv2"):
         head = method.head
-    elif name in ("byol", "moco-v3") and branch == "teacher":
+    elif name in ("byol", "moco-v3", "moby") and branch == "teacher":
         head = (method.target if name == "byol" else method.teacher).module[1]  # type: ignore[index,union-attr]
-    elif name not in ("dino", "ibot"):
+    elif name not in ("dino", "dinov2", "ibot"):
         head = method.projector
     else:
         head = (method.teacher.module.head if branch == "teacher" else method.head).mlp  # type: ignore[union-attr]
-    return nn.Sequential(*list(head)[: 2 if name in ("dino", "ibot") else 3])
+    return nn.Sequential(*list(head)[: 2 if name in ("dino", "dinov2", "ibot") else 3])
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,16 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
         ("byol", "teacher"),
         ("moco-v3", "student"),
         ("moco-v3", "teacher"),
+        ("moby", "student"),
+        ("moby", "teacher"),
         ("simsiam", "encoder"),
         ("barlow-twins", "encoder"),
         ("vicreg", "encoder"),
         ("swav", "encoder"),
         ("dino", "student"),
         ("dino", "teacher"),
+        ("dinov2", "student"),
+        ("dinov2", "teacher"),
         ("ibot", "student"),
         ("ibot", "teacher"),
     ],
