@@ -52,8 +52,7 @@ from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.evaluations.diagnostics import Diagnostics
 from ssl_bench.evaluations.fewshot import Fewshot
 from ssl_bench.evaluations.knn import BANK_VALUES, Knn, votes
-from ssl_bench.evaluations.labels_1pct import Labels1pct
-from ssl_bench.evaluations.labels_10pct import Labels10pct
+from ssl_bench.evaluations.labels import Labels
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.logistic import Logistic
 from ssl_bench.evaluations.partial_finetune import probed
@@ -165,8 +164,8 @@ def suite(given: argparse.Namespace) -> None:
         "ridge": [Ridge()],
         "logistic": [Logistic()],
         "fewshot": [Fewshot()],
-        "labels-1pct": [Labels1pct()],
-        "labels-10pct": [Labels10pct()],
+        "labels-1pct": [Labels(0.01)],
+        "labels-10pct": [Labels(0.1)],
         "diagnostics": [Diagnostics()],
         "linear": [Linear(lrs=(rate,), **small) for rate in rates],  # type: ignore[arg-type]
     }

@@ -9,7 +9,7 @@ Both by SGD with momentum and no weight decay on MAE's random crops, a ninth of 
 to 0, with a batch norm without affine parameters in front of the classifier.
 
 Ours, and why:
-- Every network shows all its tokens after the final norm: class token and patches; a ResNet's or Swin's final map.
+- All tokens after the final norm are used, of every network: class token and patches; a ResNet's or Swin's final map.
   Efficient probing leaves the class token out for some methods and not for others, which decides who wins.
 - Kind and learning rate are chosen on the validation split, not on the test images; heads are those of the last step.
 - At test the batch norm has exact statistics of the training images, as they are, under the final weights. CAE's code
@@ -26,7 +26,6 @@ With several processes each trains the same heads on all images: the same result
 Shapes: N images, B of a batch, T tokens, D features, H heads of a kind, one per learning rate.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,12 +35,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.constraints import NonNegativeInt, PositiveInt, Range, Rates, Seed
-from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
-from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
+from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.cost import Cost, progress, split_name
+from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
-from ssl_bench.evaluation.feature_extractor import FeatureExtractor, crops
+from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluation.solvers.attention_heads import (
     AttentiveHeads,
@@ -50,11 +48,12 @@ from ssl_bench.evaluation.solvers.attention_heads import (
     QueryPool,
     exact_statistics,
 )
+from ssl_bench.evaluation.token_bank import TokenBank
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
-KEPT = 2**31  # bytes of tokens that are kept in memory
+MEMORY = 2**31  # bytes of tokens that are kept in it
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Attentive(Evaluation[Trained]):
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Trained]:
         if len(validation) == 0:
             raise UserError("the validation split, on which attentive chooses, is empty: raise data.val_fraction")
-        tokens, everyone = Tokens(backbone, KEPT), torch.arange(len(train))
+        tokens, everyone = TokenBank(backbone, MEMORY), torch.arange(len(train))
         with full_precision():
             tokens.unit = self._unit(tokens, train)
             kinds = self._heads(backbone, int(train.labels.max()) + 1)
@@ -164,7 +163,7 @@ class Attentive(Evaluation[Trained]):
         )
 
     def predict(self, backbone: FeatureExtractor, fit: Fit[Trained], test: TestImages) -> list[Prediction]:
-        tokens = Tokens(backbone, 0, fit.state.unit)
+        tokens = TokenBank(backbone, 0, fit.state.unit)
         best, *per_kind = fit.state.best
         found: dict[str, list[Tensor]] = {head.kind: [] for head in per_kind}
         with full_precision(), torch.no_grad():
@@ -179,7 +178,7 @@ class Attentive(Evaluation[Trained]):
         """Kind of head -> its learning rates."""
         return {"cae": self.cae_lrs, "ep": self.ep_lrs}
 
-    def _unit(self, tokens: "Tokens", train: TrainSplit) -> float:
+    def _unit(self, tokens: TokenBank, train: TrainSplit) -> float:
         """Root mean square of the tokens of some training images."""
         generator = torch.Generator().manual_seed(derive(self.seed, 2))
         some = torch.randperm(len(train), generator=generator)[: self.batch_size]
@@ -207,7 +206,7 @@ class Attentive(Evaluation[Trained]):
         return {"cae": cae.to(backbone.device), "ep": ep.to(backbone.device)}
 
     def _train(
-        self, kinds: dict[str, AttentiveHeads], tokens: "Tokens", train: TrainSplit, validation: ValidationSplit
+        self, kinds: dict[str, AttentiveHeads], tokens: TokenBank, train: TrainSplit, validation: ValidationSplit
     ) -> dict[str, list[Tensor]]:
         """All steps of all heads; kind -> (H,) accuracies on the validation split at each watched step but the last.
 
@@ -231,7 +230,7 @@ class Attentive(Evaluation[Trained]):
                 bar.update()
         return curves
 
-    def _batches(self, tokens: "Tokens", train: TrainSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, tokens: TokenBank, train: TrainSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(B, T, D) tokens and the (B,) places of their images, step after step.
 
         Each epoch is a new permutation and the next view; images that fill no batch are left out of that epoch.
@@ -246,7 +245,7 @@ class Attentive(Evaluation[Trained]):
             found = tokens.batches(train, view, order, batch_size, again=epochs > max(1, self.views))
             yield from zip(found, order.to(tokens.backbone.device).split(batch_size), strict=True)
 
-    def _labelled(self, tokens: "Tokens", validation: ValidationSplit) -> Iterator[tuple[Tensor, Tensor]]:
+    def _labelled(self, tokens: TokenBank, validation: ValidationSplit) -> Iterator[tuple[Tensor, Tensor]]:
         """(B, T, D) tokens of the validation split and their (B,) classes."""
         everyone = torch.arange(len(validation))
         found = tokens.batches(validation, None, everyone, self.batch_size, again=self.points > 1)
@@ -257,7 +256,7 @@ class Attentive(Evaluation[Trained]):
         self,
         kind: str,
         heads: AttentiveHeads,
-        tokens: "Tokens",
+        tokens: TokenBank,
         validation: ValidationSplit,
         curve: list[Tensor],
     ) -> Head:
@@ -275,90 +274,6 @@ class Attentive(Evaluation[Trained]):
     def _watched(self) -> list[int]:
         """Steps, counted from 1, after which validation accuracy is taken; the last is among them."""
         return sorted({max(1, round(self.iterations * point / self.points)) for point in range(1, self.points + 1)})
-
-
-@final
-class Tokens:
-    """Tokens of images, rounded to float16, and kept in memory while there is room; never on disk.
-
-    Each token has a scale of its own, a power of two, so that neither large nor tiny ones leave float16's range.
-
-    Args:
-        backbone: Whose tokens.
-        room: Bytes that may be kept.
-        unit: What tokens are divided by.
-    """
-
-    def __init__(self, backbone: FeatureExtractor, room: int, unit: float = 1.0) -> None:
-        self.backbone, self.room, self.unit = backbone, room, unit
-        self._kept: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
-
-    def batches(
-        self, split: Split, view: int | None, order: Tensor, batch_size: int, again: bool = False
-    ) -> Iterator[Tensor]:
-        """(B, T, D) float32 tokens, batch after batch.
-
-        Args:
-            split: The images.
-            view: Number of the random crop of each; None for the images as they are.
-            order: (M,) places in the split.
-            batch_size: B; the last batch may be smaller.
-            again: Whether they will be asked for again: they are kept then, if there is room.
-        """
-        key = split_name(split), view
-        if again and key not in self._kept:
-            self._keep(split, view)
-        if key in self._kept:
-            halves, scales = self._kept[key]
-            for places in order.to(self.backbone.device).split(batch_size):
-                yield self._restored(halves[places], scales[places])
-            return
-        for part in self._rounded(split, view, order, batch_size):
-            yield self._restored(*part)
-
-    def _restored(self, halves: Tensor, scales: Tensor) -> Tensor:
-        return halves.float().mul_(scales / self.unit)
-
-    def _rounded(
-        self, split: Split, view: int | None, order: Tensor, batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(B, T, D) float16 and (B, T, 1) float32, whose product the tokens are."""
-        part = dataclasses.replace(split, rows=split.rows[order.numpy()])
-        size, workers = self.backbone.img_size, self.backbone.num_workers
-        if view is None:
-            found = evaluation_batches(part, size, batch_size, workers)
-        else:
-            found = augmented_batches(part, crops(size), view, batch_size, workers)
-        for images, _ in found:
-            cost = Cost(len(images), len(images) * self.backbone.flops_per_image)
-            self.backbone.used["tokens"] = self.backbone.used.get("tokens", Cost()) + cost
-            pieces = [rounded(self.backbone.tokens(some)) for some in images.split(self.backbone.batch_size)]
-            yield torch.cat([halves for halves, _ in pieces]), torch.cat([scales for _, scales in pieces])
-
-    def _keep(self, split: Split, view: int | None) -> None:
-        """All of a split's, unless there is no room."""
-        size = self.backbone.img_size
-        _, count, dim = self.backbone.tokens(torch.zeros(1, 3, size, size)).shape
-        needed = len(split) * count * (2 * dim + 4)
-        if needed > self.room:
-            return
-        self.room -= needed
-        halves = torch.empty(len(split), count, dim, dtype=torch.float16, device=self.backbone.device)
-        scales = torch.empty(len(split), count, 1, device=self.backbone.device)
-        at, batch_size = 0, self.backbone.batch_size
-        with progress(f"tokens of the {split_name(split)} images", len(split)) as bar:
-            for some, scale in self._rounded(split, view, torch.arange(len(split)), batch_size):
-                halves[at : at + len(some)], scales[at : at + len(some)] = some, scale
-                at += len(some)
-                bar.update(len(some))
-        self._kept[split_name(split), view] = halves, scales
-
-
-def rounded(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T, D) -> (B, T, D) float16 within [-1, 1] and the (B, T, 1) powers of two that it is multiplied by."""
-    exponent = tokens.abs().amax(2, keepdim=True).frexp().exponent.clamp(-126, 127)
-    scale = torch.ldexp(torch.ones_like(exponent, dtype=tokens.dtype), exponent)
-    return (tokens / scale).half(), scale
 
 
 def divisor(number: int, most: int) -> int:

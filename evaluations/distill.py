@@ -3,7 +3,7 @@
 SimCLRv2's third stage: Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", NeurIPS 2020
 (https://arxiv.org/abs/2006.10029), open to every method, so that a comparison gives none two more stages than others.
 
-1. Teacher: the backbone, fine-tuned on a share of the labels as finetune-1pct and finetune-10pct do it.
+1. Teacher: the backbone, fine-tuned on a fraction of the labels as finetune-1pct and finetune-10pct do it.
 2. Student: trained on all images, (1 - alpha) x cross entropy with the labels there are + alpha x cross entropy of its
    softmax with the teacher's, both at a temperature. Crops and flips alone; the teacher, in eval mode, sees the same
    crop.
@@ -48,8 +48,14 @@ from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, Validat
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.few_labels import labelled, labels_of
-from ssl_bench.finetuning.few_labels import Labelled, chosen_by_folds, crops_alone, is_resnet, trained
+from ssl_bench.evaluation.label_subsets import concatenated_labels, labelled_subsets
+from ssl_bench.finetuning.cross_validation import (
+    LabelledSubset,
+    choose_recipe,
+    crops_only_recipe,
+    fine_tune,
+    is_resnet,
+)
 from ssl_bench.finetuning.images import Batch, Batches, drawing
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import autocast, cross_entropy, logits_of, tune
@@ -57,8 +63,6 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import load_classifier
 from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.runtime.seeds import derive
-
-LISTS = {0.01: "b61c91b8ddb75fabdb02a9bb2ae3bd74", 0.1: "b0d861160cc9531910d069ff547fc1b6"}  # ImageNet's, md5
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,10 @@ class Recorded(nn.Module):
 
 @final
 class Distill(Evaluation[Pair]):
-    """A student learns from all images what this backbone, fine-tuned on a share of the labels, says of them.
+    """A student learns from all images what this backbone, fine-tuned on a fraction of the labels, says of them.
 
     Args:
-        fraction: Share of the labels that the teacher, and the part of the loss with labels, see.
+        fraction: Of the labels that the teacher, and the part of the loss with labels, see.
         subset: File that names the labelled images; for ImageNet 1percent.txt or 10percent.txt as published. They are
             drawn when not given.
         teacher: Folder of a run with a classifier (of simclrv2-finetune, say) that teaches, its classes in the order of
@@ -191,13 +195,13 @@ class Distill(Evaluation[Pair]):
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Pair]:
         assert train.pool is validation.pool, "one pool holds both"
         splits = train, validation
-        everyone, labels = np.concatenate([split.rows for split in splits]), labels_of(splits)
+        everyone, labels = np.concatenate([split.rows for split in splits]), concatenated_labels(splits)
         classes = int(labels.max()) + 1
         if self.teacher is not None and self.alpha == 1:
             known = np.arange(0)  # nobody learns from labels here
         else:
             known = self._labelled(splits)
-        some = Labelled(train, everyone[known], classes)
+        subset = LabelledSubset(train, everyone[known], classes)
         recipes = self._teachers(is_resnet(backbone))
         recipe, accuracies, taken = recipes[0], list[float](), dict[str, list[float]]()
         teacher: nn.Module
@@ -206,8 +210,8 @@ class Distill(Evaluation[Pair]):
             teacher = Recorded(Path(self.teacher), classes, backbone)
         else:
             seed = derive(self.seed, 0, 1)
-            recipe, accuracies = chosen_by_folds(recipes, backbone, some, "encoder", self.folds, seed)
-            teacher, taken = trained(recipe, backbone, some.train(), classes, "encoder")
+            recipe, accuracies = choose_recipe(recipes, backbone, subset, "encoder", self.folds, seed)
+            teacher, taken = fine_tune(recipe, backbone, subset.train(), classes, "encoder")
             feature_types = tuple(
                 feature_type for feature_type in (teacher.feature_type,) if feature_type in backbone.feature_types
             )
@@ -241,8 +245,7 @@ class Distill(Evaluation[Pair]):
         """(n,) rising rows, among the images of all splits, of the labelled ones."""
         if self.fraction == 1 and self.subset is None:
             return np.arange(sum(map(len, splits)))
-        md5 = LISTS.get(self.fraction, "")
-        return labelled(splits, self.fraction, self.subset, [derive(self.seed, 0)], md5, "--distill.subset")[0]
+        return labelled_subsets(splits, self.fraction, self.subset, [derive(self.seed, 0)])[0]
 
     def _student(self, backbone: FeatureExtractor) -> Backbone:
         if self.student is None:
@@ -254,7 +257,7 @@ class Distill(Evaluation[Pair]):
     def _recipe(self, pretrained: bool) -> Recipe:
         """The student's."""
         return replace(
-            crops_alone(self.epochs, self.batch_size, self.precision, self.seed),
+            crops_only_recipe(self.epochs, self.batch_size, self.precision, self.seed),
             warmup_epochs=self.warmup_epochs,
             optimizer="adamw",
             lr=self.lr,
@@ -265,7 +268,7 @@ class Distill(Evaluation[Pair]):
     def _teachers(self, resnet: bool) -> list[Recipe]:
         """One for each rate."""
         batch_size = min(self.batch_size, 256)
-        light = crops_alone(self.teacher_epochs, batch_size, self.precision, self.seed)
+        light = crops_only_recipe(self.teacher_epochs, batch_size, self.precision, self.seed)
         if resnet:
             return [replace(light, lr=lr) for lr in self.teacher_resnet_lrs]
         full = Recipe(

@@ -25,14 +25,15 @@ from ssl_bench.config.constraints import NonEmpty, PositiveFloat, PositiveInt, S
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.few_labels import Affine, features_of, labels_of, places, voted
+from ssl_bench.evaluation.label_subsets import concatenated_labels, rank_within_class, subset_features
+from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier, predicted_classes
 from ssl_bench.runtime.seeds import derive
 
 CONSTANT = 100.0  # the feature whose weight is the bias
 
 
 @final
-class Fewshot(Evaluation[dict[int, list[Affine]]]):
+class Fewshot(Evaluation[dict[int, list[AffineClassifier]]]):
     """Ridge regression from a few labelled images per class, several draws of them.
 
     Args:
@@ -63,28 +64,31 @@ class Fewshot(Evaluation[dict[int, list[Affine]]]):
 
     def fit(
         self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit
-    ) -> Fit[dict[int, list[Affine]]]:
+    ) -> Fit[dict[int, list[AffineClassifier]]]:
         splits, feature_type = (train, validation), backbone.primary_feature_type
-        labels = labels_of(splits)
-        heads: dict[int, list[Affine]] = {shots: [] for shots in self.shots}
+        labels = concatenated_labels(splits)
+        heads: dict[int, list[AffineClassifier]] = {shots: [] for shots in self.shots}
         for draw in range(self.draws):
-            place = places(labels, derive(self.seed, draw))
+            ranks = rank_within_class(labels, derive(self.seed, draw))
             for shots, solved in heads.items():
-                rows = np.flatnonzero(place < shots)
-                features = features_of(backbone, splits, feature_type, rows).double()  # (n, D)
+                rows = np.flatnonzero(ranks < shots)
+                features = subset_features(backbone, splits, feature_type, rows).double()  # (n, D)
                 own = torch.as_tensor(labels[rows]).to(features.device)
                 solved.append(ridge(features, own, int(labels.max()) + 1, self.penalty))
         return Fit(heads, features=(feature_type,))
 
     def predict(
-        self, backbone: FeatureExtractor, fit: Fit[dict[int, list[Affine]]], test: TestImages
+        self, backbone: FeatureExtractor, fit: Fit[dict[int, list[AffineClassifier]]], test: TestImages
     ) -> list[Prediction]:
         ordered = sorted(self.shots, key=lambda shots: shots != self.primary_shots)
         feature_type = backbone.primary_feature_type
-        return [Prediction(f"{shots}-shot", voted(fit.state[shots], backbone, feature_type, test)) for shots in ordered]
+        return [
+            Prediction(f"{shots}-shot", predicted_classes(fit.state[shots], backbone, feature_type, test))
+            for shots in ordered
+        ]
 
 
-def ridge(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Affine:
+def ridge(features: Tensor, labels: Tensor, classes: int, penalty: float) -> AffineClassifier:
     """The weights that least squares with a penalty on their squares gives, of (n, D) features and (n,) labels.
 
     By the eigenvalues of X^T X, or of X X^T where there are fewer images than features; X has the constant feature too.
@@ -99,4 +103,4 @@ def ridge(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Aff
         values, vectors = torch.linalg.eigh(x @ x.T)
         left, right = x.T @ vectors, vectors.T @ y
     solution = left @ (right / (values + penalty)[:, None])  # (D + 1, K)
-    return Affine.of_standardised(solution[:-1].T, CONSTANT * solution[-1], mean, deviation)
+    return AffineClassifier.of_standardised(solution[:-1].T, CONSTANT * solution[-1], mean, deviation)

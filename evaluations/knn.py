@@ -104,8 +104,8 @@ class Knn(Evaluation[Reference]):
             queries = lambda space=space: space.rows(backbone, [test], QUERIES)  # noqa: E731
             similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
             fit.diagnostics.update(closeness(similarity, self.primary_k, space.suffix))
-            for k, voted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
-                predictions.append(Prediction(f"k{k}{space.suffix}", voted.cpu()))
+            for k, predicted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
+                predictions.append(Prediction(f"k{k}{space.suffix}", predicted.cpu()))
         return sorted(predictions, key=lambda p: p.variant != f"k{self.primary_k}")
 
 

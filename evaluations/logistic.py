@@ -26,8 +26,8 @@ from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, Validat
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
 from ssl_bench.evaluation.solvers import logistic
+from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier, grid_boundary, predicted_classes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Head:
     """
 
     feature_type: str
-    classifier: Affine
+    classifier: AffineClassifier
     c: float
     accuracy: list[float]
     order: tuple[float, float]
@@ -84,7 +84,7 @@ class Logistic(Evaluation[list[Head]]):
         )
         heads = [self._best(backbone, train, validation, feature_type) for feature_type in feature_types]
         best = min(heads, key=lambda head: head.order)
-        at_grid_boundary, boundary_tied = at_an_end(best.accuracy, self.cs.index(best.c), len(self.cs))
+        at_grid_boundary, boundary_tied = grid_boundary(best.accuracy, self.cs.index(best.c), len(self.cs))
         return Fit(
             [best, *heads],
             features=feature_types,
@@ -97,7 +97,7 @@ class Logistic(Evaluation[list[Head]]):
 
     def predict(self, backbone: FeatureExtractor, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         return [
-            Prediction(variant, voted([head.classifier], backbone, head.feature_type, test)[0])
+            Prediction(variant, predicted_classes([head.classifier], backbone, head.feature_type, test)[0])
             for variant, head in zip(["chosen", *(head.feature_type for head in fit.state[1:])], fit.state, strict=True)
         ]
 
@@ -124,7 +124,11 @@ class Logistic(Evaluation[list[Head]]):
         weight, bias = next(logistic.path(everything, labels, classes, [c], self.tolerance))
         accuracy = [1 - wrong for wrong, _ in scores]
         return Head(
-            feature_type, Affine.of_standardised(weight, bias, mean.double(), deviation.double()), c, accuracy, order
+            feature_type,
+            AffineClassifier.of_standardised(weight, bias, mean.double(), deviation.double()),
+            c,
+            accuracy,
+            order,
         )
 
 

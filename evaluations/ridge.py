@@ -23,7 +23,7 @@ from ssl_bench.config.constraints import Ascending, FeatureType, Rates
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.few_labels import Affine, at_an_end, voted
+from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier, grid_boundary, predicted_classes
 from ssl_bench.evaluation.solvers.ridge import LeastSquares, LeftOut
 
 ROWS = 8192  # images whose features are looked at together
@@ -42,7 +42,7 @@ class Head:
     """
 
     feature_type: str
-    classifier: Affine
+    classifier: AffineClassifier
     penalty: float
     left_out: LeftOut
     order: tuple[float, float]
@@ -73,7 +73,7 @@ class Ridge(Evaluation[list[Head]]):
         )
         heads = [self._best(backbone, (train, validation), feature_type) for feature_type in feature_types]
         best = min(heads, key=lambda head: head.order)
-        at_grid_boundary, boundary_tied = at_an_end(
+        at_grid_boundary, boundary_tied = grid_boundary(
             best.left_out.accuracy, self.penalties.index(best.penalty), len(self.penalties)
         )
         return Fit(
@@ -95,7 +95,9 @@ class Ridge(Evaluation[list[Head]]):
     def predict(self, backbone: FeatureExtractor, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         predictions = []
         for variant, head in zip(["chosen", *(head.feature_type for head in fit.state[1:])], fit.state, strict=True):
-            predictions.append(Prediction(variant, voted([head.classifier], backbone, head.feature_type, test)[0]))
+            predictions.append(
+                Prediction(variant, predicted_classes([head.classifier], backbone, head.feature_type, test)[0])
+            )
         return predictions
 
     def _best(self, backbone: FeatureExtractor, splits: Sequence[LabelledSplit], feature_type: str) -> Head:
@@ -110,5 +112,5 @@ class Ridge(Evaluation[list[Head]]):
         left_out = problem.leave_one_out(self.penalties)
         found = zip(left_out.accuracy, left_out.error, self.penalties, strict=True)
         order, penalty = min(((-accuracy, error), penalty) for accuracy, error, penalty in found)
-        classifier = Affine.of_standardised(*problem.classifier(penalty), mean, deviation)
+        classifier = AffineClassifier.of_standardised(*problem.classifier(penalty), mean, deviation)
         return Head(feature_type, classifier, penalty, left_out, order)

@@ -2,8 +2,9 @@
 
 In the spirit of Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019 (https://arxiv.org/abs/1903.12261); what the corruptions are stands in
-`ssl_bench/corruptions.py`. The head is the one that `linear` chooses with the same options, trained and chosen on
-images as they are. Only predictions see corrupted images: nothing is learned from them and nothing chosen on them.
+`ssl_bench/evaluation/corruptions.py`. The head is the one that `linear` chooses with the same options, trained and
+chosen on images as they are. Only predictions see corrupted images: nothing is learned from them and nothing chosen on
+them.
 
 Ours, and why:
 - The number is the mean accuracy over all kinds and severities. Hendrycks & Dietterich divide each kind's error by

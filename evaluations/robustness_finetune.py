@@ -2,9 +2,10 @@
 
 In the spirit of Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019 (https://arxiv.org/abs/1903.12261); what the corruptions are stands in
-`ssl_bench/corruptions.py`. The network is the one that `finetune` trains with the same options, grid and choice on the
-validation split included. Only predictions see corrupted images: nothing is learned from them and nothing chosen on
-them. Its recipe's augmentation (RandAugment) changes brightness, contrast and colour too, for every method alike.
+`ssl_bench/evaluation/corruptions.py`. The network is the one that `finetune` trains with the same options, grid and
+choice on the validation split included. Only predictions see corrupted images: nothing is learned from them and nothing
+chosen on them. Its recipe's augmentation (RandAugment) changes brightness, contrast and colour too, for every method
+alike.
 
 Ours, and why:
 - The number is the mean accuracy over all kinds and severities, as in `robustness`, with `clean` beside it.

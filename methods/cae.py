@@ -33,7 +33,7 @@ from ssl_bench.config.constraints import (
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.cae_regressor import PretextNeck
+from ssl_bench.models.cae_regressor import PretextNeck, RegressorBlock
 from ssl_bench.models.patches import patchify, sincos_positions
 from ssl_bench.models.tokenizers import PatchTokens, load_tokenizer
 from ssl_bench.pretraining.masks import block_masks, hidden_mask, require_patches
@@ -194,8 +194,15 @@ class CAE(Method):
             self.teacher.load_state_dict(self.backbone.state_dict())
 
     def _initialize(self) -> None:
-        """Xavier for each Linear, fused qkv as one matrix; the rest, or all by `fix_init`, N(0, 0.02) cut at 0.02."""
+        """Xavier for each Linear, fused qkv as one matrix; the rest, or all by `fix_init`, N(0, 0.02) cut at 0.02.
+
+        `fix_init` also divides what ends each branch of a block by the root of twice the block's number, in encoder,
+        regressor and decoder; as in the official code, it leaves `encoder_to_decoder` at PyTorch's initialisation.
+        """
+        left = {self.encoder_to_decoder} if self.fix_init and hasattr(self, "encoder_to_decoder") else set()
         for module in self.modules():
+            if module in left:
+                continue
             if isinstance(module, nn.Linear | nn.Conv2d):
                 if isinstance(module, nn.Linear) and not self.fix_init:
                     nn.init.xavier_uniform_(module.weight)
@@ -206,10 +213,13 @@ class CAE(Method):
         _truncated(self.backbone.model.cls_token)
         _truncated(self.mask_token)
         if self.fix_init:
-            for blocks in (self.backbone.model.blocks, self.pretext_neck.decoder_blocks):
+            neck = self.pretext_neck
+            for blocks in (self.backbone.model.blocks, neck.regressor_blocks, neck.decoder_blocks):
                 for number, block in enumerate(blocks, 1):
-                    block.attn.proj.weight.data /= math.sqrt(2 * number)
-                    block.mlp.fc2.weight.data /= math.sqrt(2 * number)
+                    regresses = isinstance(block, RegressorBlock)
+                    attention, mlp = (block.cross_attn, block.mlp_cross) if regresses else (block.attn, block.mlp)
+                    attention.proj.weight.data /= math.sqrt(2 * number)
+                    mlp.fc2.weight.data /= math.sqrt(2 * number)
 
 
 def _truncated(tensor: Tensor) -> None:

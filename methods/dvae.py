@@ -21,7 +21,7 @@ from ssl_bench.augment.views import View, Views
 from ssl_bench.config.constraints import Depth, Fraction, ImageSize, NonNegativeFloat, PositiveFloat, Range, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.optim.schedules import cosine
 from ssl_bench.pretraining.method import Method
 

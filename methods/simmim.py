@@ -160,8 +160,6 @@ class SimMIM(Method):
 def fitting_cell(backbone: Backbone, wanted: int | None) -> int:
     """Pixels of a side of a mask cell: whole patches, a whole number of them along the image."""
     size, patch = backbone.img_size, backbone.patch_size
-    if size < 2 * patch:
-        raise UserError(f"--backbone.img_size {size} is a single patch: simmim needs some to hide and some to see")
     fitting = [cell for cell in range(patch, size, patch) if size % cell == 0]
     target = wanted if wanted is not None else 32 if size >= 96 else size // 4
     nearest = min(fitting, key=lambda cell: abs(cell - target))

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.config import registry
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.content import Content, folder_of_run
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluation.cached_results import remaining
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
+from ssl_bench.evaluation.recorded_results import remaining
 from ssl_bench.evaluation.targets import Target, data_options
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder
@@ -92,16 +92,19 @@ class Stage:
     then: "tuple[Stage, ...]" = ()
 
 
-def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list[Job]:
+def plan(
+    tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = (), named_classes: Sequence[str] = ()
+) -> list[Job]:
     """Jobs of a benchmark file: what to pretrain, an evaluation for each run and each baseline, pictures if asked for.
 
     Args:
         tree: The file.
         runs: Where run folders live.
         extra: Flags of every job.
+        named_classes: Class paths that the file may have, since the user named them.
 
     Raises:
-        UserError: A key, method, option or evaluation that there is not.
+        UserError: A key, method, option or evaluation that there is not, or a class that only the file names.
     """
     for key in tree:
         if key not in KEYS:
@@ -116,8 +119,11 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
         jobs: dict[Path | None, Job] = {}
         for stage, backbone, point in itertools.product(methods, backbones, points):
             given = {**shared, **images, **backbone, "runs": str(runs)}
+            for options in (given, point, *_options(stage)):
+                class_paths.check(options, dict.fromkeys(options, "the benchmark file"), named_classes)
             for job in _jobs(stage, given, point, runs, extra, None, known):
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
+        _check_protocols(tree, named_classes)
         for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
             evaluations.setdefault(_target(job), job)  # two entries of `data` may be the same images
         fits |= {folder: job for folder, job in jobs.items() if folder not in fits}
@@ -127,6 +133,18 @@ def plan(tree: Mapping[str, Any], runs: Path, extra: Sequence[str] = ()) -> list
         raise UserError(f"a benchmark file's figures are true or false, not {drawn!r}")
     first = [job for job in fits.values() if job.config and job.config["seed"] == points[0]["seed"]]
     return [*fits.values(), *evaluated, *_figures(tree, first if drawn else [], evaluated, extra)]
+
+
+def _options(stage: Stage) -> Iterator[dict[str, Any]]:
+    """A stage's options and its followers'."""
+    yield stage.options
+    for follower in stage.then:
+        yield from _options(follower)
+
+
+def _check_protocols(tree: Mapping[str, Any], named: Sequence[str]) -> None:
+    protocols = (tree.get("evaluate") or {}).get("protocols", DEFAULT_PROTOCOLS)
+    class_paths.check_evaluations([str(name) for name in protocols], "the benchmark file", named)
 
 
 def _named_apart(jobs: Sequence[Job]) -> list[Job]:

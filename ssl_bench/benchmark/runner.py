@@ -106,13 +106,16 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     parser.add_argument("--no-estimate", "--no_estimate", action="store_false", dest="estimate", help=without)
     retry = "take up what failed when this benchmark was run before"
     parser.add_argument("--retry-failed", "--retry_failed", action="store_true", dest="retry_failed", help=retry)
+    classes = "classes of yours that the file names (package.module.Class), with commas: their code will run"
+    parser.add_argument("--classes", default="", metavar="CLASS,...", help=classes)
     given = parser.parse_args(flags)
     tree: dict[str, Any] = {}
     for file in files or [find_file(DEFAULT)]:
         tree |= read_yaml(find_file(str(file)))
     runs = Path(given.runs)
     wandb_options(given)  # one that is wrong is found now
-    jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given))
+    named = [name.strip() for name in given.classes.split(",") if name.strip()]
+    jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given), named)
     by = checked_by(str(tree.get("by", DEFAULT_BY)))
     return Benchmark(jobs, runs, given.jobs, given.dry_run, given.estimate, given.retry_failed, by, tuple(argv))
 

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 import ssl_bench
 from ssl_bench.checkpoints.official.layout import FORMATS, layout
 from ssl_bench.config import registry
+from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.geometry import CROP, short_side
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import load_backbone
@@ -45,14 +47,23 @@ def export(run: Path, out: Path) -> None:
     if out.exists() and (not out.is_dir() or (replaced and not _own(out))):
         raise UserError(f"-o {out} holds something else: name a new folder")
     with writing_folder(out, over=replaced) as folder:
-        write_json(folder / "config.json", timm_config(backbone, mean, std))
+        info = read_run(run)
+        write_json(folder / "config.json", timm_config(backbone, mean, std, evaluated_crop(info, backbone.img_size)))
         weights = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         write_text(folder / "README.md", model_card(load_runs([run])[0], backbone, mean, std))
         _check(folder, backbone, out.absolute())
 
 
-def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+def evaluated_crop(info: RunInfo, size: int) -> float:
+    """Part of the short side that evaluations show: all of images that have the network's size, as their set says."""
+    data = info.options.get("data")
+    known = CATALOGUE.get(str(data.get("name"))) if isinstance(data, dict) else None
+    whole = short_side(size) == size or (known is not None and known.image_size == size)
+    return 1.0 if whole else CROP
+
+
+def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...], crop: float) -> dict[str, Any]:
     """config.json in timm's layout."""
     known: Any = backbone.model.pretrained_cfg
     args = {name: value for name, value in backbone.args.items() if name != "drop_path_rate"}
@@ -68,7 +79,8 @@ def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, .
             "input_size": [3, backbone.img_size, backbone.img_size],
             "fixed_input_size": not backbone.is_resnet,
             "interpolation": "bicubic",
-            "crop_pct": 0.875 if 96 < backbone.img_size <= 224 else 1.0,
+            "crop_pct": crop,
+            "crop_mode": "center",
             "mean": list(mean),
             "std": list(std),
             "first_conv": known.get("first_conv"),

@@ -1,101 +1,31 @@
 """`ssl-bench import`: a checkpoint of an official repository becomes a run folder like any other.
 
 Every name in the file is loaded, renamed or left with a reason; every name that is missing here has a reason, too.
-Anything else is an error.
+Anything else is an error. Nothing of the size that a file claims is made before its tensors are seen to have it.
 """
 
-import hashlib
 import json
-import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import timm
-import torch
-from torch import Tensor, nn
-
-import ssl_bench
 from ssl_bench.checkpoints.checkpoint_file import CheckpointFile, read_checkpoint
-from ssl_bench.checkpoints.official.layout import ENTRIES, IMAGENET, Given, Kind, kind_of, layout, matching, plain
-from ssl_bench.checkpoints.official.networks import network
+from ssl_bench.checkpoints.import_options import Import
+from ssl_bench.checkpoints.imported_network import check_given, imported_network, statistics
+from ssl_bench.checkpoints.imported_run import ImportedRun, continuing, write_imported
+from ssl_bench.checkpoints.official.dino import TEACHER
+from ssl_bench.checkpoints.official.layout import ENCODER, ENTRIES, Given, Kind, layout, plain
+from ssl_bench.checkpoints.official.shapes import MissingTensor, Shapes
+from ssl_bench.checkpoints.recognition import WEIGHTS, Match, recognise, role
+from ssl_bench.checkpoints.renaming import complete, fill, renamed
+from ssl_bench.checkpoints.report import Report
 from ssl_bench.config import registry
-from ssl_bench.config.fit_config import dump, parse_fit
+from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
-from ssl_bench.pretraining.checkpoint import write_backbones
+from ssl_bench.models.weights_files import shapes_of
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.run_record import main_branch
-from ssl_bench.records.files import replacing, write_json, write_text, writing_folder
-from ssl_bench.records.run import DataRecord, RunInfo, write_run
-from ssl_bench.runtime.environment import describe
-
-
-@dataclass(frozen=True)
-class Import:
-    """What to import, as the user said it.
-
-    Args:
-        file: The checkpoint; for the format timm also a folder with config.json.
-        format: Whose layout.
-        out: The run folder that is made.
-        backbone: timm's name of the network, for the format timm.
-        heads: Attention heads of the encoder.
-        img_size: Pixels of its input.
-        encoder_only: Leave what only pretraining needs.
-        method: Options of the method, text.
-        data: What it was pretrained on, in words.
-        command: Arguments that do this again.
-    """
-
-    file: Path
-    format: str
-    out: Path
-    backbone: str | None = None
-    heads: int | None = None
-    img_size: int | None = None
-    encoder_only: bool = False
-    method: Mapping[str, str] = field(default_factory=dict)
-    data: str = "unknown"
-    command: tuple[str, ...] = ()
-
-
-@dataclass
-class Report:
-    """Where every name went.
-
-    Args:
-        loaded: Names that are the same here.
-        renamed: Name in the file -> name here.
-        unused: Name in the file -> reason.
-        missing: Name here -> reason.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def lines(self, verbose: bool = False) -> Iterator[str]:
-        """A table of counts and reasons; with all names."""
-        yield f"loaded  {len(self.loaded):5}"
-        yield from (f"               {name}" for name in self.loaded if verbose)
-        yield f"renamed {len(self.renamed):5}"
-        yield from (f"               {old} -> {new}" for old, new in self.renamed.items() if verbose)
-        for title, reasons in (("unused", self.unused), ("missing", self.missing)):
-            yield f"{title:8}{len(reasons):5}"
-            for reason, count in Counter(reasons.values()).items():
-                names = [name for name, why in reasons.items() if why == reason]
-                shown = len(names) if verbose else 1
-                yield f"        {count:5}  {reason}: {names[0]}{', ...' if count > shown else ''}"
-                yield from (f"               {name}" for name in names[1:shown])
 
 
 @dataclass(frozen=True)
@@ -103,16 +33,20 @@ class Imported:
     """A run folder that was made of a checkpoint.
 
     Args:
-        kind: Of checkpoint, in words.
-        network: In words.
+        kind: Title of its kind.
+        network: Name, image size and parameters.
         report: Where its names went.
-        whole: Whether pretraining can be continued.
+        again: The command that continues pretraining; empty of an encoder alone.
+        weights: Which were taken, where the file holds several; else empty.
+        positions: How positions are resampled at other sizes; empty where there are none.
     """
 
     kind: str
     network: str
     report: Report
-    whole: bool
+    again: str
+    weights: str
+    positions: str
 
 
 def import_checkpoint(asked: Import) -> Imported:
@@ -126,125 +60,89 @@ def import_checkpoint(asked: Import) -> Imported:
         raise UserError(f"-o {asked.out} exists: name a folder that does not")
     if asked.backbone and asked.format != "timm":
         raise UserError(f"--backbone is for --format timm: a checkpoint of {known.title} says which network it is")
-    file = read_checkpoint(asked.file)
-    kind = kind_of(asked.format, file.tensors, str(asked.file))
+    if asked.weights not in (None, *WEIGHTS):
+        raise UserError(f"--weights {asked.weights}: one of {', '.join(WEIGHTS)}")
+    file = read_checkpoint(asked.file, asked.weights)
+    match = recognise(asked.format, file.tensors, str(asked.file), None if file.chosen else asked.weights)
+    kind = match.kind
     whole = kind.method is not None and not asked.encoder_only
     if asked.method and not whole:
         raise UserError(f"--method.{next(iter(asked.method))}: of {asked.file} only the encoder is imported")
-    report = Report(unused={name: ENTRIES.get(name, "no weights") for name in file.entries})
-    state = _renamed(kind, file, report, whole)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    encoder = {n.removeprefix(kind.evaluated): s for n, s in shapes.items() if n.startswith(kind.evaluated)}
+    evaluated, taken = _weights(asked, file, match, whole)
+    report = Report(unused={name: ENTRIES.get(name, "no weights") for name in file.entries} | file.left)
+    state = renamed(match, file, report, None if whole else evaluated)
+    shapes = Shapes({name: tuple(tensor.shape) for name, tensor in state.items()})
+    encoder = Shapes({n.removeprefix(evaluated): s for n, s in shapes.items() if n.startswith(evaluated)})
     args = dict(pair for name in ("args", "config") for pair in plain(file.entries.get(name)))
     given = Given(args, asked.heads, asked.img_size, {name: _parsed(text) for name, text in asked.method.items()})
-    options = _network(asked, file, encoder, given)
+    options = imported_network(asked, file, kind, encoder, given)
+    tensors = {name.removeprefix(evaluated): tensor for name, tensor in state.items() if name.startswith(evaluated)}
+    reported = Report() if whole else report
+    started = complete(tensors, shapes_of(lambda: Backbone(options).model, str(asked.file)), kind, reported, asked.file)
     method = None
     if whole:
         assert kind.method is not None
-        config = _configuration(kind.method, options, kind.options(shapes, given) | dict(given.method))
+        config = _configuration(kind.method, options, _options(kind, shapes, given, asked) | dict(given.method))
+        started = complete(state, shapes_of(lambda: _build(config), str(asked.file)), kind, report, asked.file)
         method = _build(config)
-        _fill(method, state, kind, report, asked.file)
+        fill(method, state, started)
         backbone = method.evaluated
     else:
         backbone = Backbone(options)
         config = {"method": {"name": known.method}, "backbone": asdict(options), "seed": 0}
-        state = {name.removeprefix(kind.evaluated): tensor for name, tensor in state.items()}
-        _fill(backbone.model, state, kind, report, asked.file)
+        fill(backbone.model, tensors, started)
     assert isinstance(backbone, Backbone)
-    _check_given(asked, backbone)
-    _write(asked, file, Written(backbone, method, config, report, kind.title, _statistics(asked, file)))
+    check_given(asked, backbone)
+    write_imported(
+        asked, file, ImportedRun(backbone, method, config, report, kind.title, taken, statistics(asked, file))
+    )
     parameters = sum(p.numel() for p in backbone.parameters())
-    words = f"{options.name}, {backbone.img_size} px, {parameters:,} parameters"
-    return Imported(f"{known.title}, {kind.title}", words, report, whole)
+    described = f"{options.name}, {backbone.img_size} px, {parameters:,} parameters"
+    positions = _positions(options) if "pos_embed" in encoder else ""
+    again = continuing(asked.out, config) if whole else ""
+    return Imported(f"{known.title}, {kind.title}", described, report, again, taken, positions)
 
 
-def _renamed(kind: Kind, file: CheckpointFile, report: Report, whole: bool) -> dict[str, Tensor]:
-    """Tensors by their names here."""
-    state: dict[str, Tensor] = {}
-    unexplained = []
-    for name, tensor in file.tensors.items():
-        twin = re.sub(kind.tied[0], kind.tied[1], name) if re.fullmatch(kind.tied[0], name) else None
-        rule = matching(kind.rules, name)
-        if twin in file.tensors and torch.equal(tensor, file.tensors[twin]):
-            report.unused[name] = "stored a second time: shared with another"
-        elif rule is None:
-            unexplained.append(name)
-        elif rule.refused:
-            raise UserError(f"{file.path}: {name}: {rule.reason}")
-        elif not rule.to:
-            report.unused[name] = rule.reason
-        else:
-            new = re.fullmatch(rule.pattern, name).expand(rule.to)  # type: ignore[union-attr]
-            if not whole and not new.startswith(kind.evaluated):
-                report.unused[name] = "of pretraining alone: the encoder was asked for"
-            elif tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"{file.path}: {name} holds values that are no numbers: its run had diverged")
-            else:
-                state[new] = tensor
-                if new in (name, kind.evaluated + name):
-                    report.loaded.append(name)
-                else:
-                    report.renamed[name] = new
-    if unexplained:
-        raise UserError(f"{file.path}: nothing explains {_named(unexplained)}: is it of another version, or method?")
-    return kind.prepare(state)
+def _weights(asked: Import, file: CheckpointFile, match: Match, whole: bool) -> tuple[str, str]:
+    """What is in front of the names of the network that is evaluated, and a line on the choice, if there was one.
+
+    Raises:
+        UserError: The weights that were asked for are not there.
+    """
+    if file.chosen:
+        return match.kind.evaluated, f"{file.chosen}; {', '.join(file.left)} left" if file.left else file.chosen
+    if match.prefix:
+        others = f"; {', '.join(f'{prefix}*' for prefix in match.others)} left" if match.others else ""
+        return match.kind.evaluated, f"{match.prefix}*{others}" if others or asked.weights else ""
+    both = match.kind.evaluated == TEACHER + ENCODER
+    if asked.weights in ("student", "teacher") and both:
+        if whole:
+            raise UserError(f"--weights {asked.weights}: both are imported; of the encoder alone: --encoder-only")
+        evaluated = ENCODER if asked.weights == "student" else TEACHER + ENCODER
+        return evaluated, f"{asked.weights}; the other left"
+    if asked.weights is not None and asked.weights != role(match.prefix):
+        raise UserError(f"--weights {asked.weights}: {asked.file} holds one network alone: leave it out")
+    return match.kind.evaluated, "teacher; the student left: --weights student" if both and not whole else ""
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], kind: Kind, report: Report, file: Path) -> None:
-    """Load a state that may lack only what its kind lacks."""
-    own = module.state_dict()
-    if extra := [name for name in state if name not in own]:
-        raise UserError(f"{file}: the network here has no {_named(extra)}: is it of another version, or method?")
-    for name in [name for name in own if name not in state]:
-        rule = matching(kind.absent, name)
-        if rule is not None:
-            report.missing[name] = rule.reason
-            source = re.fullmatch(rule.pattern, name).expand(rule.to) if rule.to else None  # type: ignore[union-attr]
-            state[name] = state.get(source, own[name]) if source else own[name]
-    if missing := [name for name in own if name not in state]:
-        raise UserError(f"{file} lacks {_named(missing)}: is it whole, and of this method?")
-    for name, tensor in state.items():
-        if _without_ones(tensor) != _without_ones(own[name]):
-            shapes = f"{tuple(tensor.shape)} in {file}, {tuple(own[name].shape)} here"
-            raise UserError(f"{name} is {shapes}: do --heads, --img-size, --backbone or --method options fit?")
-        state[name] = tensor.reshape(own[name].shape)
-    with torch.no_grad():
-        module.load_state_dict(state)
+def _options(kind: Kind, shapes: Shapes, given: Given, asked: Import) -> dict[str, Any]:
+    """Options of the method whose whole state this is.
+
+    Raises:
+        UserError: Something of it is missing.
+    """
+    try:
+        return kind.options(shapes, given)
+    except MissingTensor as error:
+        lacking = str(error).partition(": is it whole")[0]
+        raise UserError(
+            f"{asked.file}: {lacking}, so it cannot be continued: --encoder-only imports its encoder"
+        ) from None
 
 
-def _network(
-    asked: Import, file: CheckpointFile, encoder: Mapping[str, tuple[int, ...]], given: Given
-) -> BackboneOptions:
-    """Options of the network that has these shapes."""
-    if file.config:
-        args = dict(file.config.get("model_args") or {})
-        ours = {"img_size": "img_size", "patch_size": "patch_size", "embed_dim": "width"}
-        options = {ours[name]: args.pop(name) for name in list(args) if name in ours}
-        pooling = {"fc_norm", "use_fc_norm", "final_norm", "num_classes", "drop_path_rate"}
-        if not str(file.config["architecture"]).startswith("vit"):
-            pooling.add("global_pool")
-        rest = {name: value for name, value in args.items() if name not in pooling}
-        return _sized(str(file.config["architecture"]), encoder, given, options, rest)
-    if asked.backbone:
-        return _sized(asked.backbone, encoder, given, {}, {})
-    shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
-    return BackboneOptions(**network(encoder, shapes, given, layout(asked.format).heads))
-
-
-def _sized(
-    name: str, encoder: Mapping[str, tuple[int, ...]], given: Given, options: dict[str, Any], args: dict[str, Any]
-) -> BackboneOptions:
-    """A network by its name, at the size of the checkpoint's positions, or its own."""
-    with torch.device("meta"):
-        native = Backbone(BackboneOptions(name, **options, timm_args=args or None))
-    size = given.img_size or native.img_size
-    positions: Any = native.model.pos_embed if native.is_vit else None
-    if "pos_embed" in encoder and positions is not None:
-        prefix = positions.shape[1] - native.grid**2
-        size = math.isqrt(encoder["pos_embed"][1] - prefix) * native.patch_size
-    stem = encoder.get("conv1.weight")
-    small = {"small_stem": stem is not None and stem[2] == 3} if native.is_resnet else {}
-    return BackboneOptions(name, **{**options, "img_size": size}, **small, timm_args=args or None)
+def _positions(options: BackboneOptions) -> str:
+    offset = 0.1 if options.interpolate_offset is None else options.interpolate_offset
+    return f"offset {offset:g}, {'smoothed' if options.interpolate_antialias else 'not smoothed'}"
 
 
 def _configuration(method: str, options: BackboneOptions, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -270,93 +168,8 @@ def _build(config: dict[str, Any]) -> Method:
     return method
 
 
-def _check_given(asked: Import, backbone: Backbone) -> None:
-    """That what the user said of the network came true: the file may say otherwise."""
-    network: Any = backbone.model
-    heads = network.blocks[0].attn.num_heads if backbone.is_vit else None
-    if asked.heads not in (None, heads):
-        known = f"{backbone.options.name} here has {heads}" if heads else "it is for ViTs"
-        raise UserError(f"--heads {asked.heads}: {known}: leave it out")
-    if asked.img_size not in (None, backbone.img_size):
-        raise UserError(f"--img-size {asked.img_size}: the file is for {backbone.img_size} px: leave it out")
-
-
-def _statistics(asked: Import, file: CheckpointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that the network's input is normalised with."""
-    cfg = dict(file.config.get("pretrained_cfg") or {})
-    if asked.backbone:
-        known = timm.get_pretrained_cfg(asked.backbone)
-        cfg = {"mean": known.mean, "std": known.std} if known else {}
-    return tuple(cfg.get("mean", IMAGENET[0])), tuple(cfg.get("std", IMAGENET[1]))
-
-
-@dataclass(frozen=True)
-class Written:
-    """What goes into the folder."""
-
-    backbone: Backbone
-    method: Method | None
-    config: dict[str, Any]
-    report: Report
-    kind: str
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _write(asked: Import, file: CheckpointFile, made: Written) -> None:
-    """The run folder, whole or not at all."""
-    name = made.config["backbone"]["name"]
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    origin = {"file": asked.file.name, "format": asked.format, "kind": made.kind}
-    info = RunInfo(
-        status="finished",
-        kind="imported",
-        method=layout(asked.format).method,
-        data=DataRecord(asked.data),
-        options={"imported": origin, "backbone": made.config["backbone"]},
-        backbone=describe_backbone(name, made.backbone),
-        created=now,
-        finished=now,
-        command=["ssl-bench", "import", *asked.command],
-        version=ssl_bench.__version__,
-        branch=main_branch(made.method) if made.method else "",
-    )
-    again = f"ssl-bench fit -c {asked.out}/config.yaml --init {asked.out}"
-    use = f"to continue it: {again}" if made.method else "an encoder, to evaluate"
-    account = {
-        **origin,
-        "bytes": file.path.stat().st_size,
-        "sha256": _sha256(file.path),
-        "epoch": file.entries.get("epoch") if isinstance(file.entries.get("epoch"), int) else None,
-        **asdict(made.report),
-    }
-    with writing_folder(asked.out) as folder:
-        write_text(folder / "config.yaml", f"# Imported from {asked.file.name}: {use}.\n{dump(made.config)}")
-        write_json(folder / "environment.json", describe())
-        write_json(folder / "import.json", account)
-        if made.method is None:
-            write_backbone(folder, made.backbone, *made.statistics)
-        else:
-            write_backbones(folder, made.method, *made.statistics)
-            with replacing(folder / "checkpoints" / "last.ckpt") as temporary:
-                torch.save({"state_dict": made.method.state_dict(), "ssl_bench": {"config": made.config}}, temporary)
-        write_run(folder, info)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _without_ones(tensor: Tensor) -> list[int]:
-    return [size for size in tensor.shape if size != 1]
-
-
-def _named(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

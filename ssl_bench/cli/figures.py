@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
         "--data.root", dest="root", type=path, metavar="DIR", help="where the images are on this machine"
     )
     parser.add_argument("--device", type=typed(Device), default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    classes = "classes of yours that the runs' configurations name (package.module.Class), with commas"
+    parser.add_argument("--classes", default="", metavar="CLASS,...", help=f"{classes}: their code will run")
     parser.add_argument("--force", action="store_true", help="draw again what is current")
     modes = ["off", "auto", "online", "offline"]
     parser.add_argument("--wandb", default="off", choices=modes, help="send them to the run's own W&B run")
@@ -45,7 +47,8 @@ def main(argv: list[str]) -> int:
     only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
     root = str(given.root) if given.root is not None else None
     data = {key: value for key, value in (("name", given.data), ("root", root)) if value is not None}
-    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force)):
+    named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
+    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force, named)):
         with logged(folder.parent, wandb):  # all that the run folder holds by now
             pass
         print(folder, flush=True)

@@ -61,7 +61,8 @@ def check_runs_named(config: dict[str, Any]) -> None:
         raise UserError(f"--init {init}: no such folder; is it the folder of a run that has begun?")
     for option in ("teacher", "tokenizer"):
         named = config["method"].get(option)
-        if isinstance(named, str) and named not in ("", "pixels") and not Path(named).exists():
+        is_class = isinstance(named, str) and ":" in named  # package.module:Class
+        if isinstance(named, str) and named not in ("", "pixels") and not is_class and not Path(named).exists():
             raise UserError(f"--method.{option} {named}: no such file or folder")
 
 

@@ -26,6 +26,7 @@ def described(parsed: FitConfig) -> str:
     seconds = estimated_seconds(parsed)
     takes = f", about {_clock(seconds)} on this machine" if seconds is not None else ""
     start = f"recipe {parsed.recipe}" if parsed.recipe else "the method's own numbers"
+    start += f", {parsed.chosen}" if parsed.chosen else ""
     return f"{start}: {what}, {long}{takes}; shorter: --trainer.max_epochs; --print_config shows every number"
 
 
@@ -65,11 +66,13 @@ def image_flops(config: dict[str, Any], size: int) -> float | None:
         return 3 * (forward_flops(config["backbone"], size, 1 - method["mask_ratio"]) or 0) + 3 * _decoder(config, size)
     if name == "cae":
         return 4 * whole * max(method["mask_ratio"], 1 - method["mask_ratio"]) + 3 * _decoder(config, size)
-    if name in ("dino", "ibot"):
-        local = forward_flops(config["backbone"], method["local_size"] or max(1, round(size * 96 / 224))) or 0
-        return 8 * whole + 3 * method["local_views"] * local
-    passes = {"simmim": 3, "simclr": 6, "simclrv2": 6, "byol": 8, "simclrv2-distill": 4, "simclrv2-finetune": 3}
-    return passes[name] * whole if name in passes else None
+    if name in ("simclrv2-finetune", "simclrv2-distill"):  # one view, learned from labels or from a teacher
+        return (4 if "teacher" in method else 3) * whole
+    follows = "momentum" in method  # a teacher, which looks and does not learn
+    views = method.get("global_views", 1 if "mask_ratio" in method and not follows else 2)
+    local_size = method.get("local_size") or max(1, round(size * 96 / 224))
+    local = forward_flops(config["backbone"], local_size) or 0
+    return (4 if follows else 3) * views * whole + 3 * method.get("local_views", 0) * local
 
 
 def _decoder(config: dict[str, Any], size: int) -> float:

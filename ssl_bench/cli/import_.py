@@ -28,6 +28,12 @@ def main(argv: list[str]) -> int:
         "--img-size", type=typed(ImageSize), metavar="N", help="pixels of the input, where the file does not say"
     )
     parser.add_argument("--encoder-only", action="store_true", help="leave what only pretraining needs")
+    chosen = "model, ema, student or teacher, where a file holds several"
+    parser.add_argument("--weights", choices=("model", "ema", "student", "teacher"), help=chosen)
+    offset = "how positions are resampled at other sizes: DINO's 0.1, or 0 (default: as the format's code)"
+    parser.add_argument("--interpolate-offset", type=float, metavar="X", help=offset)
+    smooth = "whether they are smoothed when there are fewer: true or false (default: as the format's code)"
+    parser.add_argument("--interpolate-antialias", type=str.lower, choices=("true", "false"), help=smooth)
     parser.add_argument("--data", default="unknown", metavar="TITLE", help="what it was pretrained on, for the record")
     parser.add_argument("--verbose", action="store_true", help="list every name, not one of each reason")
     parser.error = refuse(parser)  # type: ignore[method-assign]
@@ -43,15 +49,24 @@ def main(argv: list[str]) -> int:
         else:
             method[option.removeprefix("--method.")] = value if equals else queue.pop(0)
     given = parser.parse_args(rest)
+    if given.interpolate_offset is not None and not 0 <= given.interpolate_offset < 1:
+        raise UserError(f"--interpolate-offset {given.interpolate_offset} must lie between 0 and 1")
+    if given.interpolate_antialias is not None:
+        given.interpolate_antialias = given.interpolate_antialias == "true"
     import_torch()
-    from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
+    from ssl_bench.checkpoints.import_checkpoint import import_checkpoint
+    from ssl_bench.checkpoints.import_options import Import
 
     own = {name: value for name, value in vars(given).items() if name not in ("output", "verbose")}
     imported = import_checkpoint(Import(out=given.output, method=method, command=tuple(argv), **own))
     print(f"{given.file}: {imported.kind}; {imported.network}")
+    if imported.weights:
+        print(f"weights: {imported.weights}")
+    if imported.positions:
+        print(f"positions at other sizes: {imported.positions}")
     for line in imported.report.lines(given.verbose):
         print(line)
-    if imported.whole:
-        print(f"to continue it: ssl-bench fit -c {given.output}/config.yaml --init {given.output}")
+    if imported.again:
+        print(f"to continue it: {imported.again}")
     print(given.output)
     return 0

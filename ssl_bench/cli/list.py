@@ -44,8 +44,7 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
                 yield name, f"timm {family}"
     else:
         for name, file in registry.recipes() if kind == "recipes" else registry.benchmarks():
-            first = file.read_text(encoding="utf-8").partition("\n")[0]
-            yield name, first.removeprefix("# ") if first.startswith("#") else ""
+            yield name, registry.first_line(file)
 
 
 def main(argv: list[str]) -> int:

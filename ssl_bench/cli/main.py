@@ -24,7 +24,7 @@ WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEX
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What all processes have to say, the first says, and whoever started them ends the others before they do; and whoever
 # started them knows best which process is gone.
-FIRST_FIRST_SECONDS, CAUSE_FIRST_SECONDS = 2.0, 6.0
+FIRST_FIRST_SECONDS, CAUSE_FIRST_SECONDS = 6.0, 6.0
 
 EXAMPLES = """examples:
   ssl-bench list methods

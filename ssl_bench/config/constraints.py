@@ -161,7 +161,13 @@ Hue = Annotated[float, Range(min=0, max=0.5)]  # part of the colour circle, eith
 PathText = Annotated[str, LocalPath()]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
 FineTunePrecision = Literal["auto", "32-true", "bf16-mixed"]
-FeatureType = Literal["cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw", "gap", "pixels"]
+FeatureType = Annotated[
+    str,
+    Matching(
+        r"cls|avg|cls\+avg|cls_4|cls_raw|avg_raw|gap|pixels",
+        "one of cls, avg, cls+avg, cls_4, cls_raw, avg_raw, gap, pixels",
+    ),
+]
 RandAugment = Annotated[
     str, Matching(r"rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+", "as timm writes it, such as rand-m9-mstd0.5-inc1")
 ]

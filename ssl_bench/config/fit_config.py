@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from ssl_bench.config import registry, signatures
+from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
@@ -88,7 +88,8 @@ class FitConfig:
         wandb: Whether and where it is logged to W&B.
         print_config: Only print it.
         images: What is known of its images before they are opened.
-        notes: Lines for people: why this recipe, and what of it was left out.
+        chosen: What that recipe was chosen for, for people; empty if it is the set's own or was asked for.
+        notes: Lines for people: what of the recipe was left out.
     """
 
     config: dict[str, Any]
@@ -97,6 +98,7 @@ class FitConfig:
     wandb: WandbOptions
     print_config: bool
     images: Images = Images()
+    chosen: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -104,6 +106,7 @@ def parse_fit(
     argv: Sequence[str],
     environ: Mapping[str, str] = os.environ,
     look: Callable[[Mapping[str, Any]], Images] | None = None,
+    named_classes: Sequence[str] = (),
 ) -> FitConfig:
     """Configuration of a `fit` command line.
 
@@ -112,9 +115,11 @@ def parse_fit(
         environ: Environment variables.
         look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
             their name alone when not given.
+        named_classes: Class paths that files may have, since the user named them elsewhere.
 
     Raises:
-        UserError: An unknown name, a file that cannot be read, or options that do not go together.
+        UserError: An unknown name, a file that cannot be read, one that names a class which the user does not, or
+            options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
     files, named, flags = split_argv(argv)
@@ -130,6 +135,9 @@ def parse_fit(
     notes: list[str] = []
     start = _start(method, recipe, images, set_by_user, notes) if method else []
     layers = stack([*start, *given])
+    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    unsaid = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    class_paths.check(unsaid, layers.origins, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
     parser = fit_parser(method)
@@ -147,13 +155,16 @@ def parse_fit(
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
         images=images,
+        chosen=recipe.why if recipe else "",
         notes=tuple(notes),
     )
 
 
 # Options of the user's that say what of a recipe still fits.
-WATCHED = ("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr")
-WATCHED += ("trainer.accumulate_grad_batches", "trainer.max_epochs")
+WATCHED = (
+    *("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr"),
+    *("trainer.accumulate_grad_batches", "trainer.max_epochs"),
+)
 
 
 def _start(
@@ -168,7 +179,6 @@ def _start(
     fitted = {name: value for name, value in recipe.fitted.items() if name in options}
     if recipe.why:
         fitted |= fit_to(options, recipe.name, images, given)
-        notes.append(f"recipe {recipe.name}, {recipe.why}")
     batches = "trainer.accumulate_grad_batches"
     if options.get(batches, 1) != 1 and batches not in given:
         many = f"--{batches} {options[batches]}"

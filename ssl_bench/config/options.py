@@ -43,6 +43,9 @@ class BackboneOptions:
         selective_kernel: Convolutions of two streams that the image mixes, and ResNet-D's stem and shortcuts, for
             bottleneck ResNets (SimCLRv2).
         absolute_positions: Give a Swin learned absolute positions besides its relative ones; timm's have none.
+        interpolate_offset: At other sizes than img_size, a ViT's positions are resampled by (side + offset) / native
+            side, DINO's 0.1 when not given; 0 asks for that many positions, as MAE and DINOv2 with registers do.
+        interpolate_antialias: Smooth positions that are resampled to fewer, as DINOv2 with registers does.
     """
 
     name: str = "vit_nano_patch4_32"
@@ -56,6 +59,8 @@ class BackboneOptions:
     timm_args: dict[str, Any] | None = None
     selective_kernel: bool | None = None
     absolute_positions: bool | None = None
+    interpolate_offset: float | None = None
+    interpolate_antialias: bool | None = None
 
 
 @dataclass(frozen=True)

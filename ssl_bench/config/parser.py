@@ -111,7 +111,7 @@ class Parser(ArgumentParser):  # type: ignore[misc]
                 self.refuse(name, f"--{name}: {_brief(value)}{between}{error}")
         return namespace
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: Any = None) -> str:
         return help_text(self, self.usual, self.whole_help, self.shown_groups, self.examples)
 
     def refuse(self, name: str, message: str) -> NoReturn:

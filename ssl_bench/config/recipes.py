@@ -99,10 +99,10 @@ def fit_to(recipe: Mapping[str, Any], name: str, images: Images, given: Mapping[
         images: What they are to fit.
         given: Flat options of the user's, which win in any case.
     """
-    size = given.get("backbone.img_size") or given.get("data.image_size") or images.size
-    if not str(size).isdecimal() or int(size) > SMALL:
+    asked = str(given.get("backbone.img_size") or given.get("data.image_size") or images.size)
+    if not asked.isdecimal() or not 0 < int(asked[:9]) <= SMALL:  # what is no size, the parser refuses
         return {}
-    size, fitted = int(size), {}
+    size, fitted = int(asked), dict[str, Any]()
     if "backbone.img_size" not in given and "data.image_size" not in given:
         whole = -(-size // STEP) * STEP
         if whole != size or not images.one_size:

@@ -2,17 +2,22 @@
 
 A file `methods/mae.py` holds one public class whose name is `mae` but for case and underscores. A plug-in registers
 `name = package.module:Class` under the entry points `ssl_bench.methods` or `ssl_bench.evaluations`.
+
+A preset is an evaluation under another name with options of its own: `configs/evaluations/labels-1pct.yaml`, or a file
+of the user's, holds `evaluation: {name: labels, fraction: 0.01}`.
 """
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ssl_bench.config.layers import read_yaml
 from ssl_bench.errors import UserError, near
 
 Kind = Literal["methods", "evaluations"]
@@ -27,22 +32,24 @@ class Found:
         name: As the user wrote it.
         module: Dotted path of its file.
         class_name: The class in it.
+        preset: File of the options that a preset changes; None for the class as it is.
     """
 
     name: str
     module: str
     class_name: str
+    preset: Path | None = None
 
 
 def folder(kind: Literal["methods", "evaluations", "configs"]) -> Path:
-    """Folder of our own pages: beside the package in a checkout, inside it when installed."""
+    """Folder of our own files: beside the package in a checkout, inside it when installed."""
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
 @cache
 def names(kind: Kind) -> dict[str, Found]:
-    """Every name of a kind, ours and plug-ins'."""
+    """Every name of a kind, ours and plug-ins', and our presets."""
     found = {}
     for file in sorted(folder(kind).glob("*.py")):
         if not file.stem.startswith("_"):
@@ -51,15 +58,20 @@ def names(kind: Kind) -> dict[str, Found]:
     for point in entry_points(group=f"ssl_bench.{kind}"):
         module, _, class_name = point.value.partition(":")
         found.setdefault(point.name, Found(point.name, module, class_name))
-    return found
+    if kind == "evaluations":
+        for name, file in _files("evaluations"):
+            found[name] = _preset(name, file, found)
+    return dict(sorted(found.items()))
 
 
 def find(kind: Kind, name: str) -> Found:
-    """The class a user means by a name or by a class path.
+    """The class a user means by a name, by a class path, or by the file of a preset.
 
     Raises:
-        UserError: Nothing has that name.
+        UserError: Nothing has that name, or the file is no preset.
     """
+    if kind == "evaluations" and name.endswith((".yaml", ".yml")):
+        return _user_preset(Path(name))
     if name in names(kind):
         return names(kind)[name]
     if "/" in name or name.endswith(".py"):
@@ -70,6 +82,42 @@ def find(kind: Kind, name: str) -> Found:
     if module:
         raise UserError(f"no module {module!r} for {kind[:-1]} {name!r}: is its folder on PYTHONPATH?")
     raise UserError(f"no {kind[:-1]} {name!r}{near(name, names(kind))} (ssl-bench list {kind})")
+
+
+def all_evaluations() -> list[str]:
+    """What `--protocols all` means: every evaluation, those of which there are presets by these alone."""
+    found = names("evaluations")
+    presets = {(each.module, each.class_name) for each in found.values() if each.preset}
+    return [name for name, each in found.items() if each.preset or (each.module, each.class_name) not in presets]
+
+
+def preset_options(found: Found) -> dict[str, Any]:
+    """Option -> value of a preset's file; nothing where there is no preset."""
+    given = read_yaml(found.preset)["evaluation"] if found.preset else {}
+    return {option: value for option, value in given.items() if option != "name"}
+
+
+def _user_preset(file: Path) -> Found:
+    name = file.stem
+    if not re.fullmatch(r"\w[\w-]*", name):  # it names results' files and a group of options
+        raise UserError(f"{file}: a preset is called what its file is: letters, digits, - and _ only")
+    found = _preset(name, file, names("evaluations"))
+    own = names("evaluations").get(name)
+    if own and (own.preset is None or own.preset.resolve() != file.resolve()):
+        raise UserError(f"{file}: there is an evaluation {name} already: give the file another name")
+    return found
+
+
+def _preset(name: str, file: Path, known: dict[str, Found]) -> Found:
+    """The evaluation that a preset's file names, under the preset's name."""
+    tree = read_yaml(file)
+    given = tree.get("evaluation")
+    if set(tree) != {"evaluation"} or not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise UserError(f"{file} is no preset of an evaluation: `evaluation: {{name: labels, fraction: 0.05}}` is one")
+    base = known.get(given["name"]) or find("evaluations", given["name"])
+    if base.preset:
+        raise UserError(f"{file}: {base.name} is a preset itself: name the evaluation")
+    return replace(base, name=name, preset=file)
 
 
 def load(found: Found) -> type:
@@ -83,7 +131,9 @@ def load(found: Found) -> type:
 
 
 def summary(found: Found) -> str:
-    """First sentence of the page's docstring."""
+    """First sentence of the module's docstring, or the first line of a preset's file."""
+    if found.preset:
+        return first_line(found.preset)
     source = source_of(found.module)
     doc = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) if source else None
     return (doc or "").partition("\n\n")[0].replace("\n", " ")
@@ -100,15 +150,24 @@ def source_of(module: str) -> Path | None:
 
 def recipes() -> Iterator[tuple[str, Path]]:
     """Name and file of each recipe in configs/methods/: `mae` as published, `mae-cifar10` for those images."""
-    for file in sorted((folder("configs") / "methods").glob("*.yaml")):
-        yield file.stem, file
+    yield from _files("methods")
 
 
 def benchmarks() -> Iterator[tuple[str, Path]]:
     """Name and file of each benchmark and study in configs/."""
-    for place in ("benchmarks", "studies"):
-        for file in sorted((folder("configs") / place).glob("*.yaml")):
-            yield file.stem, file
+    for folder_name in ("benchmarks", "studies"):
+        yield from _files(folder_name)
+
+
+def _files(folder_name: str) -> Iterator[tuple[str, Path]]:
+    for file in sorted((folder("configs") / folder_name).glob("*.yaml")):
+        yield file.stem, file
+
+
+def first_line(file: Path) -> str:
+    """What a YAML file's first line, a comment, says of it."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ") if first.startswith("#") else ""
 
 
 def _class_for(file: Path) -> str:

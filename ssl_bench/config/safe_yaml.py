@@ -45,7 +45,7 @@ def check_size(text: str, origin: str) -> None:
         UserError: It is so.
         yaml.YAMLError: It is not YAML.
     """
-    sizes: dict[str, int] = {}  # of what each anchor names, aliases written out
+    sizes: dict[str | None, int] = {}  # of what each anchor names, aliases written out
     open_anchors: list[str | None] = []
     starts: list[int] = []
     count = 0

@@ -1,6 +1,8 @@
 """The data sets by name. Torch-free: the command line lists and completes them."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
@@ -66,3 +68,8 @@ CATALOGUE: dict[str, Entry] = {
         "ssl_bench.data.sources.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"
     ),
 }
+
+
+def default_root() -> Path:
+    """Where torchvision's sets are downloaded to when no root is given."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl-bench" / "data"

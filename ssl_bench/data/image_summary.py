@@ -18,6 +18,9 @@ SUFFIXES = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|ppm|pgm|pbm|jp2|avi
 TRAINING_IMAGES = {
     "digits": 1_437,
     "digits-canvas": 15_000,
+    "textures": 15_000,
+    "textures-easy": 15_000,
+    "textures-hard": 15_000,
     "cifar10": 50_000,
     "cifar100": 50_000,
     "stl10": 105_000,

@@ -114,7 +114,7 @@ class PhotographLoader(_Resumable):
                 batch_sampler=_Keys(self.order),
                 collate_fn=_collate_crops,
                 num_workers=self.num_workers,
-                worker_init_fn=_leave_signals_to_parent,
+                worker_init_fn=_outlast_signals,
                 persistent_workers=self.num_workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # its own: the global one must not depend on how often this is iterated
@@ -142,10 +142,14 @@ class PhotographLoader(_Resumable):
         return "it could not be read for a moment"
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """SLURM sends SIGTERM to workers, too: the parent still needs their batches to come to where it can save."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _outlast_signals(worker: int) -> None:
+    """SLURM sends signals to workers, too, whose batches the parent still needs to come to where it can save.
+
+    SIGTERM ends a worker ten seconds later: ignored, it would keep a parent that ends its workers so waiting for ever.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
 
 
 @final

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.config import registry, signatures
+from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import Device, Seed
-from ssl_bench.config.layers import environment_layer, flatten, read_yaml, split_argv, stack
+from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import Target, parse_target
 
 DEFAULT_PROTOCOLS = "knn,linear"
@@ -35,6 +36,7 @@ class Evaluate:
     Args:
         targets: What to evaluate.
         protocols: Name -> options.
+        classes: Name -> where the protocol's class is.
         data: Options of the images; those a flag or file gave, over a run's own.
         runs: Where baselines' folders go.
         device: auto, cpu, cuda, ...
@@ -46,6 +48,7 @@ class Evaluate:
 
     targets: list[Target]
     protocols: dict[str, dict[str, Any]]
+    classes: dict[str, registry.Found]
     data: dict[str, Any]
     runs: Path
     device: str
@@ -61,13 +64,25 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         UserError: A run, baseline or protocol that there is not.
     """
     files, named, flags = split_argv(argv)
-    given = [(str(f), flatten(read_yaml(f), str(f))) for f in files]
-    layers = stack([("the environment", environment_layer(environ)), *given, ("flags", named)])
-    chosen = [t.partition("=")[2] or flags[i + 1] for i, t in enumerate(flags[:-1]) if t.startswith("--protocols")]
-    chosen += [t.partition("=")[2] for t in flags[-1:] if t.startswith("--protocols=")]
-    names = (chosen[-1] if chosen else layers.values.get("protocols", DEFAULT_PROTOCOLS)).split(",")
-    names = sorted(registry.names("evaluations")) if [n.strip() for n in names] == ["all"] else names
-    found = {name.strip(): registry.find("evaluations", name.strip()) for name in names if name.strip()}
+    given = [
+        ("the environment", environment_layer(environ)),
+        *((str(f), flatten(read_yaml(f), str(f))) for f in files),
+        ("flags", named),
+    ]
+    chosen, below = flag_value(flags, "--protocols"), stack(given)
+    asked = chosen or below.values.get("protocols", DEFAULT_PROTOCOLS)
+    names = asked if isinstance(asked, list) else str(asked).split(",")
+    if not chosen:
+        class_paths.check_evaluations([str(name).strip() for name in names], below.origins.get("protocols", "flags"))
+    classes = _classes(names)
+    groups = {name: name.rpartition(".")[2].replace("-", "_") for name in classes}
+    presets = [
+        (str(found.preset), {f"{groups[name]}.{k}": v for k, v in registry.preset_options(found).items()})
+        for name, found in classes.items()
+        if found.preset
+    ]
+    layers = stack([*presets, *given])
+    layers.values.pop("protocols", None)
     parser = Parser(
         prog="ssl-bench evaluate",
         description="Measure what backbones have learned. Writes results/ and predictions/ into each run's folder.",
@@ -77,14 +92,14 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         "targets", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
     )
     parser.add_argument(
-        "--protocols", default=DEFAULT_PROTOCOLS, help="with commas, or all (ssl-bench list evaluations)"
+        "--protocols",
+        default=DEFAULT_PROTOCOLS,
+        help="with commas (ssl-bench list evaluations), presets' files among them, or all",
     )
     parser.usual, parser.examples = USUAL, EXAMPLES
-    parser.shown_groups = [name.replace("-", "_") for name in found] if chosen else []
-    groups = {}
-    for name, page in found.items():
-        groups[name] = name.rpartition(".")[2].replace("-", "_")
-        parser.add_class_arguments(signatures.read(page), groups[name])
+    parser.shown_groups = list(groups.values()) if chosen else []
+    for name, found in classes.items():
+        parser.add_class_arguments(signatures.read(found), groups[name])
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(BackboneOptions, "backbone")
     parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
@@ -93,6 +108,8 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
     common_arguments(parser)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
+    if {"-h", "--help"} & set(flags):  # only then: a value that is the default would not be checked
+        parser.set_defaults({option: value for _, values in presets for option, value in values.items()})
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
     if not namespace.targets:
@@ -103,7 +120,8 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     backbone = {k: v for k, v in tree["backbone"].items() if f"backbone.{k}" in set_by_user and k != "name"}
     return Evaluate(
         targets=[parse_target(name, backbone, namespace.seed) for name in namespace.targets],
-        protocols={name: tree.get(group, {}) for name, group in groups.items()},  # none of a page without options
+        protocols={name: tree.get(group, {}) for name, group in groups.items()},  # {}: one without options
+        classes=classes,
         data=data,
         runs=Path(namespace.runs),
         device=namespace.device,
@@ -111,3 +129,18 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         branch=namespace.branch,
         wandb=wandb_options(namespace),
     )
+
+
+def _classes(names: Sequence[Any]) -> dict[str, registry.Found]:
+    """Name of each protocol -> where its class is.
+
+    Raises:
+        UserError: There is no such protocol, or two of them have one name.
+    """
+    asked = [name for name in (str(name).strip() for name in names) if name]
+    classes: dict[str, registry.Found] = {}
+    for name in registry.all_evaluations() if asked == ["all"] else asked:
+        found = registry.find("evaluations", name)
+        if classes.setdefault(found.name, found) != found:
+            raise UserError(f"--protocols: {name} and {classes[found.name].preset} are both called {found.name}")
+    return classes

@@ -44,7 +44,7 @@ class Fit(Generic[Fitted]):
 
     Args:
         state: Whatever `predict` needs.
-        features: Kinds of features it looked at.
+        features: Feature types it looked at.
         chosen: Option -> chosen value, empty when nothing was chosen.
         grid: Option -> the values it was chosen from.
         at_grid_boundary: Whether a chosen value lies at an end of its grid: a wider one may give more.

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ssl_bench
 from ssl_bench.augment.views import View
+from ssl_bench.console import say
 from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
 from ssl_bench.data.geometry import short_side
 from ssl_bench.data.splits import Split
@@ -40,7 +42,7 @@ class FeatureExtractor:
     """What evaluations receive: a backbone that cannot learn, and its features of any split.
 
     It holds its own copy of the network, always in eval mode and without gradients; the caller's is left as it was. A
-    feature type named `a+b` is the feature types a and b side by side, and takes no room of its own.
+    feature type named `a+b` is the feature types a and b side by side, and takes no memory of its own.
 
     Args:
         network: A Backbone, or Pixels.
@@ -86,6 +88,7 @@ class FeatureExtractor:
         # By id of the split, kept alive so that the id stays its own, and view.
         self._banks: dict[tuple[int, int | None], tuple[Split, FeatureBank]] = {}
         self._loaded_state = self.state_hash()
+        self._cache_fails = False  # once it could not be written
 
     def train(self, mode: bool = True) -> Self:
         """Nothing changes: a frozen backbone stays in eval mode."""
@@ -215,10 +218,21 @@ class FeatureExtractor:
         if int(self._total(torch.tensor(int(bank is not None)))) < world_size():
             bank = self._extract(split, view)
             if rank() == 0:
-                save_bank(path, fields, bank)
-                bank = load_bank(path, fields) or bank  # mapped from the file: many views need not fit into memory
+                bank = self._saved(path, fields, bank)
         assert bank is not None
         return bank
+
+    def _saved(self, path: Path, fields: dict[str, Any], bank: FeatureBank) -> FeatureBank:
+        """The features as mapped from their file, so that many views need not fit into memory; or as they are."""
+        if self._cache_fails:
+            return bank
+        try:
+            save_bank(path, fields, bank)
+        except (OSError, SafetensorError) as error:  # a full or read-only disk: features serve without it
+            self._cache_fails = True
+            say(f"warning: features cannot be kept in {path.parent} ({error}): the next command computes them again")
+            return bank
+        return load_bank(path, fields) or bank
 
     def _fields(self, split: Split, view: int | None) -> dict[str, Any]:
         """All that features depend on."""

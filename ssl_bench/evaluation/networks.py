@@ -8,7 +8,7 @@ from ssl_bench.config.options import BackboneOptions, DataOptions
 from ssl_bench.data.files.content import folder_of_run
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
-from ssl_bench.evaluation.targets import Target, recorded_baseline
+from ssl_bench.evaluation.targets import Target, baselines_folder, recorded_baseline
 from ssl_bench.records.run import read_run
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def prepare_target(
     target: Target, data: "Dataset", options: DataOptions, given: Evaluate, device: str
 ) -> "tuple[Path, list[FeatureExtractor]]":
-    """The target's folder, made if it is a baseline's, and its networks, the one that speaks for it first."""
+    """The target's folder, made if it is a baseline's, and its networks, the default one first."""
     import torch
 
     from ssl_bench.models.backbone import Backbone
@@ -39,8 +39,7 @@ def prepare_target(
         record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
     assert target.baseline is not None
     config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
-    named = Path(target.name)  # a baseline that was evaluated before stays where it is
-    folder = folder_of_run(named.parent if (named / "run.json").exists() else given.runs, config)
+    folder = folder_of_run(baselines_folder(target, given.runs), config)
     folder.mkdir(parents=True, exist_ok=True)
     info = RunInfo(
         status="finished",
@@ -60,7 +59,7 @@ def prepare_target(
 
 
 def default_network(folder: Path, data: "Dataset", workers: int, device: str) -> "FeatureExtractor":
-    """The network that speaks for a recorded run or baseline, its features shared with evaluations through the cache.
+    """The default network of a recorded run or baseline, its features shared with evaluations through the cache.
 
     Args:
         folder: The run's.
@@ -81,7 +80,7 @@ def default_network(folder: Path, data: "Dataset", workers: int, device: str) ->
 def run_networks(
     folder: Path, data: "Dataset", workers: int, device: str, wanted: str | None
 ) -> "list[FeatureExtractor]":
-    """A run's networks, or the one that is ``wanted``; the one that speaks for it first."""
+    """A run's networks, or the one that is ``wanted``; the default one, which its paper reports, first."""
     from ssl_bench.evaluation.feature_extractor import FeatureExtractor
     from ssl_bench.models.classifier import load_classifier
     from ssl_bench.models.projection import load_first_layer

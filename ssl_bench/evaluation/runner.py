@@ -17,10 +17,11 @@ import ssl_bench
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.cached_results import recorded
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, rows_digest, split_name
 from ssl_bench.evaluation.evaluation import Evaluation, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.recorded_results import in_words, valid_result, warn_of_boundary
 from ssl_bench.records.predictions import Predictions
 from ssl_bench.records.result import EvaluationCost, Result, Score, Selected, SplitRecord, write_result
 from ssl_bench.records.run import DataRecord
@@ -54,18 +55,20 @@ def evaluate(
     results, images = [], data.test.unlabelled()
     for protocol, evaluation in evaluations.items():
         blank = _blank(target, data, protocol, evaluation)
-        result = None if force else recorded(run_dir, blank)
+        result = None if force else valid_result(run_dir, blank)
         if not _all_have(result, target.device):
             result = None
         if result is not None:
-            say(f"{protocol}: {_shown(result)}, recorded before")
+            say(f"{protocol}: {in_words(result)}, recorded before")
         else:
-            result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+            try:
+                result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+            except UserError as error:
+                raise UserError(f"{protocol}: {error}") from error
             if rank() == 0:
                 path = write_result(run_dir, result, predictions)
-                say(f"{protocol}: {_shown(result)}, {result.cost.seconds:.1f} s, {path}")
-        if result.selected.at_grid_boundary and not result.selected.boundary_tied:
-            say(f"{protocol}: {result.selected.chosen} lies at the end of its grid: widen it")
+                say(f"{protocol}: {in_words(result)}, {result.cost.seconds:.1f} s, {path}")
+        warn_of_boundary(result)
         results.append(result)
     return results
 
@@ -162,10 +165,3 @@ def _blank(target: FeatureExtractor, data: Dataset, protocol: str, evaluation: E
         backbone=hashlib.sha256(what.encode()).hexdigest(),
         software={"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},
     )
-
-
-def _shown(result: Result) -> str:
-    if result.value is None or result.interval is None:
-        return ", ".join(f"{name} {value:.4g}" for name, value in result.diagnostics.items())
-    low, high = result.interval
-    return f"{100 * result.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] ({result.primary})"

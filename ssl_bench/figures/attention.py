@@ -52,9 +52,10 @@ def _caption(run: OpenedRun, network: Backbone, maps: Tensor) -> str:
     whose = f" of the {run.info.branch}" if run.info.branch in ("student", "teacher") else ""
     share = float(maps.sum((2, 3)).mean())
     return (
-        f"Attention of the {asks} in the last block{whose} ({run.title}) to the patches of {len(maps)} {run.words()}, "
-        f"for each of {maps.shape[1]} heads and on average, enlarged to the image. Light is much; each map is scaled "
-        f"to its own largest value. On average {share:.0%} of the attention falls on patches, the rest on other tokens."
+        f"Attention of the {asks} in the last block{whose} ({run.title}) to the patches of {len(maps)} "
+        f"{run.images_shown()}, for each of {maps.shape[1]} heads and on average, enlarged to the image. "
+        f"Light is much; each map is scaled to its own largest value. "
+        f"On average {share:.0%} of the attention falls on patches, the rest on other tokens."
     )
 
 

@@ -30,6 +30,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.networks import default_network
 from ssl_bench.models.saved_backbone import load_backbone
+from ssl_bench.models.weights_files import plain_file, read_pickled
 from ssl_bench.pretraining.building import build_on
 from ssl_bench.pretraining.method import Method
 from ssl_bench.records.run import RunInfo
@@ -72,6 +73,7 @@ class OpenedRun:
         options: That opened them, batch size and workers included.
         own: Whether the run was pretrained on them.
         device: Where networks run.
+        named_classes: Class paths that its configuration may have, since the user named them.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class OpenedRun:
     options: DataOptions
     own: bool
     device: str
+    named_classes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -89,7 +92,7 @@ class OpenedRun:
 
     @cached_property
     def network(self) -> FeatureExtractor:
-        """The network that speaks for the run.
+        """The network that is evaluated by default.
 
         Raises:
             LeftOut: There is none.
@@ -116,10 +119,11 @@ class OpenedRun:
                 "imported": "its encoder alone was imported",
             }
             return LeftOut(kinds.get(self.info.kind, "it has no checkpoints/last.ckpt"))
-        data, said = self.data, io.StringIO()
+        data, messages = self.data, io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):
-                config = parse_fit(["-c", str(self.folder / "config.yaml")], {}).config
+            written = plain_file(self.folder / "config.yaml", self.folder)
+            with contextlib.redirect_stderr(messages):
+                config = parse_fit(["-c", str(written)], {}, self.named_classes).config
             config |= {"init": None, "seed": self.info.seed}  # the weights are all in the checkpoint
             if (self.folder / "backbone.json").is_file():
                 backbone, mean, std = load_backbone(self.folder)
@@ -128,9 +132,10 @@ class OpenedRun:
                     data = replace(data, mean=cast(RGB, mean), std=cast(RGB, std))
             data, method, module = build_on(data, config)
         except SystemExit:
-            return LeftOut(
-                f"its config.yaml is not of this version: {said.getvalue().rpartition('error: ')[2].strip()}"
-            )
+            reason = messages.getvalue().rpartition("error: ")[2].strip()
+            return LeftOut(f"its config.yaml is not of this version: {reason}")
+        except FileNotFoundError:
+            return LeftOut("it has no config.yaml")
         except UserError as error:
             return LeftOut(f"its method cannot be built again: {error}")
         _load(method, last)
@@ -220,7 +225,7 @@ class OpenedRun:
         part = type(split)(split.pool, split.rows[places])
         return torch.cat([images for images, _ in evaluation_batches(part, size, 64, 0)])
 
-    def words(self) -> str:
+    def images_shown(self) -> str:
         """`test images of cifar10`."""
         return f"{'test' if isinstance(self.shown, TestSplit) else 'training'} images of {self.data.title}"
 
@@ -232,7 +237,9 @@ def _load(method: Method, last: Path) -> None:
         UserError: The file is damaged or does not fit.
     """
     try:
-        method.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+        method.load_state_dict(read_pickled(last, last.parent.parent)["state_dict"])
+    except UserError:
+        raise
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{last} is damaged or of another configuration ({type(error).__name__}: {reason})") from None

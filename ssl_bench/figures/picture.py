@@ -1,4 +1,4 @@
-"""What a page of figures gives."""
+"""A picture of a run, with its caption and what it shows in text."""
 
 from dataclasses import dataclass
 

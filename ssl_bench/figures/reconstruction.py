@@ -28,8 +28,8 @@ def draw(run: OpenedRun, count: int) -> Picture:
     ]
     unseen = " It never saw these images in training." if run.own and run.data.test is not None else ""
     caption = (
-        f"{len(rows)} {run.words()}, what is left of them with {float(found.mask.float().mean()):.0%} of the patches "
-        f"hidden, and {run.title}'s prediction in the place of what was hidden.{unseen}"
+        f"{len(rows)} {run.images_shown()}, what is left of them with {float(found.mask.float().mean()):.0%} of the "
+        f"patches hidden, and {run.title}'s prediction in the place of what was hidden.{unseen}"
     )
     return Picture(folded(["image", "visible", "prediction"], rows), f"{caption} {found.note}".strip(), ALT)
 

@@ -22,6 +22,7 @@ from ssl_bench.evaluation.targets import data_options
 from ssl_bench.figures.drawing import encoded
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
+from ssl_bench.models.weights_files import read_json
 from ssl_bench.records.files import replacing, write_json
 from ssl_bench.records.run import RunInfo, read_run
 from ssl_bench.records.store import find_runs
@@ -42,6 +43,7 @@ class Figures:
         data: Options of the images that were given: `name`, `root`.
         device: auto, cpu, cuda, ...
         force: Draw again what is current.
+        named_classes: Class paths that the runs' configurations may have, since the user named them.
 
     Raises:
         UserError: A picture that there is not, or too many images.
@@ -53,6 +55,7 @@ class Figures:
     data: dict[str, Any] | None = None
     device: str = "auto"
     force: bool = False
+    named_classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in self.only or ():
@@ -96,6 +99,8 @@ def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Datas
         raise UserError("it was imported and has no images of its own: --data NAME")
     options = data_options(own, given.data or {})
     place = folder / "figures"
+    if place.is_symlink():
+        raise UserError(f"{place} is a link: nothing is written through it")
     captions, state = _read(place / "figures.json"), _read(place / "state.json")
     weights = _weights(folder)
     asked = {name: _key(name, weights, options, given.images) for name in given.only or NAMES}
@@ -105,11 +110,11 @@ def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Datas
             say(f"{name}: {_reason(state[name]) or 'current'}")
     if not due:
         return
-    run = _open(folder, info, options, own, device, opened)
+    run = _open(folder, info, options, own, device, opened, given.named_classes)
     for name in due:
         why = ""
         try:
-            drawn = cast(Callable[[OpenedRun, int], Picture], _page(name).draw)(run, given.images)
+            drawn = cast(Callable[[OpenedRun, int], Picture], _module(name).draw)(run, given.images)
         except LeftOut as reason:
             why = str(reason)
             (place / f"{name}.png").unlink(missing_ok=True)
@@ -124,7 +129,7 @@ def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Datas
         say(f"{name}: {_reason(state[name]) or place / f'{name}.png'}")
 
 
-def _page(name: str) -> Any:
+def _module(name: str) -> Any:
     return importlib.import_module(f"ssl_bench.figures.{name}")
 
 
@@ -133,7 +138,13 @@ def _reason(state: dict[str, str]) -> str:
 
 
 def _open(
-    folder: Path, info: RunInfo, options: DataOptions, own: dict[str, Any], device: str, opened: dict[str, Dataset]
+    folder: Path,
+    info: RunInfo,
+    options: DataOptions,
+    own: dict[str, Any],
+    device: str,
+    opened: dict[str, Dataset],
+    named_classes: Sequence[str],
 ) -> OpenedRun:
     """The run on its images, which several runs may share."""
     key = repr(options)
@@ -149,7 +160,7 @@ def _open(
     if is_own and saw and saw != data.fingerprint["sha256"]:
         say("these are not the images that the run saw: their content differs from that in its record")
         is_own = False
-    return OpenedRun(folder, info, data, options, is_own, device)
+    return OpenedRun(folder, info, data, options, is_own, device, tuple(named_classes))
 
 
 def _key(name: str, weights: dict[str, str], options: DataOptions, images: int) -> str:
@@ -179,7 +190,11 @@ def _is_current(place: Path, name: str, captions: dict[str, Any], state: dict[st
 def _read(path: Path) -> dict[str, Any]:
     """A JSON file of ours; empty if it is not there, or damaged, since all of it can be made again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = read_json(path, path.parent.parent)
+    except (OSError, ValueError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    known = {name: value for name, value in found.items() if name in NAMES and isinstance(value, dict)}
+    wanted = ("key", "left_out") if path.name == "state.json" else ("caption", "alt")
+    return {name: value for name, value in known.items() if all(isinstance(value.get(key), str) for key in wanted)}

@@ -195,7 +195,8 @@ def layer_ids(model: FineTuneModel) -> tuple[dict[str, int], int]:
 
     0 is what makes tokens or the first map: patch embedding, positions, class token, a ResNet's stem. i is the i-th
     block, counted through a Swin's stages, whose merging of patches belongs to the block before it, or a ResNet's stage
-    i. All else is the head's (MAE `util/lr_decay.py`, SimMIM `optimizer.py`).
+    i. All else is the head's (MAE `util/lr_decay.py`, SimMIM `optimizer.py`). Unlike here, SimMIM's code gives a Swin's
+    absolute positions the head's rate: they are in none of its rules.
     """
     backbone, network = model.backbone, cast(Any, model.backbone.model)
     top = (4 if backbone.is_resnet else len(blocks(backbone))) + 1

@@ -27,6 +27,7 @@ from ssl_bench.statistics.intervals import over_classes
 from ssl_bench.statistics.ranking import Friedman, Rank, Task, family, friedman, kendall, mean_ranks, rank_distribution
 
 MOST_METHODS = 40  # of which all pairs are made, and ranks
+MOST_DRAWN = 1000  # rows of several protocols whose images are drawn at once
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class MethodScore:
         seeds: Of its runs.
         accuracy: Mean over them.
         interval: 95 %.
-        over_classes: 95 %, for new classes too; None where there is one class.
+        over_classes: 95 %, for new classes too; None where there is one class, and beyond the best 40 methods.
         unbeaten: Whether it is not significantly worse than the best; never where it is of one seed.
         covers: What the interval is over.
         one_seed: Whether it stands for a single run, and not for its method.
@@ -200,29 +201,36 @@ def _compared(block: str, columns: list[ColumnAnswers], least: int = DRAWS) -> t
         groups[column.images].append(column)
     made = {}
     for group in groups.values():
-        pairs = max(_count_of_pairs(len(column.methods)) for column in group)
+        pairs = max(_count_of_tests(column) for column in group)
         draws = max(least, 100 * pairs)  # so that the smallest p of all pairs is below 5 % after Holm
-        shares = np.stack([method.shares for column in group for method in column.methods])
-        moved = image_draws(shares, group[0].labels, draws)
-        for column in group:
-            images, moved = np.split(moved, [len(column.methods)], axis=1)
-            seeds = seed_draws(column.methods, column.repeats, block, column.title, draws)
-            made[column.title] = _protocol(column, images, seeds)
+        rows = sum(len(column.methods) for column in group)
+        for part in [group] if rows <= MOST_DRAWN else [[column] for column in group]:
+            shares = np.stack([method.shares for column in part for method in column.methods])
+            moved = image_draws(shares, part[0].labels, draws)
+            for column in part:
+                images, moved = np.split(moved, [len(column.methods)], axis=1)
+                seeds = seed_draws(column.methods, column.repeats, block, column.title, draws)
+                made[column.title] = _protocol(column, images, seeds)
     return tuple(made[column.title] for column in columns)
 
 
-def _count_of_pairs(methods: int) -> int:
-    return math.comb(methods, 2) if methods <= MOST_METHODS else methods - 1
+def _count_of_tests(column: ColumnAnswers) -> int:
+    """Pairs that Holm's correction is over: those of methods of several seeds."""
+    several = sum(not method.one_seed for method in column.methods)
+    return math.comb(several, 2) if len(column.methods) <= MOST_METHODS else several
 
 
 def _protocol(column: ColumnAnswers, images: NDArray[Any], seeds: NDArray[Any]) -> Protocol:
-    column.moved = images + seeds
+    if 1 < sum(column.ranked) <= MOST_METHODS:
+        column.moved = images + seeds  # for ranks
     compared = compare(column.methods, images, seeds, column.repeats, most=MOST_METHODS)
     scores = []
-    for cell, kind, answers in zip(column.cells, column.kinds, column.methods, strict=True):
+    best = set(sorted(range(len(column.cells)), key=lambda m: -column.cells[m].mean)[:MOST_METHODS])
+    for place, (cell, kind, answers) in enumerate(zip(column.cells, column.kinds, column.methods, strict=True)):
         right = answers.right.mean(1) if len(answers.seeds) > 1 else answers.right[0]  # (S, N) or (R, N)
         repeats = "draws" if len(answers.seeds) > 1 else column.repeats
-        wider = over_classes(right if len(right) > 1 else right[0], column.labels, repeats)
+        right = right if len(right) > 1 else right[0]
+        wider = over_classes(right, column.labels, repeats) if place in best else None  # a thousand take half a minute
         unbeaten = answers.name in compared.unbeaten
         interval = (cell.low, cell.high)
         scores.append(

@@ -1,5 +1,7 @@
 """One interface to every network: features, tokens, masks and positions.
 
+One class, a little longer than others: what each family does differently stands in one branch, beside the other's.
+
 Shapes: B images, 3 x H x W pixels, N patches, P prefix tokens, D features.
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
-from ssl_bench.models.patches import patchify, sincos_positions
+from ssl_bench.models.patches import patchify, resample_positions, sincos_positions
 from ssl_bench.models.selective_kernel import plain_stem, select_kernels, stem_arguments
 from ssl_bench.models.timm_arguments import FAMILIES, family_of, timm_arguments
 
@@ -273,16 +275,14 @@ class Backbone(nn.Module):
         return tokens
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:
-        """Position embeddings, resampled as DINO does when the grid is not the native one."""
-        positions = self.model.pos_embed
+        """Position embeddings, resampled as the options say when the grid is not the native one."""
+        positions: Tensor | None = self.model.pos_embed
         if positions is None or grid == (self.grid, self.grid):
             return positions
         own, patches = positions.split([positions.shape[1] - self.grid**2, self.grid**2], dim=1)
-        square = patches.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)  # (1, D, g, g)
-        # DINO's code asks for (h + 0.1) / g so that rounding down cannot lose a row, which shifts samples a little.
-        scale = [(side + 0.1) / self.grid for side in grid]
-        square = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
-        return torch.cat([own, square.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+        offset, antialias = self.options.interpolate_offset, bool(self.options.interpolate_antialias)
+        resampled = resample_positions(patches, grid, 0.1 if offset is None else offset, antialias)
+        return torch.cat([own, resampled], dim=1)
 
     def fix_positions(self, layout: Literal["mae", "moco"]) -> None:
         """Replace position embeddings by fixed sine-cosine ones (MAE's layout, or MoCo v3's and CAE's)."""

@@ -39,7 +39,9 @@ class PretextNeck(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        rates = [torch.linspace(0, drop_path, depth).tolist() for depth in (regressor_depth, decoder_depth)]
+        rates = [
+            torch.linspace(0, drop_path, depth, device="cpu").tolist() for depth in (regressor_depth, decoder_depth)
+        ]
         self.regressor_blocks = nn.ModuleList(
             RegressorBlock(dim, num_heads, mlp_ratio, layer_scale, rate) for rate in rates[0]
         )

@@ -3,7 +3,6 @@
 Shapes: B images, D features, K classes.
 """
 
-import json
 from pathlib import Path
 from typing import Any, final
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.models.weights_file import read_weights, write_weights
+from ssl_bench.models.weights_files import read_json, read_tensors, shapes_of, tensor_shapes, write_weights
 from ssl_bench.records.files import write_json
 
 
@@ -59,13 +58,20 @@ def load_classifier(folder: Path) -> Classifier | None:
     Raises:
         UserError: Its files are damaged or do not fit.
     """
-    if not (folder / "classifier.json").is_file():
+    if not (folder / "classifier.json").exists():
         return None
     try:
-        spec = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-        classifier = Classifier(spec["dim"], spec["classes"], spec["layers"], tuple(spec["names"]))
+        spec = read_json(folder / "classifier.json", folder)
+        dim, classes, layers, names = spec["dim"], spec["classes"], spec["layers"], tuple(spec["names"])
+        file = folder / "classifier.safetensors"
+        shapes = tensor_shapes(file, folder)
+        if layers > len(shapes) or shapes_of(lambda: Classifier(dim, classes, layers), str(file)) != shapes:
+            raise ValueError("classifier.json describes another one")
+        classifier = Classifier(dim, classes, layers, names)
         with torch.no_grad():
-            classifier.load_state_dict(read_weights(folder / "classifier.safetensors"))
+            classifier.load_state_dict(read_tensors(file, folder))
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: the classifier is damaged ({type(error).__name__}: {reason})") from None

@@ -1,4 +1,4 @@
-"""Images as patches and back, and fixed positions of patches.
+"""Images as patches and back, and positions of patches: fixed ones, and any at another size.
 
 Shapes: B images, C channels, H x W pixels, N patches of p x p pixels.
 """
@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.errors import UserError
@@ -43,3 +44,24 @@ def sincos_positions(dim: int, grid: int, layout: Literal["mae", "moco"]) -> Ten
     row = axis[:, None].expand(grid, grid, -1)
     column = axis[None].expand(grid, grid, -1)
     return torch.cat([column, row] if layout == "mae" else [row, column], dim=2).reshape(grid * grid, dim).float()
+
+
+def resample_positions(positions: Tensor, grid: tuple[int, int], offset: float, antialias: bool) -> Tensor:
+    """(1, g * g, D) position embeddings of a square grid -> (1, h * w, D), bicubic.
+
+    Args:
+        positions: Of the native grid.
+        grid: (h, w).
+        offset: DINO's code scales by (h + 0.1) / g, so that rounding down cannot lose a row, which shifts samples a
+            little; with 0, h x w positions are asked for instead (MAE, DINOv2 with registers, timm).
+        antialias: Smooth before taking fewer (DINOv2 with registers, timm).
+    """
+    side = math.isqrt(positions.shape[1])
+    square = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, D, g, g)
+    if offset:
+        scale = [(length + offset) / side for length in grid]
+        square = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False, antialias=antialias)
+    else:
+        square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
+    assert tuple(square.shape[2:]) == grid
+    return square.permute(0, 2, 3, 1).flatten(1, 2)

@@ -9,10 +9,10 @@ Shapes: D features of the backbone, H of the hidden layer.
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
+from ssl_bench.models.weights_files import read_pickled
 
 METHODS = (
     *("simclr", "simclrv2", "byol", "moco-v3", "moby", "simsiam", "barlow-twins", "vicreg", "swav"),
@@ -60,11 +60,12 @@ def load_first_layer(run: Path, method: str, branch: str) -> nn.Sequential | Non
         UserError: The checkpoint is damaged.
     """
     file = run / "checkpoints" / "last.ckpt"
-    if method not in METHODS or not file.is_file():
+    if method not in METHODS or not file.exists():
         return None
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-        return first_layer(weights, method, branch)
+        return first_layer(read_pickled(file, run)["state_dict"], method, branch)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}): restore it, or remove it to go without") from None
 

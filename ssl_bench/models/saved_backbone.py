@@ -1,8 +1,10 @@
 """A backbone's files: backbone.safetensors, and backbone.json with what `timm.create_model` needs."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.weights_file import read_weights, write_weights
+from ssl_bench.models.timm_arguments import blocks_claimed
+from ssl_bench.models.weights_files import read_json, read_tensors, shapes_of, tensor_shapes, write_weights
 from ssl_bench.records.files import write_json
 from ssl_bench.records.run import BackboneRecord
 
@@ -28,29 +31,48 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
 
     Args:
         folder: Of the run.
-        branch: Another than the one that speaks for the method: student or teacher.
+        branch: Another than the default one: student or teacher.
 
     Raises:
-        UserError: The folder has none, or its file does not fit.
+        UserError: The folder has none, its file does not fit, or it describes another network than its file holds.
     """
-    file = f"backbone-{branch}.safetensors" if branch else "backbone.safetensors"
+    described, file = folder / "backbone.json", f"backbone-{branch}.safetensors" if branch else "backbone.safetensors"
     try:
-        spec = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
-        weights = read_weights(folder / file)
+        spec = read_json(described, folder)
+        options = BackboneOptions(**spec["options"])
+        mean, std = (_statistic(spec["pretrained_cfg"][name]) for name in ("mean", "std"))
+        shapes = tensor_shapes(folder / file, folder)
+        weights = read_tensors(folder / file, folder)
     except FileNotFoundError as error:
         missing = Path(error.filename or "backbone.safetensors").name
         raise UserError(f"{folder} has no {missing}: finish its run: ssl-bench fit -c {folder}/config.yaml") from None
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         text = f"{folder}: the backbone is damaged ({reason[:200]})"
         raise UserError(f"{text}: bring {file} and backbone.json back, or train again in another --runs") from None
-    backbone = Backbone(BackboneOptions(**spec["options"]))
-    own = backbone.model.state_dict()
-    if own.keys() != weights.keys() or any(own[k].shape != weights[k].shape for k in own):
+    try:  # before anything of the described size is made
+        fits = blocks_claimed(options) <= len(shapes)
+        fits = fits and shapes_of(lambda: Backbone(options).model, str(described)) == shapes
+    except UserError as error:
+        raise UserError(f"{described}: {error}") from None
+    except Exception as error:  # whatever timm and torch say of numbers that make no network
+        raise UserError(f"{described} describes no network ({type(error).__name__})") from None
+    if not fits:
         raise UserError(f"{folder}: {file} does not fit the network in backbone.json")
+    backbone = Backbone(options)
     with torch.no_grad():
         backbone.model.load_state_dict(weights)
-    return backbone, tuple(spec["pretrained_cfg"]["mean"]), tuple(spec["pretrained_cfg"]["std"])
+    return backbone, mean, std
+
+
+def _statistic(values: Any) -> tuple[float, ...]:
+    """A mean or a deviation of three channels."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} is no mean or deviation of three channels")
+    return numbers
 
 
 def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:

@@ -13,7 +13,12 @@ from ssl_bench.models.architectures import TINY, timm_names
 FAMILIES = "ViTs, BEiTs, Swins and ResNets"
 # timm's arguments that what follows relies on: three channels, no weights, no head, a final norm on the tokens.
 FIXED = {"in_chans", "pretrained", "checkpoint_path", "features_only", "num_classes"}
-FIXED |= {"fc_norm", "use_fc_norm", "final_norm"}
+FIXED |= {"fc_norm", "use_fc_norm", "final_norm", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+# Sizes above these are a slip of the keyboard, or a description that was made to fill the memory.
+MOST_PIXELS = 8192  # of an image's side
+MOST_BLOCKS = 1024  # of a network, in whatever stages
+MOST = 1 << 16  # of anything else that is counted
+DEEPEST = 8  # arguments inside one another
 
 
 def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
@@ -29,11 +34,14 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     if "." in name:
         name, _, tag = name.partition(".")
         raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
-    own = ("name", "drop_path", "timm_args", "absolute_positions")
+    own = ("name", "drop_path", "timm_args", "absolute_positions", "interpolate_offset", "interpolate_antialias")
     given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
     for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
         if given.get(option, 1) < 1:
             raise UserError(f"--backbone.{option} {given[option]} must be at least 1")
+        _check_size(option, given.get(option))
+    for option, value in (options.timm_args or {}).items():
+        _check_size(f"timm_args.{option}", value)
     family = family_of(name)
     fixed = FIXED | {"global_pool"} if family in ("beit", "swin_transformer") else FIXED
     if taken := fixed & set(options.timm_args or {}):
@@ -72,6 +80,30 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     if isinstance(width, int) and isinstance(heads, int) and width % max(1, heads):
         raise UserError(f"--backbone.width {width} is no multiple of --backbone.num_heads {heads}")
     return name, args
+
+
+def _check_size(option: str, value: Any, depth: int = 0) -> None:
+    """Refuse what no network is made of, before timm tries."""
+    name = option.rpartition(".")[2]
+    if isinstance(value, list | tuple | dict):
+        inner = list(value.values()) if isinstance(value, dict) else value
+        if depth == DEEPEST or len(inner) > MOST_BLOCKS:
+            raise UserError(f"--backbone.{option} holds more than any network has")
+        for part in inner:
+            _check_size(option, part, depth + 1)
+        value = sum(part for part in inner if isinstance(part, int)) if name in ("depths", "layers") else 0
+    most = {"img_size": MOST_PIXELS, "depth": MOST_BLOCKS, "depths": MOST_BLOCKS, "layers": MOST_BLOCKS}.get(name, MOST)
+    if isinstance(value, int | float) and not abs(value) <= most:
+        raise UserError(f"--backbone.{option} {value} is too large: at most {most}")
+
+
+def blocks_claimed(options: BackboneOptions) -> int:
+    """How many blocks the options ask for; 0 where they leave it to the name."""
+    found = [options.depth or 0]
+    for name in ("depth", "depths", "layers"):
+        value = (options.timm_args or {}).get(name, 0)
+        found.append(sum(value) if isinstance(value, list | tuple) else value)
+    return max(found)
 
 
 def family_of(architecture: str) -> str:

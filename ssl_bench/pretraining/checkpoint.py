@@ -4,13 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.saved_backbone import write_backbone
-from ssl_bench.models.tokenizers import DiscreteVAE
-from ssl_bench.models.weights_file import write_weights
+from ssl_bench.models.weights_files import plain_file, read_pickled, write_weights
 from ssl_bench.pretraining.last_checkpoint import fault_of
 from ssl_bench.pretraining.method import Method
 from ssl_bench.records.files import write_json
@@ -23,11 +21,13 @@ def start_from(method: Method, run: Path) -> None:
         UserError: The folder has no such weights, or they do not fit.
     """
     file = run / "checkpoints" / "last.ckpt"
-    if not file.exists():
-        raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?")
     try:
-        fault = fault_of(file)
-        earlier = {} if fault else torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        fault = fault_of(plain_file(file))
+        earlier = {} if fault else read_pickled(file)["state_dict"]
+    except FileNotFoundError:
+        raise UserError(f"--init {run}: no {file}; is it the folder of a run that has begun?") from None
+    except UserError:
+        raise
     except Exception as error:
         fault = type(error).__name__
     if fault:

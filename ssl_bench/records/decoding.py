@@ -130,9 +130,9 @@ def _record(kind: type, value: Any, where: str) -> Any:
 
 
 def _exactly(kind: type, value: Any, where: str) -> Any:
-    if type(value) is kind and not (kind is int and not -LARGEST_INT <= value <= LARGEST_INT):
-        return value
-    raise ValueError(f"{where} is {_shown(value)}")
+    if type(value) is not kind or (isinstance(value, int) and abs(value) > LARGEST_INT):
+        raise ValueError(f"{where} is {_shown(value)}")
+    return value
 
 
 def _measured(value: Any, where: str) -> float:

@@ -20,6 +20,13 @@ OPTIONS = {
     "ridge.kinds": "ridge.feature_types",
     "robustness.kinds": "robustness.feature_types",
 }
+# Protocol -> options that it has now and that its name alone said before.
+ADDED_OPTIONS = {
+    "labels-1pct": {"fraction": 0.01},
+    "labels-10pct": {"fraction": 0.1},
+    "finetune-1pct": {"fraction": 0.01},
+    "finetune-10pct": {"fraction": 0.1},
+}
 
 GROUPS = {name.partition(".")[0] for name in OPTIONS}
 
@@ -50,7 +57,8 @@ def current(record: Any) -> Any:
     if isinstance(curve := record.get("curve"), dict):
         record["curve"] = {key.replace("selection accuracy", "validation accuracy"): v for key, v in curve.items()}
     if isinstance(options := record.get("options"), dict):
-        record["options"] = current_options(options, str(record.get("protocol", "")))
+        protocol = str(record.get("protocol", ""))
+        record["options"] = {**ADDED_OPTIONS.get(protocol, {}), **current_options(options, protocol)}
     return record
 
 

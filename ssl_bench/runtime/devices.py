@@ -1,31 +1,50 @@
 """Whether the devices that were asked for are on this machine: found out before anything is built on them."""
 
 import os
+import re
+from collections.abc import Mapping
 
 import torch
 
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
+from ssl_bench.runtime.launch import adopt_launcher
 
 MOST_PROCESSES = 16  # on a processor with fewer cores; more are a typing mistake
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not here.
+def own_device(asked: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The device of this process, which has one to itself where a launcher has started several.
 
     Args:
-        device: auto, cpu, cuda, cuda:1, mps.
+        asked: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        environ: What the launcher says.
 
     Raises:
-        UserError: It is not, or torch cannot use it.
+        UserError: This machine has no such device, or too few for its processes.
     """
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        _require_gpu(f"--device {device}")
-        if index and int(index) >= torch.cuda.device_count():
-            raise UserError(f"--device {device}: {_gpus()}, counted from 0")
+    kind, _, index = asked.partition(":")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", asked):
+        raise UserError(f"--device {asked}: auto, cpu, cuda, cuda:1 or mps")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this machine has none: --device auto, or cpu")
+    if kind == "cuda":
+        _require_gpu(f"--device {asked}")
+    count = torch.cuda.device_count() if kind in ("auto", "cuda") and torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        raise UserError(f"--device {asked}: {_gpus()}, counted from 0")
+    if kind in ("cpu", "mps") or count == 0:
+        return kind if kind != "auto" else "cpu"
+    launch = adopt_launcher(dict(environ))
+    if index:
+        if launch is not None and launch.world_size > 1:
+            raise UserError(f"--device {asked}: several processes cannot share it; cuda gives each its own")
+        return asked
+    if launch is None or count == 1:  # srun --gpus-per-task shows each task its own GPU alone
+        return "cuda:0"
+    if launch.local_rank >= count:
+        raise UserError(f"more processes than the {count} GPUs of this machine: start as many, or --device cpu")
+    return f"cuda:{launch.local_rank}"
 
 
 def check_trainer(options: TrainerOptions) -> None:

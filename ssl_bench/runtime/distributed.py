@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.errors import UserError
-from ssl_bench.runtime.devices import check_device
+from ssl_bench.runtime.devices import own_device
 from ssl_bench.runtime.launch import Launch, adopt_launcher
 
 TIMEOUT = timedelta(minutes=10)  # for processes to wait for one another
@@ -47,10 +47,8 @@ def distributed_context(device: str) -> Iterator[str]:
     Raises:
         UserError: It is not on this machine.
     """
-    check_device(device)
     launch = adopt_launcher()
-    if device == "auto":
-        device = f"cuda:{launch.local_rank if launch else 0}" if torch.cuda.is_available() else "cpu"
+    device = own_device(device)
     if launch is None or launch.world_size == 1 or dist.is_initialized():
         yield device
         return

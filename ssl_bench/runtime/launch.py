@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -78,6 +78,16 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> Launch | N
         if int(environ.get(variable, 1)) > 1:
             raise UserError(f"{variable} is {environ[variable]}: start the processes with torchrun or srun, not mpirun")
     return None
+
+
+def several_processes(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started more than this process.
+
+    Raises:
+        UserError: As `adopt_launcher`.
+    """
+    launch = adopt_launcher(dict(environ))
+    return launch is not None and launch.world_size > 1
 
 
 LAUNCHER = "_SSL_BENCH_LAUNCHER"  # what has set torchrun's variables, if not torchrun

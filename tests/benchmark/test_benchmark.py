@@ -16,10 +16,10 @@ from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.benchmark.runner import Benchmark, Grid, _gpus, find_file, parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
+from ssl_bench.config.class_constants import class_constant
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten, read_yaml
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.cached_results import _constant
 from ssl_bench.evaluation.evaluate_config import parse_evaluate
 
 Capture = pytest.CaptureFixture[str]
@@ -105,7 +105,7 @@ def test_a_plan_says_which_protocols_are_recorded(tmp_path: Path, capfd: Capture
 def test_a_protocol_is_read_as_it_is(name: str) -> None:
     found = registry.find("evaluations", name)
     cls: Any = registry.load(found)
-    assert (_constant(found, "version", 1), _constant(found, "trains", False)) == (cls.version, cls.trains)
+    assert (class_constant(found, "version", 1), class_constant(found, "trains", False)) == (cls.version, cls.trains)
     given = parse_evaluate(["pixels", f"--protocols={name}"], {}).protocols[name]
     made = cls(**{option: tuple(value) if isinstance(value, list) else value for option, value in given.items()})
     assert json.dumps(made.options(), sort_keys=True) == json.dumps(given, sort_keys=True)

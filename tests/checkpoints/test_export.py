@@ -5,17 +5,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from golden_files import assert_close
 from paths import GOLDEN, ROOT
+from PIL import Image
 
 from ssl_bench.checkpoints.export import export
-from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
+from ssl_bench.checkpoints.import_checkpoint import import_checkpoint
+from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.cli.main import main
 from ssl_bench.config.options import BackboneOptions
+from ssl_bench.data.geometry import see_image
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import load_backbone, write_backbone
@@ -38,7 +42,10 @@ def run_of(folder: Path, options: BackboneOptions, **info: Any) -> Path:
         backbone.fix_positions("mae")
     folder.mkdir(parents=True)
     write_backbone(folder, backbone, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
-    chosen = {"method": {"name": "mae", "mask_ratio": 0.6}, "data": {"name": "cifar10", "root": "/home/me"}}
+    chosen = {
+        "method": {"name": "mae", "mask_ratio": 0.6},
+        "data": {"name": info.pop("images", "cifar10"), "root": "/home/me"},
+    }
     known = {
         "status": "finished",
         "kind": "pretrained",
@@ -105,6 +112,26 @@ def test_config_has_timms_layout(tmp_path: Path) -> None:
     assert config["model_args"]["embed_dim"] == config["num_features"] == 48
 
 
+@pytest.mark.parametrize("size", [16, 32, 64, 96, 112, 224, 288])
+def test_timms_transform_shows_what_evaluations_see(size: int, tmp_path: Path) -> None:
+    network = BackboneOptions("resnet_nano", img_size=size, small_stem=False)
+    run = run_of(tmp_path / "run", network, images="folder")
+    export(run, tmp_path / "out")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in load_backbone(run)[1:])
+    for width, height in ((200, 150), (150, 200), (333, 301), (120, 120), (size + 1, 2 * size)):
+        rows = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        seen = (see_image(Image.fromarray(rows), size).float() / 255 - mean) / std
+        shown = transform(Image.fromarray(rows))
+        assert shown.shape == seen.shape and float((shown - seen).abs().max()) <= 0.05
+
+
+def test_a_set_of_images_of_the_networks_size_was_seen_whole(tmp_path: Path) -> None:
+    export(run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32")), tmp_path / "out")  # CIFAR-10's 32 px
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == 1.0
+
+
 def test_card(tmp_path: Path) -> None:
     export(run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32")), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -116,8 +143,6 @@ def test_card(tmp_path: Path) -> None:
     assert "mask_ratio: 0.6" in card and "/home/me" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None
-    from PIL import Image
-
     names: dict[str, Any] = {"image": Image.new("RGB", (32, 32))}
     exec(code[1].replace("THIS_FOLDER", str(tmp_path / "out")), names)
     assert names["features"].shape == (1, 48)

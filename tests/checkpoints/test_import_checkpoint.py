@@ -16,7 +16,8 @@ import torch
 from golden_files import FOLDER, assert_close, load, weights
 from torch import Tensor
 
-from ssl_bench.checkpoints.import_checkpoint import Import, import_checkpoint
+from ssl_bench.checkpoints.import_checkpoint import import_checkpoint
+from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.checkpoints.official.layout import FORMATS, Given, layout, matching
 from ssl_bench.checkpoints.official.networks import network
 from ssl_bench.cli.main import main
@@ -56,9 +57,14 @@ def features(run: Path) -> Backbone:
     return backbone.eval()
 
 
+OWN = ("words64:Words64",)  # classes that the user names
+
+
 def continued(run: Path) -> Method:
     """The method that `ssl-bench fit -c RUN/config.yaml --init RUN` begins with; no paths are dropped."""
-    config = parse_fit(["-c", str(run / "config.yaml"), "--init", str(run), "--backbone.drop_path", "0"], {}).config
+    config = parse_fit(
+        ["-c", str(run / "config.yaml"), "--init", str(run), "--backbone.drop_path", "0"], {}, OWN
+    ).config
     given = dict(config["method"])
     cls = registry.load(registry.find("methods", given.pop("name")))
     optim = {name: tuple(v) if isinstance(v, list) else v for name, v in config["optim"].items()}
@@ -158,13 +164,14 @@ def test_moco_v3_features_give_the_official_predictions(tmp_path: Path) -> None:
     assert read_run(run).method == "moco-v3"
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["inferred", "named"])
-def test_dinov2_features_at_every_size(named: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["flat", "chunked"])
+@pytest.mark.parametrize("format", ["dinov2", "timm"])
+def test_dinov2_features_at_every_size(format: str, chunked: bool, tmp_path: Path) -> None:
     record, tensors = load("dinov2_vit")
     state = weights(tensors, "w.")
-    if named:  # blocks in chunks, as the official code nests them
+    if chunked:  # blocks in chunks, as the official code nests them
         state = {k.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): v for k, v in state.items()}
-    run = imported(tmp_path / "run", saved(tmp_path / "backbone.pth", state), "timm", heads=3)
+    run = imported(tmp_path / "run", saved(tmp_path / "backbone.pth", state), format, heads=3)
     backbone = features(run)
     for size in (32, 48, 16):
         found = backbone.features(tensors[f"images.{size}"], ("cls", "avg"))
@@ -372,6 +379,7 @@ FIXED = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_shared_rel_pos
         ("dino", "vit_small_patch16_224", {"img_size": 256}, {"img_size": 256}),
         ("moco-v3", "vit_small_patch16_224", {"num_heads": 12}, {"num_heads": 12}),
         ("moco-v3", "vit_base_patch16_224", {}, {}),
+        ("mae", "vit_huge_patch14_224", {"patch_size": 16}, {"patch_size": 16}),
         ("timm", "vit_small_patch16_224", {"init_values": 1}, {"timm_args": {"init_values": 1e-5}}),
         ("simmim", "beit_base_patch16_224", SHARED, {"timm_args": SHARED}),
         ("cae", "beit_base_patch16_224", FIXED, {"timm_args": FIXED}),
@@ -412,7 +420,7 @@ def test_what_shapes_leave_open_is_asked_for(tmp_path: Path) -> None:
         imported(tmp_path / "run", "mae_pretrain.pth", "mae", heads=3)
     with pytest.raises(UserError, match="decoder 32 wide .* --method.decoder_heads N, or --encoder-only"):
         imported(tmp_path / "run", "mae_pretrain.pth", "mae", heads=4)
-    with pytest.raises(UserError, match="one of 64 words: give their tokenizer, --method.tokenizer FILE, or --encoder"):
+    with pytest.raises(UserError, match="one of 64 visual tokens: give their tokenizer, --method.tokenizer FILE"):
         imported(tmp_path / "run", "cae_pretrain.pth", "cae", heads=4)
     checkpoint = opened("simmim_swin.pth")
     plain = {k: v for k, v in checkpoint["model"].items() if "attn_mask" not in k and "_index" not in k}

@@ -9,6 +9,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.fit_config import parse_fit
 
 FILES = sorted((registry.folder("configs") / "methods").rglob("*.yaml"))
+EVALUATIONS = sorted((registry.folder("configs") / "evaluations").rglob("*.yaml"))
 BENCHMARKS = sorted((registry.folder("configs") / "benchmarks").rglob("*.yaml"))
 STUDIES = sorted((registry.folder("configs") / "studies").rglob("*.yaml"))
 
@@ -21,7 +22,7 @@ def method_of(file: Path) -> str:
 def test_none_is_missing() -> None:
     assert len(FILES) >= 6  # as published, CIFAR-10, demo, for each method
     assert BENCHMARKS
-    assert set(FILES + BENCHMARKS + STUDIES) == set(registry.folder("configs").rglob("*.yaml"))
+    assert set(FILES + EVALUATIONS + BENCHMARKS + STUDIES) == set(registry.folder("configs").rglob("*.yaml"))
     assert set(registry.names("methods")) <= {file.stem for file in FILES}
 
 
@@ -75,3 +76,16 @@ def test_its_method_can_be_built(file: Path, tmp_path: Path) -> None:
         save_classifier(tmp_path, Classifier(given["backbone"].dim, 2), ("a", "b"))
         given["teacher"] = str(tmp_path)
     assert cls(optim=Optim(**config["optim"]), **given).views()
+
+
+@pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.stem)
+def test_a_preset_of_an_evaluation_can_be_built(file: Path) -> None:
+    found = registry.find("evaluations", file.stem)
+    assert found == registry.find("evaluations", str(file)) and found.preset == file, "by its file, too"
+    made = registry.load(found)(**registry.preset_options(found))
+    assert registry.preset_options(found).items() <= made.options().items()
+    assert file.read_text().startswith("# ") and registry.summary(found) in file.read_text()
+
+
+def test_presets_are_counted() -> None:
+    assert len(EVALUATIONS) == 4

@@ -137,8 +137,8 @@ def test_a_rate_is_no_lower_than_its_floors(option: str, value: str) -> None:
 def test_a_value_out_of_range_names_the_file_it_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("optim: {clip: -2}\n")
-    from_file, from_flag = ["-c", str(file)], ["-c", str(file), "--optim.clip=0"]
-    for flags, origin in ((from_file, f" (from {file})\n"), (from_flag, " 0.0 must be above 0\n")):
+    read = ["-c", str(file)]
+    for flags, origin in ((read, f" (from {file})\n"), ([*read, "--optim.clip=0"], " 0.0 must be above 0\n")):
         with pytest.raises(SystemExit):
             parse(*TINY, *flags)
         assert capsys.readouterr().err.endswith(origin)

@@ -97,8 +97,9 @@ def test_every_method_has_numbers_for_every_set(method: str, data: str) -> None:
     if "patch" in backbone.get("name", ""):
         assert size % patch == 0 and size // patch >= 4, (size, patch)
     said = described(parsed)
-    assert said.startswith(f"recipe {parsed.recipe}: ") and f"at {size} px" in said and "--trainer.max_epochs" in said
+    assert said.startswith(f"recipe {parsed.recipe}") and f"at {size} px" in said and "--trainer.max_epochs" in said
     assert method == "dvae" or "about" in said
+    assert (f", for {parsed.images.count:,} images of" in said) == bool(parsed.chosen)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
@@ -404,3 +405,34 @@ def test_two_processes_share_a_pass_and_have_the_features_of_one(tmp_path: Path)
     passes = [int(torch.load(tmp_path / f"{rank}-passes.pt")) for rank in (0, 1)]
     assert max(passes) < alone.network.passes, "each process saw half of the images"
     assert len(list(tmp_path.glob("train-*.safetensors"))) == 2, "one file per bank, written once"
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "no room"])
+def test_features_serve_without_a_cache_that_cannot_be_written(
+    fault: str, tmp_path: Path, split: TrainSplit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "features"
+    expected = frozen().features(split, "cls")
+    if fault == "no room":
+
+        def full(*given: object, **more: object) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+    else:
+        folder.write_text("")
+    backbone = frozen(cache_dir=folder)
+    assert backbone.features(split, "cls").equal(expected)
+    assert backbone.features(split, "cls", view=0).shape == expected.shape
+    said = capsys.readouterr().err
+    assert said.count("warning: features cannot be kept in") == 1 and said.count("\n") == 1
+    assert not folder.is_dir() or not list(folder.iterdir()), "nothing half-written stays"
+
+
+def test_a_pipe_in_the_place_of_a_cache_file_is_not_waited_for(tmp_path: Path, split: TrainSplit) -> None:
+    expected = frozen(cache_dir=tmp_path).features(split, "cls")
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert frozen(cache_dir=tmp_path).features(split, "cls").equal(expected)
+    assert file.is_file(), "it is a file again"

@@ -22,15 +22,15 @@ from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.cached_results import SAME
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
+from ssl_bench.evaluation.recorded_results import IDENTITY
 from ssl_bench.evaluation.runner import evaluate
 from ssl_bench.evaluations.knn import Knn
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.leaderboard.build import build
-from ssl_bench.records.result import read_result
+from ssl_bench.records.result import EvaluationCost, read_result
 from ssl_bench.records.run import DataRecord, RunInfo, read_run, write_run
 from ssl_bench.records.store import load_runs
 from ssl_bench.statistics.intervals import over_classes, over_images
@@ -244,7 +244,7 @@ def test_records_hold_plain_json(data: Dataset, run: Path) -> None:
     record = json.loads((run / "results" / "linear.json").read_text())
     assert record["selected"]["chosen"]["lr"] in record["selected"]["grid"]["lr"]
     assert len(record["curve"]["validation accuracy"]) == len(record["curve"]["step"]) == 20
-    assert set(SAME) <= set(record)
+    assert set(IDENTITY) <= set(record)
 
 
 class Repeating(Evaluation[None]):
@@ -356,7 +356,7 @@ def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> No
             assert files[0] == files[1] and len(files[0]) == 2, "no temporary file of a second writer either"
         for mine, other in zip(run.results, two[name].results, strict=True):
             for field in (
-                *SAME,
+                *IDENTITY,
                 "value",
                 "interval",
                 "variants",
@@ -369,3 +369,28 @@ def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> No
                 assert getattr(mine, field) == getattr(other, field), f"{name} {mine.protocol} {field}"
             stem = f"predictions/{mine.protocol}.parquet"
             assert pq.read_table(alone / name / stem) == pq.read_table(together / name / stem)
+
+
+def test_tasks_of_srun_share_the_work_and_write_once(tmp_path: Path) -> None:
+    pytest.importorskip("ssl_bench.runtime.launch")
+    argv = [sys.executable, "-m", "ssl_bench", "evaluate", "pixels", "--data=digits", "--protocols=knn,ridge"]
+    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"}
+    port = 20_000 + os.getpid() % 20_000
+    common = {**os.environ, **slurm, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
+    for runs, tasks in (("alone", 1), ("together", 2)):
+        started = [
+            subprocess.Popen(
+                [*argv, "--device=cpu", f"--runs={tmp_path / runs}"],
+                env={**common, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} if tasks > 1 else None,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for task in range(tasks)
+        ]
+        printed = [process.communicate(timeout=300)[0].split() for process in started]
+        assert [process.returncode for process in started] == [0] * tasks
+        assert len(printed[0]) == 1 and printed[1:] == [[]] * (tasks - 1), "one of them says it"
+    (one,), (two,) = (load_runs([tmp_path / runs]) for runs in ("alone", "together"))
+    assert [replace(r, cost=EvaluationCost()) for r in one.results] == [
+        replace(r, cost=EvaluationCost()) for r in two.results
+    ]

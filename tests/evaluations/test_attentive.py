@@ -26,8 +26,9 @@ from ssl_bench.evaluation.solvers.attention_heads import (
     QueryPool,
     exact_statistics,
 )
+from ssl_bench.evaluation.token_bank import TokenBank, rounded
 from ssl_bench.evaluations import attentive
-from ssl_bench.evaluations.attentive import Attentive, Head, Tokens, divisor, rounded
+from ssl_bench.evaluations.attentive import Attentive, Head, divisor
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.seeds import derive
 
@@ -305,11 +306,11 @@ def test_tokens_are_the_backbones_in_the_order_asked_for() -> None:
     images = next(iter(backbone.batches(dataclasses.replace(train, rows=train.rows))))[0]
     order = torch.tensor([5, 0, 31, 7])
     for again, room in ((False, 0), (True, 0), (True, 10**9)):
-        found = list(Tokens(backbone, room, unit=2.0).batches(train, None, order, 3, again))
+        found = list(TokenBank(backbone, room, unit=2.0).batches(train, None, order, 3, again))
         assert [len(batch) for batch in found] == [3, 1]
         expected = backbone.tokens(images)[order] / 2
         torch.testing.assert_close(torch.cat(found), expected, rtol=2e-3, atol=2e-3)
-    views = [torch.cat(list(Tokens(backbone, 0).batches(train, v, order, 4))) for v in (None, 0, 1)]
+    views = [torch.cat(list(TokenBank(backbone, 0).batches(train, v, order, 4))) for v in (None, 0, 1)]
     expected = torch.cat([b for b, _ in backbone.batches(train, view=1)])[order]
     torch.testing.assert_close(views[2], backbone.tokens(expected), rtol=2e-3, atol=2e-3)
     assert not torch.allclose(views[0], views[1], atol=0.1) and not torch.allclose(views[1], views[2], atol=0.1)
@@ -322,13 +323,13 @@ def test_tokens_are_computed_once_while_there_is_room(monkeypatch: pytest.Monkey
     original = FeatureExtractor.tokens
     monkeypatch.setattr(FeatureExtractor, "tokens", lambda self, x: seen.append(len(x)) or original(self, x))
 
-    def images(tokens: Tokens, *what: Any) -> int:
+    def images(tokens: TokenBank, *what: Any) -> int:
         seen.clear()
         assert sum(len(batch) for batch in tokens.batches(*what)) == 10
         return sum(n for n in seen if n > 1)  # but for the one that tells how many tokens an image has
 
     some = torch.arange(10)
-    tokens = Tokens(backbone, 2 * 18_720 - 1)
+    tokens = TokenBank(backbone, 2 * 18_720 - 1)
     assert images(tokens, train, 0, some, 4, False) == 10
     assert images(tokens, train, 0, some, 4, True) == 72
     assert images(tokens, train, 0, some, 4, True) == 0
@@ -342,7 +343,7 @@ def test_tokens_are_computed_once_while_there_is_room(monkeypatch: pytest.Monkey
 def test_the_same_heads_with_and_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for room in (10**9, 0):
-        monkeypatch.setattr(attentive, "KEPT", room)
+        monkeypatch.setattr(attentive, "MEMORY", room)
         fit = QUICK().fit(frozen(), *splits()[:2])
         found.append(fit)
     for one, other in zip(*(fit.state.best for fit in found), strict=True):
@@ -388,7 +389,7 @@ def test_training_is_plain_sgd_on_batches_of_tokens() -> None:
     protocol = QUICK(iterations=steps, cae_lrs=(0.3,), ep_lrs=(3.0,), views=0, points=2)
     backbone, (train, validation, _) = frozen(), splits()
     fit = protocol.fit(backbone, train, validation)
-    reader = Tokens(backbone, 0, fit.state.unit)
+    reader = TokenBank(backbone, 0, fit.state.unit)
     tokens = torch.cat(list(reader.batches(train, None, torch.arange(72), 72)))
     orders = [torch.randperm(72, generator=seeded(derive(0, 1, epoch))) for epoch in range(12)]
     batches = [rows for order in orders for rows in order.split(size)]
@@ -424,7 +425,7 @@ def test_the_last_steps_heads_have_the_train_images_statistics() -> None:
     backbone, (train, validation, test) = frozen(), splits()
     protocol = QUICK()
     fit = protocol.fit(backbone, train, validation)
-    tokens = Tokens(backbone, 0, fit.state.unit)
+    tokens = TokenBank(backbone, 0, fit.state.unit)
     everyone = torch.cat(list(tokens.batches(train, None, torch.arange(len(train)), 50)))
     held_out = torch.cat(list(tokens.batches(validation, None, torch.arange(len(validation)), 50)))
     for head in fit.state.best:
@@ -500,7 +501,7 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     orders: set[tuple[int, ...]] = set()
     train, validation, _ = splits()
 
-    class Spy(Tokens):  # type: ignore[misc]
+    class Spy(TokenBank):  # type: ignore[misc]
         def batches(self, split: Any, view: int | None, order: Tensor, size: int, again: bool = False) -> Any:
             if isinstance(split, TrainSplit):
                 asked.append((view, len(order), again))
@@ -508,7 +509,7 @@ def test_epochs_go_round_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
                 orders.add(tuple(order.tolist()[:20]))
             return super().batches(split, view, order, size, again)
 
-    monkeypatch.setattr(attentive, "Tokens", Spy)
+    monkeypatch.setattr(attentive, "TokenBank", Spy)
     QUICK(iterations=10, batch_size=20).fit(frozen(), train, validation)  # 3 batches an epoch, 12 images left out
     unit, *training = asked
     assert unit[:2] == (None, 20)

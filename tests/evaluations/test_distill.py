@@ -134,13 +134,13 @@ def test_student_sees_all_images_and_few_labels_crops_and_flips_alone(caught: Ca
 
 def test_teacher_learns_from_the_labelled_images_alone(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
-    original = page.trained
+    original = page.fine_tune
 
     def spy(recipe: Recipe, backbone: FeatureExtractor, train: TrainSplit, *rest: Any) -> Any:
         seen.append(sorted(train.rows.tolist()))
         return original(recipe, backbone, train, *rest)
 
-    monkeypatch.setattr(page, "trained", spy)
+    monkeypatch.setattr(page, "fine_tune", spy)
     caught = Caught()
     monkeypatch.setattr(page, "tune", caught)
     Distill(**QUICK).fit(frozen(), *splits[:2])
@@ -227,8 +227,8 @@ def test_a_run_with_a_classifier_teaches(
 ) -> None:
     """It says of images what the run itself says, although the student's are normalised otherwise; nothing is tuned."""
     own = taught_by(tmp_path / "run")
-    monkeypatch.setattr(page, "trained", None)
-    monkeypatch.setattr(page, "chosen_by_folds", None)
+    monkeypatch.setattr(page, "fine_tune", None)
+    monkeypatch.setattr(page, "choose_recipe", None)
     backbone = frozen()
     fit = Distill(teacher=str(tmp_path / "run"), **QUICK).fit(backbone, *splits[:2])
     assert own.classifier is not None and fit.chosen == {} and not fit.at_grid_boundary

@@ -19,9 +19,9 @@ from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 
 CLASSES = 3
-# For the evaluations that have such options; those of one page alone are named after it.
+# For the evaluations that have such options; those of one evaluation alone are named after it.
 QUICK: dict[str, Any] = {"iterations": 30, "batch_size": 16}
-QUICK_PAGE: dict[str, dict[str, Any]] = {
+QUICK_ALONE: dict[str, dict[str, Any]] = {
     "distill": {
         "fraction": 0.3,
         "epochs": 5,
@@ -33,7 +33,7 @@ QUICK_PAGE: dict[str, dict[str, Any]] = {
         "lr": 0.02,
         "precision": "32-true",
     },
-    "finetune_1pct": {
+    "finetune-1pct": {
         "draws": 1,
         "epochs": 20,
         "resnet_epochs": 20,
@@ -46,7 +46,7 @@ QUICK_PAGE: dict[str, dict[str, Any]] = {
         "randaugment": None,
         "precision": "32-true",
     },
-    "finetune_10pct": {
+    "finetune-10pct": {
         "draws": 1,
         "epochs": 12,
         "resnet_epochs": 25,
@@ -72,7 +72,7 @@ QUICK_PAGE: dict[str, dict[str, Any]] = {
         "precision": "32-true",
     },
     "robustness": {"views": 0, "seeds": 1},
-    "robustness_finetune": {
+    "robustness-finetune": {
         "epochs": 4,
         "warmup_epochs": 1,
         "lrs": (0.02,),
@@ -83,7 +83,7 @@ QUICK_PAGE: dict[str, dict[str, Any]] = {
         "randaugment": None,
         "precision": "32-true",
     },
-    "partial_finetune": {
+    "partial-finetune": {
         "depths": (0.0, 0.5, 1.0),
         "epochs": (4,),
         "warmup_epochs": 1,
@@ -95,25 +95,30 @@ QUICK_PAGE: dict[str, dict[str, Any]] = {
         "precision": "32-true",
     },
 }
-FLOOR = {"Labels1pct": 0.45}  # of accuracy: from one labelled image per class less can be learned
+FLOOR = {"labels-1pct": 0.45}  # of accuracy: from one labelled image per class less can be learned
 VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
 RESNET = BackboneOptions(name="resnet18", img_size=8, timm_args={"channels": (16, 24, 32, 48)})
-NAMES = sorted(file.stem for file in registry.folder("evaluations").glob("[!_]*.py"))
+NAMES = registry.all_evaluations()
+NEED_A_NETWORK = ("attentive", *(name for name in NAMES if "finetune" in name), "distill")  # raw pixels are none
 LEARNING = [name for name in NAMES if name != "classifier"]  # which learns nothing: see test_classifier.py
 
 
 def evaluation_class(name: str) -> type[Evaluation[Any]]:
-    cls = registry.load(registry.find("evaluations", name.replace("_", "-")))
+    cls = registry.load(registry.find("evaluations", name))
     assert issubclass(cls, Evaluation)
     return cls
 
 
 @pytest.fixture(params=LEARNING)
-def protocol(request: pytest.FixtureRequest) -> Evaluation[Any]:
-    cls = evaluation_class(request.param)
-    options = inspect.signature(cls).parameters
-    quick = {name: value for name, value in QUICK.items() if name in options} | QUICK_PAGE.get(request.param, {})
-    return cls(**quick)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def protocol(name: str) -> Evaluation[Any]:
+    cls = evaluation_class(name)
+    quick = {option: value for option, value in QUICK.items() if option in inspect.signature(cls).parameters}
+    return cls(**registry.preset_options(registry.find("evaluations", name)) | quick | QUICK_ALONE.get(name, {}))
 
 
 @pytest.fixture
@@ -150,15 +155,23 @@ def predicted(
     return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test.unlabelled())}
 
 
-def test_every_page_is_found() -> None:
-    assert {"knn", "linear"} <= set(NAMES)
+def test_every_evaluation_is_found() -> None:
+    files = {file.stem.replace("_", "-") for file in registry.folder("evaluations").glob("[!_]*.py")}
+    presets = {file.stem for file in (registry.folder("configs") / "evaluations").glob("*.yaml")}
+    assert {"knn", "linear"} <= files and {"labels-1pct", "finetune-10pct"} <= presets
+    assert set(registry.names("evaluations")) == files | presets
+    assert set(NAMES) == files - {"labels", "finetune-labels"} | presets, "all: presets in their evaluations' place"
 
 
-def test_each_test_image_gets_a_class_from_each_variant(protocol: Evaluation[Any], splits: Any) -> None:
-    for network in ("vit", "resnet", "pixels"):
+def test_raw_pixels_are_refused_where_a_network_is_needed(name: str, protocol: Evaluation[Any]) -> None:
+    why = protocol.refusal(frozen("pixels"))
+    assert (why is not None and "raw pixels" in why) == (name in NEED_A_NETWORK)
+    assert protocol.refusal(frozen("vit")) is None and protocol.refusal(frozen("resnet")) is None
+
+
+def test_each_test_image_gets_a_class_from_each_variant(name: str, protocol: Evaluation[Any], splits: Any) -> None:
+    for network in ("vit", "resnet", *(() if name in NEED_A_NETWORK else ("pixels",))):
         backbone = frozen(network)
-        if protocol.refusal(backbone) is not None:
-            continue
         fit = protocol.fit(backbone, *splits[:2])
         predictions = protocol.predict(backbone, fit, splits[2].unlabelled())
         variants = [prediction.variant for prediction in predictions]
@@ -172,14 +185,12 @@ def test_each_test_image_gets_a_class_from_each_variant(protocol: Evaluation[Any
         assert fit.chosen.keys() >= fit.grid.keys()
         if predictions:
             accuracy = (predictions[0].labels.numpy() == splits[2].labels).mean()
-            floor = FLOOR.get(type(protocol).__name__, 0.7)
+            floor = FLOOR.get(name, 0.7)
             assert accuracy > floor, f"{network}: even {accuracy:.0%} of these images is too little"
 
 
 def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) -> None:
     backbone = frozen("resnet")  # its batch norms would notice a pass in train mode
-    if protocol.refusal(backbone) is not None:
-        backbone = frozen()
     before = backbone.state_hash()
     fit = protocol.fit(backbone, *splits[:2])
     protocol.predict(backbone, fit, splits[2].unlabelled())

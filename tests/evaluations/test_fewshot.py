@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ssl_bench.evaluation import few_labels
-from ssl_bench.evaluation.few_labels import features_of, places
+from ssl_bench.evaluation.label_subsets import rank_within_class, subset_features
+from ssl_bench.evaluation.solvers import affine_classifier
 from ssl_bench.evaluations.fewshot import Fewshot, ridge
 from ssl_bench.runtime.seeds import derive
 
@@ -70,22 +70,24 @@ def test_a_feature_that_is_constant_says_nothing() -> None:
 # --- the labelled images
 
 
-def test_places_are_an_order_within_each_class() -> None:
+def test_ranks_are_an_order_within_each_class() -> None:
     labels = np.random.default_rng(0).integers(5, size=300)
     labels[labels == 3] = 2  # a class without images
-    found = places(labels, 7)
+    found = rank_within_class(labels, 7)
     for k in (0, 1, 2, 4):
         assert sorted(found[labels == k]) == list(range((labels == k).sum()))
-    assert np.array_equal(found, places(labels, 7)) and not np.array_equal(found, places(labels, 8))
-    first = [np.flatnonzero((places(labels, s) == 0) & (labels == 0))[0] for s in range(200)]
+    assert np.array_equal(found, rank_within_class(labels, 7)) and not np.array_equal(
+        found, rank_within_class(labels, 8)
+    )
+    first = [np.flatnonzero((rank_within_class(labels, s) == 0) & (labels == 0))[0] for s in range(200)]
     assert len(set(first)) > 0.8 * (labels == 0).sum(), "every image of a class can be the first"
 
 
 def test_features_of_several_splits(problem: Callable) -> None:
     backbone, train, validation, _ = problem({"cls": torch.arange(20.0)[:, None]}, np.zeros(20), 8, 6)
     rows = np.array([0, 5, 7, 8, 13])
-    assert features_of(backbone, (train, validation), "cls", rows).flatten().tolist() == rows.tolist()
-    assert features_of(backbone, (train, validation), "cls", rows[3:]).flatten().tolist() == [8, 13]
+    assert subset_features(backbone, (train, validation), "cls", rows).flatten().tolist() == rows.tolist()
+    assert subset_features(backbone, (train, validation), "cls", rows[3:]).flatten().tolist() == [8, 13]
 
 
 def test_every_draw_against_scikit_learn(problem: Callable) -> None:
@@ -138,7 +140,7 @@ def test_a_class_with_fewer_images_gives_all(problem: Callable) -> None:
     rows = [*np.flatnonzero(labels[:60] == 2)]
     assert rows == [0, 1, 2, 3]
     for draw in range(2):
-        place = places(labels[:60], derive(0, draw))
+        place = rank_within_class(labels[:60], derive(0, draw))
         chosen = np.flatnonzero(place < 10)
         assert np.bincount(labels[chosen]).tolist() == [10, 10, 4]
         expected = ridge(features[chosen].float().double(), torch.tensor(labels[chosen]), 3, 1024.0)
@@ -150,7 +152,7 @@ def test_without_selection_images_and_chunk_by_chunk(problem: Callable, monkeypa
     given = problem({"cls": features}, labels, 120, 0)
     whole = predicted(*given)
     assert all(p.shape == (3, 80) for p in whole.values())
-    monkeypatch.setattr(few_labels, "ROWS", 7)
+    monkeypatch.setattr(affine_classifier, "ROWS", 7)
     parts = predicted(*given)
     assert all(np.array_equal(parts[name], whole[name]) for name in whole)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
@@ -15,9 +16,8 @@ from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations import finetune as page
 from ssl_bench.evaluations.finetune import Finetune
-from ssl_bench.evaluations.finetune_1pct import Finetune1pct
-from ssl_bench.evaluations.finetune_10pct import Finetune10pct
-from ssl_bench.finetuning import few_labels as few_labels_finetuning
+from ssl_bench.evaluations.finetune_labels import FinetuneLabels
+from ssl_bench.finetuning import cross_validation
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.models.backbone import Backbone
@@ -176,23 +176,23 @@ def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
         Finetune(**wrong)
 
 
-# --- finetune-1pct and finetune-10pct
+# --- finetune-labels, and its presets finetune-1pct and finetune-10pct
 
 
 def test_few_labels_are_nested_stratified_and_all_that_is_seen(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
     seen = {}
-    for cls in (Finetune1pct, Finetune10pct):
+    for fraction in (0.01, 0.1):
         spy = Spy()
-        monkeypatch.setattr(few_labels_finetuning, "tune", spy)
-        cls(draws=2).fit(frozen(), *splits[:2])
+        monkeypatch.setattr(cross_validation, "tune", spy)
+        FinetuneLabels(fraction, draws=2).fit(frozen(), *splits[:2])
         finals = [rows for recipe, rows, chosen_on in spy.calls if len(rows) == max(len(r) for _, r, _ in spy.calls)]
         assert all(chosen_on is None for *_, chosen_on in spy.calls)
-        seen[cls] = [set(finals[-1]), set().union(*(rows for _, rows, _ in spy.calls))]
+        seen[fraction] = [set(finals[-1]), set().union(*(rows for _, rows, _ in spy.calls))]
     labels = splits[0].pool.labels
     assert labels is not None
-    assert sorted(labels[list(seen[Finetune1pct][0])]) == [0, 1, 2]
-    assert sorted(labels[list(seen[Finetune10pct][0])]) == [0, 0, 1, 1, 2, 2]
-    assert seen[Finetune1pct][1] <= seen[Finetune10pct][1] and len(seen[Finetune10pct][1]) <= 12
+    assert sorted(labels[list(seen[0.01][0])]) == [0, 1, 2]
+    assert sorted(labels[list(seen[0.1][0])]) == [0, 0, 1, 1, 2, 2]
+    assert seen[0.01][1] <= seen[0.1][1] and len(seen[0.1][1]) <= 12
 
 
 def test_the_rate_is_chosen_on_folds_inside_the_subset(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
@@ -205,9 +205,9 @@ def test_the_rate_is_chosen_on_folds_inside_the_subset(monkeypatch: pytest.Monke
         held_out.append(sorted(split.rows.tolist()))
         return nn.functional.one_hot(torch.as_tensor(split.labels + (0 if recipe.lr == 2e-3 else 1)) % 3, 3).float()
 
-    monkeypatch.setattr(few_labels_finetuning, "tune", spy)
-    monkeypatch.setattr(few_labels_finetuning, "logits_of", answer)
-    fit = Finetune10pct(lrs=(1e-3, 2e-3, 4e-3)).fit(frozen(), *splits[:2])
+    monkeypatch.setattr(cross_validation, "tune", spy)
+    monkeypatch.setattr(cross_validation, "logits_of", answer)
+    fit = FinetuneLabels(0.1, lrs=(1e-3, 2e-3, 4e-3)).fit(frozen(), *splits[:2])
     assert (
         fit.chosen == {"lr encoder": 2e-3}
         and fit.grid == {"lr encoder": [1e-3, 2e-3, 4e-3]}
@@ -221,22 +221,21 @@ def test_the_rate_is_chosen_on_folds_inside_the_subset(monkeypatch: pytest.Monke
 
 def test_with_one_image_per_class_the_first_rate_is_taken(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
     spy = Spy()
-    monkeypatch.setattr(few_labels_finetuning, "tune", spy)
-    fit = Finetune1pct(draws=1).fit(frozen(), *splits[:2])
+    monkeypatch.setattr(cross_validation, "tune", spy)
+    fit = FinetuneLabels(0.01).fit(frozen(), *splits[:2])
     assert [r.lr for r, *_ in spy.calls] == [5e-4] and fit.curve["loss encoder 0"] == [1.0]
     assert "accuracy encoder 0" not in fit.curve and fit.chosen == {} and fit.grid == {}
 
 
 def test_resnets_have_sgd_and_crops_alone(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
     spy = Spy()
-    monkeypatch.setattr(few_labels_finetuning, "tune", spy)
-    Finetune1pct(draws=1).fit(frozen(RESNET), *splits[:2])
+    monkeypatch.setattr(cross_validation, "tune", spy)
+    FinetuneLabels(0.01, resnet_epochs=60).fit(frozen(RESNET), *splits[:2])
     ((recipe, *_),) = spy.calls
     assert (recipe.optimizer, recipe.lr, recipe.epochs, recipe.warmup_epochs) == ("sgd", 0.005, 60, 0)
     assert (recipe.weight_decay, recipe.layer_decay, recipe.drop_path, recipe.min_lr) == (0, 1, 0, 0)
     assert (recipe.mixup, recipe.cutmix, recipe.smoothing, recipe.erase, recipe.randaugment) == (0, 0, 0, 0, None)
     assert recipe.scale == (0.08, 1.0) and recipe.flip == 0.5
-    assert Finetune10pct().resnet_epochs == 30 and Finetune10pct().epochs == 100 and Finetune1pct().epochs == 200
 
 
 @pytest.mark.parametrize("options", [VIT, RESNET], ids=["vit", "resnet"])
@@ -247,7 +246,7 @@ def test_head1_starts_from_the_heads_first_layer(options: BackboneOptions, split
     backbone = frozen(options, head)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     rates: dict[str, Any] = {"lrs": (0.02,), "resnet_lrs": (0.5,), "epochs": 25, "resnet_epochs": 25, **QUIET}
-    protocol = Finetune10pct(warmup_epochs=1, **rates)
+    protocol = FinetuneLabels(0.1, warmup_epochs=1, **rates)
     fit = protocol.fit(backbone, *splits[:2])
     assert list(fit.state) == ["encoder", "head1"]
     assert set(fit.features) == ({"avg_raw", "cls"} if options is VIT else {"gap"})
@@ -262,7 +261,7 @@ def test_head1_starts_from_the_heads_first_layer(options: BackboneOptions, split
 
 
 def test_draws_are_repeats(splits: Splits) -> None:
-    protocol = Finetune1pct(draws=2, epochs=2, warmup_epochs=1, lrs=(0.01,), **QUIET)
+    protocol = FinetuneLabels(0.01, draws=2, epochs=2, warmup_epochs=1, lrs=(0.01,), **QUIET)
     backbone = frozen()
     (prediction,) = protocol.predict(backbone, protocol.fit(backbone, *splits[:2]), splits[2])
     assert prediction.labels.shape == (2, 30) and prediction.repeats == "draws"
@@ -270,16 +269,22 @@ def test_draws_are_repeats(splits: Splits) -> None:
 
 def test_a_published_list_is_taken(tmp_path: Any, splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy()
-    monkeypatch.setattr(few_labels_finetuning, "tune", spy)
+    monkeypatch.setattr(cross_validation, "tune", spy)
     (tmp_path / "list.txt").write_text("3\n10\n59\n")
-    Finetune1pct(subset=str(tmp_path / "list.txt")).fit(frozen(), *splits[:2])
+    FinetuneLabels(0.01, subset=str(tmp_path / "list.txt")).fit(frozen(), *splits[:2])
     assert [sorted(rows) for _, rows, _ in spy.calls] == [[3, 10, 59]]
     (tmp_path / "list.txt").write_text("3\n10\n")
-    with pytest.raises(UserError, match=r"--finetune_1pct.subset .*no image of class 2"):
-        Finetune1pct(subset=str(tmp_path / "list.txt")).fit(frozen(), *splits[:2])
+    with pytest.raises(UserError, match=r"subset .*no image of class 2"):
+        FinetuneLabels(0.01, subset=str(tmp_path / "list.txt")).fit(frozen(), *splits[:2])
 
 
-@pytest.mark.parametrize("wrong", [{"lrs": ()}, {"resnet_lrs": (0.0,)}, {"draws": 0}, {"folds": 1}])
+@pytest.mark.parametrize("wrong", [{"lrs": ()}, {"resnet_lrs": (0.0,)}, {"draws": 0}, {"folds": 1}, {"fraction": 2.0}])
 def test_impossible_options_of_few_labels_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="at least"):
-        Finetune1pct(**wrong)
+    with pytest.raises(ValueError, match="at least|at most"):
+        FinetuneLabels(**wrong)
+
+
+def test_presets_have_the_papers_epochs_and_draws() -> None:
+    one, ten = (registry.preset_options(registry.find("evaluations", f"finetune-{n}pct")) for n in (1, 10))
+    assert one == {"fraction": 0.01, "draws": 3, "epochs": 200, "resnet_epochs": 60}
+    assert ten == {"fraction": 0.1, "draws": 1, "epochs": 100, "resnet_epochs": 30}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,27 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from ssl_bench.config import registry
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import few_labels
 from ssl_bench.evaluation.evaluate_config import parse_evaluate
-from ssl_bench.evaluation.few_labels import at_an_end, cross_validated, folds_of, labelled, labels_of, share
+from ssl_bench.evaluation.label_subsets import (
+    PUBLISHED_MD5,
+    concatenated_labels,
+    labelled_subsets,
+    stratified_folds,
+    stratified_fraction,
+)
 from ssl_bench.evaluation.solvers import logistic
-from ssl_bench.evaluations.distill import LISTS
-from ssl_bench.evaluations.finetune_1pct import Finetune1pct
-from ssl_bench.evaluations.finetune_10pct import Finetune10pct
-from ssl_bench.evaluations.labels_1pct import Labels1pct
-from ssl_bench.evaluations.labels_10pct import Labels10pct
+from ssl_bench.evaluation.solvers.affine_classifier import grid_boundary
+from ssl_bench.evaluations import labels as labels_module
+from ssl_bench.evaluations.finetune_labels import FinetuneLabels
+from ssl_bench.evaluations.labels import Labels, cross_validated
 from ssl_bench.runtime.seeds import derive
 
 CS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-Pages = type[Labels1pct] | type[Labels10pct]
+ONE_PERCENT, TEN_PERCENT = partial(Labels, 0.01), partial(Labels, 0.1)
 
 
 def clusters(count: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -39,9 +45,9 @@ def clusters(count: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.T
     return torch.tensor(features), labels
 
 
-def predicted(page: Any, backbone: Any, train: Any, validation: Any, test: Any) -> tuple[np.ndarray, Any]:
-    fit = page.fit(backbone, train, validation)
-    (prediction,) = page.predict(backbone, fit, test)
+def predicted(protocol: Any, backbone: Any, train: Any, validation: Any, test: Any) -> tuple[np.ndarray, Any]:
+    fit = protocol.fit(backbone, train, validation)
+    (prediction,) = protocol.predict(backbone, fit, test)
     return prediction.labels.numpy(), fit
 
 
@@ -61,33 +67,33 @@ def standardised(features: torch.Tensor, learned_from: int) -> np.ndarray:
 def test_a_share_of_each_class() -> None:
     labels = np.repeat(np.arange(5), [400, 250, 149, 20, 1])
     for seed in range(3):
-        one, ten = share(labels, 0.01, seed), share(labels, 0.1, seed)
+        one, ten = stratified_fraction(labels, 0.01, seed), stratified_fraction(labels, 0.1, seed)
         assert np.bincount(labels[one]).tolist() == [4, 3, 1, 1, 1], "2.5 is rounded up; one image at least"
         assert np.bincount(labels[ten]).tolist() == [40, 25, 15, 2, 1]
         assert set(one) < set(ten), "1 % is part of 10 %"
         assert (np.diff(one) > 0).all()
-    assert not np.array_equal(share(labels, 0.1, 0), share(labels, 0.1, 1))
+    assert not np.array_equal(stratified_fraction(labels, 0.1, 0), stratified_fraction(labels, 0.1, 1))
 
 
 def asked(page: Any, given: Any) -> list[set[int]]:
     """Rows of the pool whose features `fit` asks for, draw by draw, but for those that moments are taken of."""
     backbone, train, validation, _ = given
     seen: list[set[int]] = []
-    original = few_labels.features_of
+    original = labels_module.subset_features
 
     def spy(backbone: Any, splits: Any, feature_type: str, rows: np.ndarray) -> torch.Tensor:
         seen.append(set(np.concatenate([split.rows for split in splits])[rows].tolist()))
         return original(backbone, splits, feature_type, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_labels, "features_of", spy)
+        patch.setattr(labels_module, "subset_features", spy)
         page.fit(backbone, train, validation)
     return seen
 
 
 def test_the_pages_nest_draw_by_draw(problem: Callable) -> None:
     given = problem({"cls": clusters(1200, 6, 2)[0]}, labels := clusters(1200, 6, 2)[1], 700, 300)
-    one, ten = asked(Labels1pct(cs=(0.1,)), given), asked(Labels10pct(cs=(0.1,)), given)
+    one, ten = asked(ONE_PERCENT(cs=(0.1,)), given), asked(TEN_PERCENT(cs=(0.1,)), given)
     for few, more in zip(one, ten, strict=True):
         assert few < more and max(more) < 1000
         for rows, count in ((few, 0.01), (more, 0.1)):
@@ -102,7 +108,7 @@ def test_no_other_label_is_seen(problem: Callable, tmp_path: Path) -> None:
     features, labels = clusters(500, 8, 4)
     rows = np.random.default_rng(1).permutation(400)[:60]
     (tmp_path / "list.txt").write_text("\n".join(map(str, rows)) + "\n")
-    page = Labels10pct(subset=str(tmp_path / "list.txt"), cs=CS)
+    page = TEN_PERCENT(subset=str(tmp_path / "list.txt"), cs=CS)
     expected, fit = predicted(page, *problem({"cls": features}, labels, 300, 100))
     others = np.setdiff1d(np.arange(400), rows)
     shuffled = labels.copy()
@@ -117,7 +123,7 @@ def test_no_other_label_is_seen(problem: Callable, tmp_path: Path) -> None:
 
 def test_folds_are_stratified() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), [13, 12, 7, 3, 2, 1]))
-    fold = folds_of(labels, 5, seed=0)
+    fold = stratified_folds(labels, 5, seed=0)
     for k, count in enumerate([13, 12, 7, 3, 2, 1]):
         held = fold[labels == k]
         if count == 1:
@@ -126,31 +132,31 @@ def test_folds_are_stratified() -> None:
         sizes = np.bincount(held, minlength=5)
         assert sizes.max() - sizes.min() <= 1 and sizes.max() < count
     total = np.bincount(fold[fold >= 0], minlength=5)
-    assert total.min() >= 6 and not np.array_equal(fold, folds_of(labels, 5, seed=1))
+    assert total.min() >= 6 and not np.array_equal(fold, stratified_folds(labels, 5, seed=1))
 
 
 def test_fewer_folds_where_classes_have_fewer_images() -> None:
-    assert set(folds_of(np.repeat(np.arange(4), 3), 5, 0)) == {0, 1, 2}
-    assert set(folds_of(np.repeat(np.arange(4), 2), 5, 0)) == {0, 1}
-    assert set(folds_of(np.arange(4), 5, 0)) == {-1}
+    assert set(stratified_folds(np.repeat(np.arange(4), 3), 5, 0)) == {0, 1, 2}
+    assert set(stratified_folds(np.repeat(np.arange(4), 2), 5, 0)) == {0, 1}
+    assert set(stratified_folds(np.arange(4), 5, 0)) == {-1}
 
 
-@pytest.mark.parametrize("page", [Labels1pct, Labels10pct])
-def test_choice_and_classifier_against_scikit_learn(problem: Callable, page: Pages) -> None:
+@pytest.mark.parametrize("fraction", [0.01, 0.1])
+def test_choice_and_classifier_against_scikit_learn(problem: Callable, fraction: float) -> None:
     features, labels = clusters(6400, 9, 4)
-    total = 6000 if page is Labels1pct else 600
+    total = 6000 if fraction == 0.01 else 600
     labels = np.concatenate([labels[:total], labels[6000:]])
     features = torch.cat([features[:total], features[6000:]])
-    protocol = page(cs=CS)
+    protocol = Labels(fraction, cs=CS)
     found, fit = predicted(protocol, *problem({"cls": features}, labels, total - 100, 100))
     assert found.shape == (3, 400) and fit.features == ("cls",)
     x = standardised(features, total)
     chosen = []
     for draw in range(3):
-        rows = share(labels[:total], page.fraction, derive(0, draw))
+        rows = stratified_fraction(labels[:total], fraction, derive(0, draw))
         n = len(rows)
         assert abs(n - 60) <= 2
-        fold = folds_of(labels[rows], 5, derive(0, draw, 1))
+        fold = stratified_folds(labels[rows], 5, derive(0, draw, 1))
         scores = []
         for c in CS:
             right, loss = 0, 0.0
@@ -174,7 +180,7 @@ def test_of_equal_accuracies_the_lowest_loss(monkeypatch: pytest.MonkeyPatch) ->
     """Classes far apart: every C is right, and the largest is the surest."""
     inputs = torch.tensor([[-1.0], [-1.1], [-0.9], [1.0], [1.1], [0.9]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    c, accuracy = cross_validated(inputs, labels, folds_of(labels.numpy(), 3, 0), 2, (0.01, 1.0, 10.0))
+    c, accuracy = cross_validated(inputs, labels, stratified_folds(labels.numpy(), 3, 0), 2, (0.01, 1.0, 10.0))
     assert c == 10.0 and accuracy == [1.0, 1.0, 1.0]
 
 
@@ -206,34 +212,34 @@ def test_the_path_ends_after_four_that_are_no_better(
     cs = [10.0**k for k in range(8)]
     place = torch.linspace(0.005, 0.995, 100)[:, None]
     labels = torch.zeros(100, dtype=torch.int64)
-    c, found = cross_validated(place, labels, folds_of(labels.numpy(), 2, 0), 2, cs)
+    c, found = cross_validated(place, labels, stratified_folds(labels.numpy(), 2, 0), 2, cs)
     assert c == cs[best] and found == pytest.approx(accuracies[:tried])
     assert len(seen) == 2 * tried, "no fold went further"
 
 
 def test_what_lies_at_an_end_of_the_grid() -> None:
-    assert at_an_end([0.9, 0.8, 0.7], 0, 5) == at_an_end([0.5, 0.6, 0.7], 2, 3) == (True, False)
-    assert at_an_end([0.5, 0.7, 0.6], 1, 3) == (False, False)
-    assert at_an_end([0.9, 0.9, 0.8], 0, 3) == at_an_end([1.0, 1.0, 1.0], 2, 3) == (True, True)
-    assert at_an_end([0.5, 0.6, 0.7], 2, 4) == (False, False), "the path ended before the grid"
-    assert at_an_end([0.5], 0, 1) == (False, False), "there was no choice"
-    assert at_an_end([0.5, 0.4], 0, 2) == (True, False), "of two, each is an end"
+    assert grid_boundary([0.9, 0.8, 0.7], 0, 5) == grid_boundary([0.5, 0.6, 0.7], 2, 3) == (True, False)
+    assert grid_boundary([0.5, 0.7, 0.6], 1, 3) == (False, False)
+    assert grid_boundary([0.9, 0.9, 0.8], 0, 3) == grid_boundary([1.0, 1.0, 1.0], 2, 3) == (True, True)
+    assert grid_boundary([0.5, 0.6, 0.7], 2, 4) == (False, False), "the path ended before the grid"
+    assert grid_boundary([0.5], 0, 1) == (False, False), "there was no choice"
+    assert grid_boundary([0.5, 0.4], 0, 2) == (True, False), "of two, each is an end"
 
 
 def test_a_choice_at_the_end_of_the_grid_is_flagged(problem: Callable) -> None:
     given = problem({"cls": clusters(800, 60, 4)[0]}, clusters(800, 60, 4)[1], 500, 100)
-    narrow, wide = Labels10pct(cs=(1e-7, 1e-2)), Labels10pct(cs=(1e-7, 1e-2, 1e5))
+    narrow, wide = TEN_PERCENT(cs=(1e-7, 1e-2)), TEN_PERCENT(cs=(1e-7, 1e-2, 1e5))
     assert predicted(narrow, *given)[1].at_grid_boundary and not predicted(wide, *given)[1].at_grid_boundary
 
 
 def test_one_image_per_class_leaves_nothing_to_choose_on(problem: Callable) -> None:
     features, labels = clusters(300, 8, 4)
     given = problem({"cls": features}, labels, 150, 50)
-    found, fit = predicted(Labels1pct(), *given)
+    found, fit = predicted(ONE_PERCENT(), *given)
     assert fit.chosen == {} and fit.grid == {} and fit.curve == {} and not fit.at_grid_boundary
     x = standardised(features, 200)
     for draw in range(3):
-        rows = share(labels[:200], 0.01, derive(0, draw))
+        rows = stratified_fraction(labels[:200], 0.01, derive(0, draw))
         assert len(rows) == 4
         expected = oracle(0.1).fit(x[rows], labels[rows]).predict(x[200:])
         assert (found[draw] == expected).mean() > 0.98
@@ -241,11 +247,11 @@ def test_one_image_per_class_leaves_nothing_to_choose_on(problem: Callable) -> N
 
 def test_one_draw_is_a_row_of_its_own(problem: Callable) -> None:
     given = problem({"cls": clusters(400, 8, 4)[0]}, clusters(400, 8, 4)[1], 200, 100)
-    one, fit = predicted(Labels10pct(draws=1, cs=CS), *given)
-    three, _ = predicted(Labels10pct(cs=CS), *given)
+    one, fit = predicted(TEN_PERCENT(draws=1, cs=CS), *given)
+    three, _ = predicted(TEN_PERCENT(cs=CS), *given)
     assert one.shape == (100,) and three.shape == (3, 100) and np.array_equal(one, three[0])
     assert isinstance(fit.chosen["C"], float)
-    assert not np.array_equal(predicted(Labels10pct(seed=1, cs=CS), *given)[0], three)
+    assert not np.array_equal(predicted(TEN_PERCENT(seed=1, cs=CS), *given)[0], three)
 
 
 # --- the published lists
@@ -266,24 +272,30 @@ def write_list(path: Path, names: list[str]) -> tuple[str, str]:
     return str(path), hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def rows_of(splits: Any, subset: str | None, md5: str = "") -> np.ndarray:
-    return labelled(splits, 0.01, subset, [0], md5, "--labels_1pct.subset")[0]
+def rows_of(splits: Any, subset: str | None, md5: str | None = None) -> np.ndarray:
+    with pytest.MonkeyPatch.context() as patch:
+        if md5 is not None:
+            patch.setitem(PUBLISHED_MD5, 0.01, md5)
+        return labelled_subsets(splits, 0.01, subset, [0])[0]
 
 
-@pytest.mark.parametrize("page", [Labels1pct, Labels10pct, Finetune1pct, Finetune10pct])
-def test_a_page_holds_lists_to_its_checksum(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever list it names is taken, and that list with a line moved is not."""
+@pytest.mark.parametrize("fraction", [0.01, 0.1])
+def test_lists_are_held_to_the_checksum_of_their_fraction(
+    fraction: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published list is taken, and that list with a line moved is not."""
     splits, wanted = imagenet(), [f"n{k:08d}_0.JPEG" for k in range(1000)]
     subset, md5 = write_list(tmp_path / "right.txt", wanted)
-    monkeypatch.setattr(page, "md5", md5)
-    assert len(labelled(splits, page.fraction, subset, [0], page.md5, "--x")[0]) == 1000
+    monkeypatch.setitem(PUBLISHED_MD5, fraction, md5)
+    assert len(labelled_subsets(splits, fraction, subset, [0])[0]) == 1000
     subset, _ = write_list(tmp_path / "wrong.txt", [*wanted[1:], wanted[0]])
     with pytest.raises(UserError, match=f"md5 .* is not that of ImageNet's published list, {md5}"):
-        labelled(splits, page.fraction, subset, [0], page.md5, "--x")
+        labelled_subsets(splits, fraction, subset, [0])
+    assert len(labelled_subsets(splits, 0.05, subset, [0])[0]) == 1000, "of 5 % nobody has published a list"
 
 
 def test_the_published_lists() -> None:
-    """12,811 and 128,116 lines, the former among the latter, all classes, and the md5 of each page."""
+    """12,811 and 128,116 lines, the former among the latter, all classes, and their md5."""
     folder = os.environ.get("IMAGENET_SUBSETS")
     if not folder:
         pytest.skip("IMAGENET_SUBSETS names no folder with 1percent.txt and 10percent.txt of google-research/simclr")
@@ -292,7 +304,7 @@ def test_the_published_lists() -> None:
     assert (len(one), len(ten)) == (12_811, 128_116) and set(one) < set(ten)
     assert len(set(ten)) == len(ten) and len({name.partition("_")[0] for name in one}) == 1000
     own = [hashlib.md5(content).hexdigest() for content in lists]
-    assert own == [Labels1pct.md5, Labels10pct.md5] == [Finetune1pct.md5, Finetune10pct.md5] == list(LISTS.values())
+    assert own == [PUBLISHED_MD5[0.01], PUBLISHED_MD5[0.1]]
 
 
 @pytest.mark.parametrize(
@@ -306,25 +318,29 @@ def test_lines_are_found_by_file_name(tmp_path: Path, names: str) -> None:
     rows = rows_of(splits, subset, md5)
     ids = [name for split in splits for name in split.ids]
     assert [ids[row] for row in rows[:2]] == [names.format(k=0, i=0), names.format(k=2, i=0)]
-    assert len(rows) == 1000 and np.array_equal(np.sort(labels_of(splits)[rows]), np.arange(1000))
+    assert len(rows) == 1000 and np.array_equal(np.sort(concatenated_labels(splits)[rows]), np.arange(1000))
     assert (rows >= 2000).sum() == 500 and (np.diff(rows) > 0).all()
 
 
 def test_imagenet_takes_no_other_list(tmp_path: Path) -> None:
     wanted = [f"n{k:08d}_0.JPEG" for k in range(1000)]
     subset, _ = write_list(tmp_path / "mine.txt", wanted)
-    with pytest.raises(UserError, match=f"md5 .* is not that of ImageNet's published list, {Labels1pct.md5}.*simclr"):
-        rows_of(imagenet(), subset, Labels1pct.md5)
+    with pytest.raises(
+        UserError, match=f"md5 .* is not that of ImageNet's published list, {PUBLISHED_MD5[0.01]}.*simclr"
+    ):
+        rows_of(imagenet(), subset, PUBLISHED_MD5[0.01])
     subset, _ = write_list(tmp_path / "less.txt", wanted[:100])
-    assert len(rows_of(imagenet(100), subset, Labels1pct.md5)) == 100, "of other data any list will do"
+    assert len(rows_of(imagenet(100), subset, PUBLISHED_MD5[0.01])) == 100, "of other data any list will do"
     others = [f"{k}/0.png" for k in range(1000)]
     subset, _ = write_list(tmp_path / "others.txt", others)
-    found = rows_of(imagenet(names="train/{k}/{i}.png"), subset, Labels1pct.md5)
+    found = rows_of(imagenet(names="train/{k}/{i}.png"), subset, PUBLISHED_MD5[0.01])
     assert len(found) == 1000, "of other data with as many classes, too"
 
 
 def test_imagenets_subset_is_not_drawn() -> None:
-    with pytest.raises(UserError, match="--labels_1pct.subset: .*published list: give the file from https://.*simclr"):
+    with pytest.raises(
+        UserError, match="subset: 1 % of ImageNet is a published list: give the file from https://.*simclr"
+    ):
         rows_of(imagenet(), None)
     assert len(rows_of(imagenet(100), None)) == 100
     assert len(rows_of(imagenet(names="train/{k}/{i}.png"), None)) == 1000, "of other data with as many classes it is"
@@ -341,7 +357,7 @@ def test_imagenets_subset_is_not_drawn() -> None:
 )
 def test_lists_that_do_not_fit(tmp_path: Path, names: list[str], message: str) -> None:
     subset, _ = write_list(tmp_path / "list.txt", names)
-    with pytest.raises(UserError, match=f"--labels_1pct.subset .*{message}"):
+    with pytest.raises(UserError, match=f"subset .*{message}"):
         rows_of(imagenet(2), subset)
 
 
@@ -357,25 +373,39 @@ def test_names_that_repeat_need_their_folder(tmp_path: Path) -> None:
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("nowhere", "binary"):
-        with pytest.raises(UserError, match="--labels_1pct.subset .*cannot be read"):
+        with pytest.raises(UserError, match="subset .*cannot be read"):
             rows_of(imagenet(2), str(tmp_path / name))
 
 
 # --- options
 
 
-@pytest.mark.parametrize("page", [Labels1pct, Labels10pct])
 @pytest.mark.parametrize(
-    "options", [{"cs": ()}, {"cs": (1.0, 0.1)}, {"cs": (0.0, 1.0)}, {"cs": (1.0, 1.0)}, {"draws": 0}, {"folds": 1}]
+    "options",
+    [
+        *({"cs": cs} for cs in ((), (1.0, 0.1), (0.0, 1.0), (1.0, 1.0))),
+        *({"draws": 0}, {"folds": 1}, {"fraction": 0.0}, {"fraction": 1.5}, {"fraction": float("nan")}),
+    ],
 )
-def test_bad_options(page: Pages, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="cs must|draws must"):
-        page(**options)
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="cs must|draws must|fraction must"):
+        Labels(**options)
 
 
 def test_on_the_command_line() -> None:
     given = parse_evaluate(
         ["pixels", "--protocols", "labels-1pct,labels-10pct", "--data=digits", "--labels_1pct.subset", "list.txt"], {}
     )
-    assert given.protocols["labels-1pct"]["subset"] == "list.txt" and given.protocols["labels-10pct"]["subset"] is None
-    assert Labels1pct()._option == "--labels_1pct.subset" and Labels10pct()._option == "--labels_10pct.subset"
+    one, ten = given.protocols["labels-1pct"], given.protocols["labels-10pct"]
+    assert (one["fraction"], one["subset"], ten["fraction"], ten["subset"]) == (0.01, "list.txt", 0.1, None)
+
+
+@pytest.mark.parametrize("cls", [Labels, FinetuneLabels])
+def test_presets_are_the_two_published_fractions(cls: type) -> None:
+    found = {
+        name: registry.preset_options(each)["fraction"]
+        for name, each in registry.names("evaluations").items()
+        if each.preset and registry.load(each) is cls
+    }
+    stem = "labels" if cls is Labels else "finetune"
+    assert found == {f"{stem}-1pct": 0.01, f"{stem}-10pct": 0.1} and set(found.values()) == set(PUBLISHED_MD5)

@@ -21,8 +21,10 @@ from ssl_bench.methods.cae import CAE
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.simmim import SimMIM
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.dall_e import DallE
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.patches import patchify, unpatchify
-from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchTokens
+from ssl_bench.models.tokenizers import PatchTokens
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.training import fit
 from ssl_bench.records.run import read_run

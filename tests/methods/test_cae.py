@@ -16,8 +16,8 @@ from ssl_bench.errors import UserError
 from ssl_bench.methods.cae import CAE
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.cae_regressor import PretextNeck, RegressorBlock
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.patches import sincos_positions
-from ssl_bench.models.tokenizers import DiscreteVAE
 from ssl_bench.optim.optimizers import parameter_groups
 from ssl_bench.pretraining.masks import block_masks
 
@@ -386,21 +386,39 @@ def test_words_of_a_tokenizer_do_not_depend_on_how_views_are_normalised(tmp_path
 
 
 def test_fix_init_makes_deep_layers_smaller() -> None:
-    method = CAE(
-        Backbone(BackboneOptions("vit_pico_patch4_32", depth=4, width=96)),
-        decoder_dim=96,
-        decoder_heads=3,
-        fix_init=True,
-    )
+    """As the official constructor: rescaled in encoder, regressor and decoder, `encoder_to_decoder` left alone."""
+    backbone = Backbone(BackboneOptions("vit_pico_patch4_32", depth=4, width=96))
+    method = CAE(backbone, decoder_dim=144, decoder_heads=3, fix_init=True)
+    neck = method.pretext_neck
     cut = 0.02 * 0.53956  # of a normal distribution cut at one deviation
-    for blocks in (method.backbone.model.blocks, method.pretext_neck.decoder_blocks):
+    for blocks in (method.backbone.model.blocks, neck.decoder_blocks, neck.regressor_blocks):
         for number, block in enumerate(blocks, 1):
-            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+            regresses = isinstance(block, RegressorBlock)
+            attention, mlp = (block.cross_attn, block.mlp_cross) if regresses else (block.attn, block.mlp)
+            for weight in (attention.proj.weight, mlp.fc2.weight):
                 assert weight.std().item() == pytest.approx(cut / (2 * number) ** 0.5, rel=0.05)
                 assert weight.abs().max() <= 0.02 / (2 * number) ** 0.5
-            assert block.attn.qkv.weight.std().item() == pytest.approx(cut, rel=0.05)
-    assert method.pretext_neck.regressor_blocks[3].cross_attn.proj.weight.std().item() == pytest.approx(cut, rel=0.05)
-    assert method.pretext_neck.head.weight.std().item() == pytest.approx(cut, rel=0.05)
+            for plain in (attention.q, attention.k, attention.v) if regresses else (attention.qkv,):
+                assert plain.weight.std().item() == pytest.approx(cut, rel=0.05)
+            assert mlp.fc1.weight.std().item() == pytest.approx(cut, rel=0.05)
+            assert not attention.proj.bias.any() and not mlp.fc2.bias.any()
+    assert neck.head.weight.std().item() == pytest.approx(cut, rel=0.05)
+    bound = 96**-0.5  # PyTorch's: uniform between the inverse root of the inputs, the bias likewise
+    for tensor in (method.encoder_to_decoder.weight, method.encoder_to_decoder.bias):
+        assert tensor.abs().max() <= bound and tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+    assert method.encoder_to_decoder.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
+def test_without_fix_init_every_linear_is_xaviers() -> None:
+    backbone = Backbone(BackboneOptions("vit_pico_patch4_32", width=96))
+    method = CAE(backbone, decoder_dim=144, decoder_heads=3)
+    linears = {name: module for name, module in method.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert "encoder_to_decoder" in linears
+    for module in linears.values():
+        bound = (6 / (module.in_features + module.out_features)) ** 0.5
+        assert module.weight.abs().max() <= bound
+        assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert module.bias is None or not module.bias.any()
 
 
 def test_without_layer_scale_nothing_scales() -> None:

@@ -15,7 +15,7 @@ from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre
-from ssl_bench.models.tokenizers import DiscreteVAE
+from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.optim.optimizers import build_optimizer
 from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method

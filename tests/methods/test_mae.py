@@ -270,13 +270,13 @@ def test_loss_leaves_visible_patches_out() -> None:
 
 
 def test_target_has_the_unbiased_variance_of_each_patch() -> None:
-    method = mae(img_size=8)
-    images = torch.arange(192.0).reshape(1, 8, 8, 3).permute(0, 3, 1, 2)
-    first = torch.tensor([y * 24 + x * 3 + c for y in range(4) for x in range(4) for c in range(3)]).double()
+    method = mae(img_size=12)
+    images = torch.arange(432.0).reshape(1, 12, 12, 3).permute(0, 3, 1, 2)
+    first = torch.tensor([y * 36 + x * 3 + c for y in range(4) for x in range(4) for c in range(3)]).double()
     mean = first.mean()
     expected = (first - mean) / (((first - mean) ** 2).sum() / 47 + 1e-6).sqrt()
     assert_close(method.target(images)[0, 0], expected)
-    flat = method.target(torch.full((1, 3, 8, 8), 0.3))
+    flat = method.target(torch.full((1, 3, 12, 12), 0.3))
     assert flat.isfinite().all() and flat.abs().max() < 1e-3
 
 

@@ -286,7 +286,7 @@ def test_every_cell_is_hidden_as_often() -> None:
     assert (often - 10 / 16).abs().max() < 0.03
 
 
-@pytest.mark.parametrize(("size", "patch", "cell"), [(28, 4, 4), (8, 4, 4), (224, 16, 32), (224, 14, 28), (40, 4, 8)])
+@pytest.mark.parametrize(("size", "patch", "cell"), [(28, 4, 4), (12, 4, 4), (224, 16, 32), (224, 14, 28), (40, 4, 8)])
 def test_cells_that_nobody_asked_for_fit(size: int, patch: int, cell: int) -> None:
     assert simmim(VIT, backbone={"img_size": size, "patch_size": patch}).mask_cell == cell
 
@@ -517,7 +517,7 @@ def test_view_and_recipe() -> None:
         (VIT, {}, {"mask_cell": 6}, "mask_cell 6 must be a multiple"),
         (VIT, {}, {"mask_cell": 32}, "mask_cell 32 must.*: try 16"),
         (VIT, {}, {"mask_cell": 0}, "mask_cell 0 must.*: try 4"),
-        (VIT, {"img_size": 16, "patch_size": 16}, {}, "img_size 16 is a single patch"),
+        (VIT, {"img_size": 16, "patch_size": 16}, {}, "16 px hold 1 of 16 px; at least 9"),
         (SWIN, {"img_size": 34}, {}, "img_size 34 is no multiple of an output token's 4 px: try 36"),
     ],
 )

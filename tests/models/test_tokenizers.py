@@ -12,7 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.models.tokenizers import DallE, DiscreteVAE, PatchTokens, Tokenizer, load_tokenizer
+from ssl_bench.models.dall_e import DallE
+from ssl_bench.models.discrete_vae import DiscreteVAE
+from ssl_bench.models.tokenizer import Tokenizer
+from ssl_bench.models.tokenizers import PatchTokens, load_tokenizer
 
 
 def official_weights(hidden: int = 8, vocabulary: int = 16, blocks: int = 2) -> dict[str, Tensor]:
@@ -171,7 +174,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         "nothing": "no tokenizer nothing: pixels, ",
         "no.module:Class": "PYTHONPATH",
         "test_tokenizers:Nothing": "PYTHONPATH",
-        "pathlib:Path": "no subclass of ssl_bench.models.tokenizers.Tokenizer",
+        "pathlib:Path": "no subclass of ssl_bench.models.tokenizer.Tokenizer",
         str(folder): "has no tokenizer.json",
         str(broken): "is damaged",
         str(unfit): "is damaged",

@@ -16,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from processes import FIT, PROC, children, read_until, running, started, wait_until
+from processes import FIT, PROC, SECONDS, children, read_until, running, started, wait_until
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -286,7 +286,7 @@ def test_a_scheduler_that_signals_the_workers_too_loses_nothing(tmp_path: Path) 
     workers = children(process.pid)
     for pid in (*workers, process.pid):
         os.kill(pid, signal.SIGTERM)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 143, said
     assert "Traceback" not in said
     (folder,) = (tmp_path / "runs").iterdir()

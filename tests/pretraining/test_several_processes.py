@@ -25,7 +25,7 @@ PATCHES = ["--backbone.img_size=16"]  # four by four
 SIZES = {
     "mae": ["--method.decoder_dim=16", "--method.decoder_depth=1", "--method.decoder_heads=2"],
     "simmim": PATCHES,
-    "cae": [*PATCHES, "--method.decoder_depth=1", "--method.regressor_depth=1"],
+    "cae": [*PATCHES, "--method.tokenizer=pixels", "--method.decoder_depth=1", "--method.regressor_depth=1"],
     "simclr": ["--method.projection_dim=16"],
     "simclrv2": ["--method.projection_dim=16"],
     "byol": ["--method.hidden_dim=16"],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.cached_results import recorded
+from ssl_bench.evaluation.recorded_results import valid_result
 from ssl_bench.records.predictions import Predictions, read_predictions
 from ssl_bench.records.result import (
     EvaluationCost,
@@ -219,6 +219,20 @@ def test_two_data_sets_of_one_name_keep_both_results(run: Path) -> None:
     (found,) = load_runs([run])
     assert {result.value for result in found.results} == {0.71, 0.72}
     assert [predictions_path(run, found.info, other).stem for other in others] == [path.stem for path in paths]
-    assert all(recorded(run, other) == other for other in others)
+    assert all(valid_result(run, other) == other for other in others)
     paths[0].unlink()
-    assert recorded(run, others[1]) == others[1] and recorded(run, others[0]) is None
+    assert valid_result(run, others[1]) == others[1] and valid_result(run, others[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fraction"),
+    [("labels-1pct", 0.01), ("labels-10pct", 0.1), ("finetune-1pct", 0.01), ("finetune-10pct", 0.1)],
+)
+def test_a_result_from_before_the_fraction_was_an_option_is_valid(run: Path, protocol: str, fraction: float) -> None:
+    now = dataclasses.replace(RESULT, protocol=protocol, options={"fraction": fraction, "subset": None, "seed": 0})
+    path = write_result(run, now, PREDICTIONS)
+    record = json.loads(path.read_text())
+    del record["options"]["fraction"]
+    path.write_text(json.dumps(record))
+    assert valid_result(run, now) == now
+    assert valid_result(run, dataclasses.replace(now, options={**now.options, "fraction": 0.05})) is None

@@ -5,7 +5,7 @@ import torch
 
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
-from ssl_bench.runtime.devices import check_device, check_trainer
+from ssl_bench.runtime.devices import check_trainer, own_device
 
 
 @pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
@@ -53,7 +53,7 @@ def test_training(options: dict, needs: int, gpus: int) -> None:
 )
 def test_evaluation(device: str, needs: int, gpus: int) -> None:
     if gpus >= needs:
-        check_device(device)
+        own_device(device)
         return
     with pytest.raises(UserError, match=f"--device {device}: "):
-        check_device(device)
+        own_device(device)

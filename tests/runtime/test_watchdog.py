@@ -22,7 +22,7 @@ def grid_of(tmp_path: Path, **fit: object) -> Path:
     """A benchmark file of one small run."""
     flags = dict(flag.removeprefix("--").split("=") for flag in TINY)
     shared = {name: yaml.safe_load(value) for name, value in flags.items() if name.startswith(("trainer", "probe"))}
-    backbone = {"name": "vit_pico_patch4_32", "img_size": 8, "depth": 1}
+    backbone = {"name": "vit_pico_patch4_32", "img_size": 8, "patch_size": 2, "depth": 1}
     tree = {"methods": ["simmim"], "data": ["digits"], "backbones": [backbone], "baselines": ["pixels"]}
     tree |= {"fit": shared | {"optim.warmup_epochs": 1} | fit, "evaluate": {"protocols": ["knn"]}}
     file = tmp_path / "grid.yaml"

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ssl_bench.models.tokenizers import Tokenizer
+from ssl_bench.models.tokenizer import Tokenizer
 
 
 class Words64(Tokenizer):

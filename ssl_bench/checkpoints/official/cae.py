@@ -5,7 +5,8 @@ Its small ViT has 12 heads.
 
 from typing import Any
 
-from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, Shapes, blocks, vit_rules
+from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, blocks, vit_rules
+from ssl_bench.checkpoints.official.shapes import Shapes
 from ssl_bench.errors import UserError
 
 HEADS = {384: 12, 768: 12, 1024: 16}
@@ -18,11 +19,11 @@ ARGS = {
 
 def options(shapes: Shapes, given: Given) -> dict[str, Any]:
     """The neck's size."""
-    outputs, width = shapes["pretext_neck.head.weight"]
-    pixels = 3 * shapes["backbone.model.patch_embed.proj.weight"][2] ** 2
+    outputs, width = shapes.of("pretext_neck.head.weight", 2)
+    pixels = 3 * shapes.of("backbone.model.patch_embed.proj.weight", 4)[2] ** 2
     if outputs != pixels and "tokenizer" not in given.method:
-        words = f"the decoder predicts one of {outputs} words"
-        raise UserError(f"{words}: give their tokenizer, --method.tokenizer FILE, or --encoder-only")
+        predicted = f"the decoder predicts one of {outputs} visual tokens"
+        raise UserError(f"{predicted}: give their tokenizer, --method.tokenizer FILE, or --encoder-only")
     stored = given.stored(ARGS)
     heads = given.method.get("decoder_heads", stored.get("decoder_heads", HEADS.get(width)))
     if heads is None:
@@ -66,4 +67,5 @@ LAYOUT = Layout(
         ),
     ),
     heads=HEADS,
+    interpolation=lambda shapes: {"interpolate_offset": 0.0, "interpolate_antialias": False},
 )

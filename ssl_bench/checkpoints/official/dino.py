@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ssl_bench.checkpoints.official.layout import ENCODER, Given, Kind, Layout, Rule, Shapes, resnet_rules, vit_rules
+from ssl_bench.checkpoints.official.layout import ENCODER, Given, Kind, Layout, Rule, resnet_rules, vit_rules
+from ssl_bench.checkpoints.official.shapes import Shapes
 
 TEACHER = "teacher.module."
 ARGS = {
@@ -25,8 +26,9 @@ def options(shapes: Shapes, given: Given) -> dict[str, Any]:
 
 def head_size(shapes: Shapes) -> dict[str, Any]:
     """Of a head of DINO or iBOT."""
-    prototypes, bottleneck = shapes["head.last_layer.weight_v"]
-    return {"prototypes": prototypes, "hidden_dim": shapes["head.mlp.0.weight"][0], "bottleneck_dim": bottleneck}
+    prototypes, bottleneck = shapes.of("head.last_layer.weight_v", 2)
+    hidden = shapes.of("head.mlp.0.weight", 2)[0]
+    return {"prototypes": prototypes, "hidden_dim": hidden, "bottleneck_dim": bottleneck}
 
 
 def two_networks() -> tuple[Rule, ...]:
@@ -37,10 +39,16 @@ def two_networks() -> tuple[Rule, ...]:
             Rule(rf"{theirs}\.(head\.last_layer2?)\.parametrizations\.weight\.original0", rf"{ours}\1.weight_g"),
             Rule(rf"{theirs}\.(head\.last_layer2?)\.parametrizations\.weight\.original1", rf"{ours}\1.weight_v"),
             Rule(rf"{theirs}\.(head\..+)", rf"{ours}\1"),
+            *layer_scale_rules(rf"{theirs}\.backbone\.", ours + ENCODER),
             *vit_rules(rf"{theirs}\.backbone\.", ours + ENCODER),
             *resnet_rules(rf"{theirs}\.backbone\.", ours + ENCODER),
         )
     return rules
+
+
+def layer_scale_rules(before: str = "", to: str = ENCODER) -> tuple[Rule, ...]:
+    """LayerScale of iBOT's ViT, which timm's ViT has under other names (and timm's BEiT under these)."""
+    return (Rule(rf"{before}blocks\.(\d+)\.gamma_([12])", rf"{to}blocks.\1.ls\2.gamma"),)
 
 
 LAYOUT = Layout(
@@ -51,7 +59,7 @@ LAYOUT = Layout(
     kinds=(
         Kind(
             title="whole pretraining checkpoint",
-            sign=r"student\..+",
+            sign=r"student\.(?:backbone|head)\..+",
             unlike=r"ibot_loss\..+|.+\.masked_embed|.+\.last_layer2\..+",
             rules=(Rule(r"dino_loss\.center", "centre.center"), *two_networks()),
             evaluated=TEACHER + ENCODER,

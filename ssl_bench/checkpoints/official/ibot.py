@@ -5,8 +5,9 @@ A shared head is stored twice, as `last_layer` and as `last_layer2`.
 
 from typing import Any
 
-from ssl_bench.checkpoints.official.dino import ARGS, TEACHER, head_size, two_networks
-from ssl_bench.checkpoints.official.layout import ENCODER, Given, Kind, Layout, Rule, Shapes, vit_rules
+from ssl_bench.checkpoints.official.dino import ARGS, TEACHER, head_size, layer_scale_rules, two_networks
+from ssl_bench.checkpoints.official.layout import ENCODER, Given, Kind, Layout, Rule, vit_rules
+from ssl_bench.checkpoints.official.shapes import Shapes
 
 OWN_ARGS = ARGS | {
     "teacher_patch_temp": "teacher_patch_temp",
@@ -22,7 +23,7 @@ def options(shapes: Shapes, given: Given) -> dict[str, Any]:
     """The heads' size, and which of them are shared."""
     own, teachers = (f"{owner}head.last_layer2.weight_v" for owner in ("", TEACHER))
     shared = {"shared_head": own not in shapes, "shared_head_teacher": teachers not in shapes}
-    apart = {"patch_prototypes": shapes[teachers][0]} if teachers in shapes else {}
+    apart = {"patch_prototypes": shapes.of(teachers, 2)[0]} if teachers in shapes else {}
     return given.stored(OWN_ARGS) | head_size(shapes) | shared | apart
 
 
@@ -50,7 +51,11 @@ LAYOUT = Layout(
             title="encoder",
             sign=r"blocks\.0\.attn\.qkv\.weight",
             unlike=r".+\.q_bias|decoder_.+",
-            rules=(Rule("masked_embed", reason="the student's mask token: no image is masked later"), *vit_rules()),
+            rules=(
+                Rule("masked_embed", reason="the student's mask token: no image is masked later"),
+                *layer_scale_rules(),
+                *vit_rules(),
+            ),
         ),
     ),
 )

@@ -1,22 +1,24 @@
 """How the names in a checkpoint become ours: data that each layout's file fills in. Torch-free.
 
 A file is first laid flat: what stands under `model` or `state_dict` keeps its own name, what stands under `student`,
-`teacher` or a loss has that in front; the `module.` of a process group's wrapper is dropped.
+`teacher` or a loss has that in front; what DDP, torch.compile and FSDP put into names is dropped.
 """
 
 import importlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
+from ssl_bench.checkpoints.official.shapes import Shapes
 from ssl_bench.errors import UserError, near
 
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
-
-FORMATS = ("mae", "dino", "ibot", "simmim", "cae", "moco-v3", "timm")
+FORMATS = ("mae", "dino", "ibot", "simmim", "cae", "moco-v3", "dinov2", "timm")
 ENCODER = "backbone.model."  # where a method's state has its network's, under timm's names
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")  # entries that only hold the weights
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")  # entries that hold their moving average
+# What DDP, torch.compile, FSDP and activation checkpointing put in front of the names of what they wrap.
+WRAPPED = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation all of these repositories train with
 
 # Entries beside the weights, and why they are left.
@@ -24,7 +26,15 @@ ENTRIES = {
     "optimizer": "optimiser state: a continued run starts its own",
     "optimizer_state_dict": "optimiser state: a continued run starts its own",
     "lr_scheduler": "schedule: a continued run has its own",
+    "optimizer_states": "optimiser state: a continued run starts its own",
+    "opt": "optimiser state: a continued run starts its own",
+    "lr_schedulers": "schedule: a continued run has its own",
+    "scheduler": "schedule: a continued run has its own",
+    "loops": "progress of a trainer",
+    "callbacks": "progress of a trainer",
+    "hyper_parameters": "options: none of them is read",
     "scaler": "state of mixed precision",
+    "grad_scaler": "state of mixed precision",
     "fp16_scaler": "state of mixed precision",
     "amp": "state of mixed precision",
     "args": "options: read where they say what shapes do not",
@@ -72,6 +82,11 @@ class Given:
         """Our options out of the file's, by a table of theirs -> ours."""
         return {ours: self.args[theirs] for theirs, ours in names.items() if theirs in self.args}
 
+    def count(self, *names: str) -> int | None:
+        """A whole number of at least 1 among the file's options."""
+        found = (self.args.get(name) for name in names)
+        return next((value for value in found if type(value) is int and value > 0), None)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -88,6 +103,7 @@ class Kind:
         absent: Names of that state which such files lack, and why that is well.
         tied: Names, and others, of tensors that some files hold twice: the first is unused where the two are equal.
         prepare: Makes tensors fit where a new name alone does not.
+        interpolation: How positions are resampled where it is not as the layout says.
     """
 
     title: str
@@ -100,6 +116,7 @@ class Kind:
     absent: tuple[Rule, ...] = ()
     tied: tuple[str, str] = ("(?!)", "")
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda tensors: tensors
+    interpolation: Callable[[Shapes], dict[str, Any]] | None = None
 
     def fits(self, names: Collection[str]) -> bool:
         """Whether these could be the names of such a file."""
@@ -118,6 +135,8 @@ class Layout:
         paper: Link.
         kinds: Of files, the first that fits is it.
         heads: Width -> attention heads, of the published networks.
+        interpolation: How the code resamples a ViT's positions at other sizes, as options of a backbone; from shapes by
+            timm's names. None: as DINO.
     """
 
     title: str
@@ -126,6 +145,7 @@ class Layout:
     paper: str
     kinds: tuple[Kind, ...]
     heads: Mapping[int, int] = field(default_factory=lambda: {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16})
+    interpolation: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
 
 
 def layout(format: str) -> Layout:
@@ -138,22 +158,6 @@ def layout(format: str) -> Layout:
         raise UserError(f"--format: no layout {format!r}{near(format, FORMATS)} ({', '.join(FORMATS)})")
     found: Layout = importlib.import_module(f"ssl_bench.checkpoints.official.{format.replace('-', '_')}").LAYOUT
     return found
-
-
-def kind_of(format: str, names: Collection[str], file: str) -> Kind:
-    """Which kind of that layout's files has these names.
-
-    Raises:
-        UserError: None has; the message says whose they look like.
-    """
-    for kind in layout(format).kinds:
-        if kind.fits(names):
-            return kind
-    others = [other for other in FORMATS if any(kind.fits(names) for kind in layout(other).kinds)]
-    if others:
-        raise UserError(f"{file} is no {format} checkpoint: it looks like --format {' or '.join(others)}")
-    some = ", ".join(sorted(names)[:4]) or "no tensors at all"
-    raise UserError(f"{file} is no {format} checkpoint, nor one of {', '.join(FORMATS)}: it holds {some}")
 
 
 def matching(rules: tuple[Rule, ...], name: str) -> Rule | None:
@@ -191,17 +195,22 @@ def swin_rules(before: str = "", to: str = ENCODER) -> tuple[Rule, ...]:
     )
 
 
-def blocks(shapes: Shapes, before: str) -> int:
+def blocks(shapes: Mapping[str, tuple[int, ...]], before: str) -> int:
     """How many numbered parts there are under a name."""
     numbers = (re.match(rf"{re.escape(before)}\.(\d+)\.", name) for name in shapes)
     return len({found[1] for found in numbers if found})
 
 
-def plain(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Options as pairs of a dotted name and a value: of a mapping, or of an object with attributes."""
+def plain(value: Any, before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Options as pairs of a dotted name and a number, text or list of those; of a mapping, or an object of options."""
     items = value if isinstance(value, Mapping) else vars(value) if hasattr(value, "__dict__") else {}
     for name, inner in items.items():
         if isinstance(inner, Mapping):
-            yield from plain(inner, f"{before}{name}.")
-        else:
+            if depth < 8:
+                yield from plain(inner, f"{before}{name}.", depth + 1)
+        elif all(isinstance(part, bool | int | float | str) for part in (inner if _is_list(inner) else (inner,))):
             yield f"{before}{name}", inner
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)

@@ -5,7 +5,8 @@ The encoder's names are timm's, the decoder's our own. A decoder 512 wide was pu
 
 from typing import Any
 
-from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, Shapes, blocks, vit_rules
+from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, blocks, vit_rules
+from ssl_bench.checkpoints.official.shapes import Shapes
 from ssl_bench.errors import UserError
 
 ARGS = {"mask_ratio": "mask_ratio", "norm_pix_loss": "norm_pix"}
@@ -13,7 +14,7 @@ ARGS = {"mask_ratio": "mask_ratio", "norm_pix_loss": "norm_pix"}
 
 def options(shapes: Shapes, given: Given) -> dict[str, Any]:
     """The decoder's size."""
-    width = shapes["decoder_embed.weight"][0]
+    width = shapes.of("decoder_embed.weight", 2)[0]
     heads = given.method.get("decoder_heads", {512: 16}.get(width))
     if heads is None:
         unknown = f"the shapes of a decoder {width} wide do not say how many attention heads it has"
@@ -28,6 +29,7 @@ LAYOUT = Layout(
     source="https://github.com/facebookresearch/mae",
     paper="https://arxiv.org/abs/2111.06377",
     heads={768: 12, 1024: 16, 1280: 16},
+    interpolation=lambda shapes: {"interpolate_offset": 0.0, "interpolate_antialias": False},
     kinds=(
         Kind(
             title="whole pretraining checkpoint",

@@ -1,6 +1,6 @@
 """facebookresearch/moco-v3: `{state_dict, optimizer, scaler, epoch, arch}` with `module.base_encoder.*`.
 
-The method has no page here: what is imported is the base encoder, which the official code evaluates. Its ViT-S has 12
+The method itself is not here: what is imported is the base encoder, which the official code evaluates. Its ViT-S has 12
 heads.
 """
 
@@ -17,8 +17,8 @@ LAYOUT = Layout(
             sign=r"base_encoder\..+",
             rules=(
                 Rule(r"momentum_encoder\..+", reason="the momentum encoder: the base encoder is what is evaluated"),
-                Rule(r"predictor\..+", reason="the predictor: there is no page of this method to continue it"),
-                Rule(r"base_encoder\.(?:head|fc)\.\d.+", reason="the projector: there is no page of this method"),
+                Rule(r"predictor\..+", reason="the predictor: the method is not here to continue it"),
+                Rule(r"base_encoder\.(?:head|fc)\.\d.+", reason="the projector: the method is not here to continue it"),
                 *vit_rules(r"base_encoder\."),
                 *resnet_rules(r"base_encoder\."),
             ),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, Shapes, swin_rules, vit_rules
+from ssl_bench.checkpoints.official.layout import Given, Kind, Layout, Rule, swin_rules, vit_rules
+from ssl_bench.checkpoints.official.shapes import Shapes
 
 ARGS = {"DATA.MASK_RATIO": "mask_ratio", "DATA.MASK_PATCH_SIZE": "mask_cell"}
 

@@ -5,7 +5,6 @@ is reached in two ways: arrays of images, or lists of files.
 """
 
 import contextlib
-import os
 import sys
 import urllib.error
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.config.options import DataOptions
+from ssl_bench.data.catalogue import default_root
 from ssl_bench.data.files.digests import digests_of, read_whole
 from ssl_bench.data.files.listing import listed
 from ssl_bench.data.in_memory import usable
@@ -77,11 +77,6 @@ def load(options: DataOptions) -> Source:
     if len(labelled) == len(train):
         return Source(train=train, test=test, classes=classes)
     return Source(train=train.take(labelled), test=test, classes=classes, pretrain=train)
-
-
-def default_root() -> Path:
-    """Where downloads go when no root is given."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl-bench" / "data"
 
 
 def _open(options: DataOptions, root: Path, name: str, arguments: dict[str, Any]) -> Any:

@@ -100,7 +100,7 @@ class Part:
         length: Of the longest b - c.
         rounding: Length of what rounding changed of a b - c, at most.
         remainder: What its two parts leave of a product with c, at most.
-        room: (m QUERIES,) for coarse similarities; asking the system for new memory takes as long as the product.
+        buffer: (m QUERIES,) for coarse similarities; asking the system for new memory takes as long as the product.
     """
 
     rows: Tensor
@@ -109,7 +109,7 @@ class Part:
     length: float
     rounding: float
     remainder: float
-    room: Tensor
+    buffer: Tensor
 
     @classmethod
     def of(cls, rows: Tensor, coarse_as: torch.dtype) -> "Part":
@@ -198,8 +198,8 @@ class Part:
         moved = query - self.centre
         coarse = F.pad(moved, (0, width - dim)).to(self.coarse.dtype)  # (q, E)
         coarse[:, dim : dim + 2] = 1
-        room = self.room[: len(self.coarse) * len(query)].view(-1, len(query))
-        similarity = torch.mm(self.coarse, coarse.T, out=room)
+        buffer = self.buffer[: len(self.coarse) * len(query)].view(-1, len(query))
+        similarity = torch.mm(self.coarse, coarse.T, out=buffer)
         rounded = coarse[:, :dim].float()
         length, rounding = rounded.norm(dim=1), (moved - rounded).norm(dim=1)
         summing = (width + 16) * UNIT  # of a sum, in whatever order; of the steps before it

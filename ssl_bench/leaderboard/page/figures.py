@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import quote
 
+from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
 from ssl_bench.records.files import is_inside, read_regular, replacing
 
@@ -96,13 +97,15 @@ def read_png(run: Path, file: Path) -> bytes | None:
         run: The run's folder.
         file: In it.
     """
-    if not is_inside(file, run):
-        return None
     try:
-        content = read_regular(file, MOST_BYTES)
+        content = read_regular(file, MOST_BYTES) if is_inside(file, run) else b""
     except OSError:
-        return None
-    return content if content.startswith(PNG) else None
+        content = b""
+    if content.startswith(PNG):
+        return content
+    if os.path.lexists(file):
+        say(f"warning: {file} is not published: it is no PNG file of the run's own folder")
+    return None
 
 
 def published_pictures(run: Path) -> list[Path]:

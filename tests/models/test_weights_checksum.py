@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.models.saved_backbone import load_backbone
-from ssl_bench.models.weights_file import checksum, read_weights, write_weights
+from ssl_bench.models.weights_files import checksum, read_tensors, write_weights
 
 WEIGHTS = {"a": torch.arange(600.0).view(20, 30), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(4)}
 
@@ -25,7 +25,7 @@ def flip_bits(path: Path, count: int = 16) -> None:
 
 def test_what_is_written_is_read_by_us_and_others(tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors", WEIGHTS)
-    for read in (read_weights, load_file):
+    for read in (read_tensors, load_file):
         found = read(tmp_path / "w.safetensors")
         assert found.keys() == WEIGHTS.keys()
         assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
@@ -42,12 +42,12 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
     write_weights(path, WEIGHTS)
     flip_bits(path)
     with pytest.raises(ValueError, match="w.safetensors does not match its checksum"):
-        read_weights(path)
+        read_tensors(path)
 
 
 def test_a_file_of_others_has_no_checksum_and_is_read(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "w.safetensors", metadata={"format": "pt"})
-    assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], WEIGHTS["a"])
+    assert torch.equal(read_tensors(tmp_path / "w.safetensors")["a"], WEIGHTS["a"])
 
 
 def test_the_checksum_is_of_names_shapes_and_types_too() -> None:

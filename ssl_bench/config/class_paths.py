@@ -1,0 +1,53 @@
+"""Class paths run code when they are looked up, so only those that the user names are: none that only a file names.
+
+A class path is `package.module.Class`, a tokenizer's `package.module:Class`. Names of ours and of installed plug-ins
+are none. Torch-free; nothing is imported here.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.config import registry
+from ssl_bench.errors import UserError
+
+# Options whose value may be a class path.
+METHOD, TOKENIZER = "method.name", "method.tokenizer"
+USERS = ("flags", "the environment")  # origins that are the user's own word
+
+
+def check(values: Mapping[str, Any], origins: Mapping[str, str], named: Collection[str] = ()) -> None:
+    """Refuse a class path that only a file names.
+
+    Args:
+        values: Flat options.
+        origins: The same names -> the file that set them, or one of USERS.
+        named: Class paths that the user named.
+
+    Raises:
+        UserError: There is one; the message says how to name it.
+    """
+    for option, flag in ((METHOD, "--method"), (TOKENIZER, f"--{TOKENIZER}")):
+        value, origin = values.get(option), origins.get(option, "")
+        if isinstance(value, str) and origin not in USERS and value not in named and is_class_path(option, value):
+            remedy = f"name it yourself: {flag} {value} (of benchmark and figures: --classes {value})"
+            raise UserError(f"{origin} names the class {value}, and a file alone has no code run: {remedy}")
+
+
+def check_evaluations(names: Collection[str], origin: str, named: Collection[str] = ()) -> None:
+    """Likewise of protocols.
+
+    Raises:
+        UserError: A file names a class path.
+    """
+    for name in names:
+        if origin not in USERS and name not in named and "." in name and name not in registry.names("evaluations"):
+            remedy = f"name it yourself: --protocols {name} (of benchmark: --classes {name})"
+            raise UserError(f"{origin} names the class {name}, and a file alone has no code run: {remedy}")
+
+
+def is_class_path(option: str, value: str) -> bool:
+    """Whether a value can only be a class path."""
+    if option == METHOD:
+        return "." in value and value not in registry.names("methods")
+    return ":" in value and not Path(value).exists()
