@@ -90,6 +90,9 @@ class DINOv2(Method):
         optim: AdamW, 0.004 for 1024 images, weight decay from 0.04 to 0.4, gradients of each part clipped to 3.
     """
 
+    kind = "self-distillation"
+    families = ("ViT",)
+
     min_images = 2  # of one there is no neighbour
 
     def __init__(

@@ -67,6 +67,9 @@ class LeJEPA(Method):
         optim: AdamW, 5e-4 whatever the batch, one epoch of warm-up; weight decay on everything, 5e-4 for a ResNet.
     """
 
+    kind = "joint-embedding prediction"
+    families = ("ViT", "ResNet")
+
     knots: Tensor
     spacing: Tensor
 

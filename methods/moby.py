@@ -57,6 +57,8 @@ class MoBY(Method):
         optim: AdamW, 5e-4 per 256 images, 5 epochs of warm-up, gradients clipped to 5.
     """
 
+    kind = "contrastive"
+
     queues: Tensor  # (2, L, P), keys of the first and of the second view, the oldest first
 
     def __init__(

@@ -73,6 +73,9 @@ class SwAV(Method):
         optim: SGD with LARC, 0.3 per 256 images; weight decay and adaptive rates on biases, norms and prototypes, too.
     """
 
+    kind = "clustering"
+    families = ("ViT", "ResNet")
+
     queue: Tensor
 
     def __init__(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views
+from ssl_bench.config.method_facts import FAMILIES, Family, MethodKind
 from ssl_bench.config.options import Optim
 from ssl_bench.console import say
 from ssl_bench.data.batch import Batch
@@ -34,6 +35,8 @@ class Method(pl.LightningModule, ABC):
         optim: The recipe of its optimiser; a subclass gives the paper's as default.
     """
 
+    kind: MethodKind = "other"  # what keeps its representations apart; `ssl-bench list methods` is in that order
+    families: tuple[Family, ...] = FAMILIES  # of networks that it takes with its own options
     standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
     product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
     needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
