@@ -216,7 +216,7 @@ class DINOv2(Method):
         return block_masks(count, grid, target, min_area=4, max_area=most)[torch.randperm(count)]
 
     def masks(self, batch: int) -> Tensor:
-        return self.draw_masks(2 * batch).unflatten(0, (2, batch))
+        return self.draw_masks(2 * batch).unflatten(0, (2, batch))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def teach(self, images: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
