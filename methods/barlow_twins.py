@@ -49,6 +49,8 @@ class BarlowTwins(Method):
         optim: LARS with the rate outside the momentum, 0.2 per 256 images down to a thousandth, 10 epochs of warm-up.
     """
 
+    kind = "redundancy reduction"
+
     def __init__(
         self,
         backbone: Backbone,
@@ -112,7 +114,7 @@ class BarlowTwins(Method):
         c = self.norm(z0).T @ self.norm(z1) / (len(z0) * world_size())
         if self.exact_gradient:
             return all_reduce_sum(c)
-        return c + (all_reduce_sum(c.detach()) - c.detach()) if world_size() > 1 else c
+        return c + (all_reduce_sum(c.detach()) - c.detach()) if world_size() > 1 else c  # type: ignore[no-any-return]
 
 
 def projector(dim: int, widths: Sequence[int]) -> nn.Sequential:

@@ -57,6 +57,9 @@ class BEiT(Method):
         optim: AdamW, 1.5e-3 whatever the batch (2048 published), 10 epochs of warm-up, gradients clipped to 3.
     """
 
+    kind = "masked image modelling"
+    families = ("ViT", "BEiT")
+
     def __init__(
         self,
         backbone: Backbone,

@@ -42,6 +42,8 @@ class BYOL(Method):
         optim: LARS with the rate outside the momentum, 0.2 per 256 images, 10 epochs of warm-up.
     """
 
+    kind = "self-distillation"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -68,6 +68,9 @@ class CAE(Method):
         optim: AdamW, 1.5e-3 whatever the batch (2048 published), 20 epochs of warm-up, gradients clipped to 3.
     """
 
+    kind = "masked image modelling"
+    families = ("ViT",)
+
     positions: Tensor  # (N, E)
 
     def __init__(

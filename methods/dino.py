@@ -64,6 +64,9 @@ class DINO(Method):
         optim: AdamW, 5e-4 per 256 images, weight decay from 0.04 to 0.4; if gradients are clipped, each tensor's.
     """
 
+    kind = "self-distillation"
+    families = ("ViT", "ResNet")
+
     def __init__(
         self,
         backbone: Backbone,

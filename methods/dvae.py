@@ -46,6 +46,9 @@ class DVAE(Method):
         optim: AdamW, 3e-4 whatever the batch.
     """
 
+    kind = "tokenizer"
+    families = ()
+
     product = "tokenizer"
     standardize = False
 

@@ -80,6 +80,9 @@ class IBOT(Method):
         optim: AdamW, 5e-4 per 256 images, weight decay from 0.04 to 0.4, each tensor's gradient clipped to 3.
     """
 
+    kind = "self-distillation"
+    families = ("ViT",)
+
     def __init__(
         self,
         backbone: Backbone,

@@ -68,6 +68,9 @@ class IJEPA(Method):
         optim: AdamW, 1e-3 whatever the batch, weight decay from 0.04 to 0.4, 40 epochs of warm-up.
     """
 
+    kind = "joint-embedding prediction"
+    families = ("ViT",)
+
     def __init__(
         self,
         backbone: Backbone,

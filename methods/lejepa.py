@@ -67,6 +67,9 @@ class LeJEPA(Method):
         optim: AdamW, 5e-4 whatever the batch, one epoch of warm-up; weight decay on everything, 5e-4 for a ResNet.
     """
 
+    kind = "joint-embedding prediction"
+    families = ("ViT", "ResNet")
+
     knots: Tensor
     spacing: Tensor
 
@@ -153,7 +156,7 @@ class LeJEPA(Method):
         """(P, S) unit columns, of this step alone."""
         generator = torch.Generator().manual_seed(self.global_step)
         directions = torch.randn(z.shape[-1], self.directions, generator=generator)
-        return (directions / directions.norm(dim=0)).to(z.device, non_blocking=True)
+        return (directions / directions.norm(dim=0)).to(z.device, non_blocking=True)  # type: ignore[no-any-return]
 
     def deviation(self, x: Tensor) -> Tensor:
         """(B, S) projections on directions -> (S,): Epps and Pulley's statistic of all devices' against N(0, 1).

@@ -45,6 +45,9 @@ class MAE(Method):
         optim: AdamW with betas 0.9 and 0.95, 1.5e-4 per 256 images, 40 epochs of warm-up.
     """
 
+    kind = "masked image modelling"
+    families = ("ViT",)
+
     def __init__(
         self,
         backbone: Backbone,

@@ -6,13 +6,13 @@ Paper: https://arxiv.org/abs/2105.04553. Reference code: https://github.com/Swin
 Shapes: B images per device, G on all devices, D backbone features, P projected features, L keys in a queue.
 
 As the code has it: weight decay on tables of relative positions and on absolute positions, which its authors meant to
-spare (they ask a network that has no list of them); rates there are per 512 images, here per 256; no norm ends projector
-and predictor, whose layers have biases. The moving average moves between queries and keys, so towards the weights
-before this step, and once a step when several batches make one. Only the online network drops paths
-(`--backbone.drop_path`, 0.2 published for Swin-T).
-Here and not there: a queue may be of any length, since the oldest keys fall out at its front; the momentum goes on where
-it was when a run is resumed (the code's counter starts again). Its option for batch norms in a Swin's MLPs never had an
-effect, and is not built.
+spare (they ask a network that has no list of them); rates there are per 512 images, here per 256; projector and
+predictor do not end in a norm, and their layers have biases. The moving average moves between queries and keys, so
+towards the weights before this step, and once a step when several batches make one. Only the online network drops
+paths (`--backbone.drop_path`, 0.2 published for Swin-T).
+Here and not there: a queue may be of any length, since the oldest keys fall out at its front; the momentum goes on
+where it was when a run is resumed (the code's counter starts again). The code's option for batch norms in a Swin's MLPs
+never had an effect, and is not built.
 """
 
 from typing import Any
@@ -56,6 +56,8 @@ class MoBY(Method):
         crop_scale: Smallest part of the image's area in a view.
         optim: AdamW, 5e-4 per 256 images, 5 epochs of warm-up, gradients clipped to 5.
     """
+
+    kind = "contrastive"
 
     queues: Tensor  # (2, L, P), keys of the first and of the second view, the oldest first
 

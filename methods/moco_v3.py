@@ -54,6 +54,8 @@ class MoCoV3(Method):
         optim: AdamW, 1.5e-4 per 256 images, 40 epochs of warm-up; weight decay on biases and norms, too.
     """
 
+    kind = "contrastive"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -41,6 +41,8 @@ class SimCLR(Method):
         optim: LARS with the rate inside the momentum, 0.3 per 256 images, 10 epochs of warm-up.
     """
 
+    kind = "contrastive"
+
     min_images = 2  # an image is told from others
 
     def __init__(

@@ -43,6 +43,8 @@ class SimCLRv2(Method):
         optim: LARS with the rate inside the momentum, 0.1 x sqrt(images per step), 40 of 800 epochs of warm-up.
     """
 
+    kind = "contrastive"
+
     min_images = 2  # an image is told from others
 
     def __init__(

@@ -47,6 +47,8 @@ class SimCLRv2Distill(Method):
         optim: As in pretraining: LARS with the rate inside the momentum, 0.1 x sqrt(images per step), 5 % of warm-up.
     """
 
+    kind = "later stage"
+
     standardize = False
     unlabelled_too = True
 

@@ -41,6 +41,8 @@ class SimCLRv2Finetune(Method):
             networks and selective kernels, neither decay nor warm-up.
     """
 
+    kind = "later stage"
+
     needs_labels = True
     no_weight_decay = ("head.linear.weight",)
 

@@ -43,6 +43,9 @@ class SimMIM(Method):
         optim: AdamW, 1e-4 per 256 images, 10 epochs of warm-up, gradients clipped at 5.
     """
 
+    kind = "masked image modelling"
+    families = ("ViT", "BEiT", "Swin")
+
     def __init__(
         self,
         backbone: Backbone,

@@ -44,6 +44,8 @@ class SimSiam(Method):
         optim: SGD, 0.05 per 256 images, no warm-up, one rate an epoch; weight decay on biases and norms, too.
     """
 
+    kind = "self-distillation"
+
     def __init__(
         self,
         backbone: Backbone,

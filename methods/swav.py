@@ -73,6 +73,9 @@ class SwAV(Method):
         optim: SGD with LARC, 0.3 per 256 images; weight decay and adaptive rates on biases, norms and prototypes, too.
     """
 
+    kind = "clustering"
+    families = ("ViT", "ResNet")
+
     queue: Tensor
 
     def __init__(
@@ -177,7 +180,7 @@ class SwAV(Method):
     def queues(self, count: int) -> Tensor:
         """(2, W, n, P) of the buffer: each device's queue of whole batches of ``count`` images, the newest first."""
         length = self.queue.shape[1] // (count * world_size()) * count
-        return self.queue[:, : length * world_size()].unflatten(1, (world_size(), length))
+        return self.queue[:, : length * world_size()].unflatten(1, (world_size(), length))  # type: ignore[no-any-return]
 
     def on_train_start(self) -> None:
         self.queue_is_full = False

@@ -50,6 +50,8 @@ class VICReg(Method):
         optim: LARS with the rate outside the momentum, 0.2 per 256 images down to a thousandth, 10 epochs of warm-up.
     """
 
+    kind = "redundancy reduction"
+
     def __init__(
         self,
         backbone: Backbone,

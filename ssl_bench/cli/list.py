@@ -5,11 +5,14 @@ from collections.abc import Iterator
 
 from ssl_bench.cli.commands import refuse
 from ssl_bench.config import registry
+from ssl_bench.config.method_facts import FAMILIES, method_facts
+from ssl_bench.config.method_facts import KINDS as METHOD_KINDS
 from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
 KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
 MOST_NAMES = 12  # of a kind on one line
+FAMILIES_WIDTH = len(", ".join(FAMILIES))
 MEANT = {  # what people call the kinds -> what they are called here
     **dict.fromkeys(("models", "model", "networks", "architectures"), "backbones"),
     **dict.fromkeys(("protocols", "protocol", "probes"), "evaluations"),
@@ -25,6 +28,22 @@ def listing(kind: str) -> Iterator[str]:
     width = max((len(name) for name, _ in rows), default=0)
     for name, what in rows:
         yield f"{name:<{width}}  {what}".rstrip()
+
+
+def methods_by_kind() -> Iterator[str]:
+    """The same of methods, a block per kind, with the year of the paper and the families of networks."""
+    found = registry.names("methods")
+    facts = {name: method_facts(where) for name, where in found.items()}
+    width = max(map(len, found), default=0)
+    for kind in METHOD_KINDS:
+        named = sorted(
+            (name for name in found if facts[name].kind == kind), key=lambda name: (facts[name].year or 0, name)
+        )
+        if named:
+            yield f"{kind}:"
+        for name in named:
+            families = f"{', '.join(facts[name].families):<{FAMILIES_WIDTH}}"
+            yield f"  {name:<{width}}  {facts[name].year or '':<4}  {families}  {registry.summary(found[name])}"
 
 
 def _rows(kind: str) -> Iterator[tuple[str, str]]:
@@ -61,6 +80,6 @@ def main(argv: list[str]) -> int:
     if kind not in KINDS:
         hint = f"; did you mean {MEANT[kind]!r}?" if kind in MEANT else near(kind, KINDS)
         raise UserError(f"nothing called {kind!r}{hint} ({', '.join(KINDS)})")
-    for line in listing(kind):
+    for line in methods_by_kind() if kind == "methods" else listing(kind):
         print(line)
     return 0

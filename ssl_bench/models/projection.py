@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.models.weights_files import read_pickled
 
-METHODS = ("simclr", "simclrv2", "byol", "moco-v3", "moby", "simsiam", "barlow-twins", "vicreg", "swav")
-METHODS += ("dino", "dinov2", "ibot")
-FOLLOWERS = {
+METHODS = (
+    *("simclr", "simclrv2", "byol", "moco-v3", "moby", "simsiam", "barlow-twins", "vicreg", "swav"),
+    *("dino", "dinov2", "ibot"),
+)
+FOLLOWERS = {  # where a moving average keeps its projector
     "byol": "target.module.1",
     "moco-v3": "teacher.module.1",
     "moby": "teacher.module.1",
-}  # where a moving average keeps its projector
+}
 
 
 def first_layer(weights: Mapping[str, Tensor], method: str, branch: str) -> nn.Sequential | None:

@@ -57,7 +57,7 @@ def build_optimizer(
         optim: The recipe.
         no_weight_decay: Names of parameters without weight decay, besides biases and norms.
         groups: Other groups than `parameter_groups` makes: `decay` says whether they have weight decay, `lr_scale`
-            multiplies their rate, and with `constant_lr` it stays at its peak.
+            multiplies their rate, and with `constant_lr` it stays at its peak; those of a `part` are clipped together.
     """
     groups = [g for g in (parameter_groups(model, no_weight_decay) if groups is None else groups) if g["params"]]
     shared: dict[str, Any] = {"lr": 0.0, "weight_decay": optim.weight_decay}

@@ -36,7 +36,13 @@ def require_patches(backbone: Backbone, method: str) -> None:
 
 
 def block_masks(
-    count: int, grid: int, target: float | Tensor, min_area: float, aspect: float = 0.3, exact: bool = False
+    count: int,
+    grid: int,
+    target: float | Tensor,
+    min_area: float,
+    aspect: float = 0.3,
+    exact: bool = False,
+    max_area: float = math.inf,
 ) -> Tensor:
     """(B, N) masks made of rectangles, as in BEiT; iBOT's may fall short of their target, CAE's are exact.
 
@@ -50,6 +56,7 @@ def block_masks(
         target: Patches to hide, one number or (B,) of them; fractions are fine unless ``exact``.
         min_area: Patches of the smallest block, where so many are left to hide.
         aspect: Lower bound of height over width; the upper one is its inverse.
+        max_area: Patches that a block may hide at most (DINOv2).
         exact: Go on until exactly ``target`` patches are hidden, rather than stop after ten blocks that do not fit.
     """
     left = torch.as_tensor(target, dtype=torch.float64).cpu().expand(count).clone()
@@ -59,7 +66,7 @@ def block_masks(
     places = torch.arange(grid)
     active = (left > 0).nonzero()[:, 0]  # (A,)
     while len(active):
-        mask, room = masks[active], left[active, None]  # (A, g, g), (A, 1)
+        mask, room = masks[active], left[active, None].clamp(max=max_area)  # (A, g, g), (A, 1)
         area, shape, y, x = torch.rand(4, len(active), TRIES, dtype=torch.float64).unbind()  # (A, T) each
         area = min_area + (room - min_area) * area
         shape = (math.log(1 / aspect) * (2 * shape - 1)).exp()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views
+from ssl_bench.config.method_facts import FAMILIES, Family, MethodKind
 from ssl_bench.config.options import Optim
 from ssl_bench.console import say
 from ssl_bench.data.batch import Batch
@@ -34,6 +35,8 @@ class Method(pl.LightningModule, ABC):
         optim: The recipe of its optimiser; a subclass gives the paper's as default.
     """
 
+    kind: MethodKind = "other"  # what keeps its representations apart; `ssl-bench list methods` is in that order
+    families: tuple[Family, ...] = FAMILIES  # of networks that it takes with its own options
     standardize: bool = True  # whether views have the data's mean subtracted and are divided by its deviation
     product: Literal["backbone", "tokenizer"] = "backbone"  # what is saved; a tokenizer's method has one of that name
     needs_labels: bool = False  # whether it trains on labelled images and `loss` is given their (B,) `labels`
@@ -148,7 +151,11 @@ class Method(pl.LightningModule, ABC):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         # Lightning calls this after unscaling (16-mixed) and once per optimiser step.
-        clip_gradients([p for g in optimizer.param_groups for p in g["params"]], self.optim.clip, self.optim.clip_per)
+        parts: dict[Any, list[Tensor]] = {}  # whose gradients have a norm together: as a rule, all
+        for group in optimizer.param_groups:
+            parts.setdefault(group.get("part"), []).extend(group["params"])
+        for parameters in parts.values():
+            clip_gradients(parameters, self.optim.clip, self.optim.clip_per)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         step = self.trainer.global_step  # of the update that is about to happen

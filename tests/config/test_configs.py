@@ -64,7 +64,7 @@ def test_its_method_can_be_built(file: Path, tmp_path: Path) -> None:
     if "backbone" in config:
         name = config["backbone"]["name"]
         small = {"width": 48, "depth": 1, "num_heads": 3} if "vit" in name or "beit" in name else {}
-        small |= {"width": 32} if "swin" in name else {}
+        small |= {"width": 48} if "swin" in name else {}
         if name.startswith("resnet"):
             small |= {"timm_args": {**(config["backbone"]["timm_args"] or {}), "layers": [1, 1, 1, 1]}}
         given["backbone"] = Backbone(BackboneOptions(**{**config["backbone"], **small}))

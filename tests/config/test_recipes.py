@@ -14,6 +14,7 @@ from ssl_bench.config.layers import flatten, read_yaml
 from ssl_bench.config.recipes import Images, patch_for, recipe_for
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.image_summary import TRAINING_IMAGES, image_summary
+from ssl_bench.models.timm_arguments import patch_size_in
 
 METHODS = sorted(registry.names("methods"))
 NAMED = [name for name in CATALOGUE if name not in ("folder", "parquet")]
@@ -92,7 +93,7 @@ def test_every_method_has_numbers_for_every_set(method: str, data: str) -> None:
     parsed = parse(method, data=data)
     size, backbone = image_size(parsed), parsed.config.get("backbone", {})
     assert parsed.images.count == TRAINING_IMAGES[data]
-    patch = backbone.get("patch_size") or (4 if "patch4_32" in backbone.get("name", "") else 16)
+    patch = backbone.get("patch_size") or patch_size_in(backbone.get("name", "")) or 16
     if "patch" in backbone.get("name", ""):
         assert size % patch == 0 and size // patch >= 4, (size, patch)
     said = described(parsed)

@@ -11,6 +11,7 @@ from small import GivenViews, build, labels_of, trainer, views_of
 from torch import Tensor
 
 from ssl_bench.config import registry, signatures
+from ssl_bench.config.method_facts import FAMILIES, KINDS, method_facts
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -27,9 +28,13 @@ REFUSED = {  # local views need another image size; masks need patches, or patch
     "beit": ("swin_pico_patch2_32", "resnet_nano"),
     "cae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "dino": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
+    "dinov2": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "ibot": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "ijepa": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "lejepa": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
     "mae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
     "simmim": ("resnet_nano",),
+    "swav": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
 }
 PAIRS = [
     (name, backbone)
@@ -58,6 +63,20 @@ def test_a_backbone_that_does_not_do_is_refused_in_a_line_that_names_another_met
     others = [other for other in registry.names("methods") if other != name]
     assert any(other in str(refusal.value) for other in others), f"{refusal.value} names no method that would do"
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("name", "found"), [*registry.names("methods").items()], ids=[*registry.names("methods")])
+def test_what_is_listed_of_a_method_is_true(name: str, found: registry.Found) -> None:
+    """Read from its source: the kind that its class has, and the networks that it takes here."""
+    facts, cls = method_facts(found), registry.load(found)
+    assert (facts.kind, facts.families) == (cls.kind, cls.families)  # type: ignore[attr-defined]
+    taken = {backbone for method, backbone in PAIRS if method == name} & set(BACKBONES)
+    assert set(facts.families) == {
+        family for family, backbone in zip(FAMILIES, BACKBONES, strict=True) if backbone in taken
+    }
+    if found.module.startswith("ssl_bench.methods."):
+        assert facts.kind != "other" and facts.kind in KINDS
+        assert facts.year is not None and 2019 < facts.year < 2030
 
 
 def loss_of(method: Method, views: list[Tensor], seed: int = 0) -> Tensor:
@@ -237,9 +256,9 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(make: Build, tmp_path: Path)
         assert torch.equal(value, states[1][name]), name
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "beit", "ibot"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "beit", "ibot", "dinov2"])
 def test_hiding_needs_patches_to_hide(name: str) -> None:
-    given = {"local_views": 0} if name == "ibot" else {}
+    given = {"local_views": 0} if name in ("ibot", "dinov2") else {}
     cls = registry.load(registry.find("methods", name))
 
     def made(size: int, patch: int) -> Any:

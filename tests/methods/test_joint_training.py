@@ -51,6 +51,7 @@ def test_every_method_whose_batch_is_global_is_here() -> None:
         "simclrv2",
         "byol",
         "dino",
+        "dinov2",
         "ibot",
         "simsiam",
         "barlow-twins",
@@ -100,6 +101,16 @@ def test_two_processes_give_the_assignments_of_swavs_code(ranks: list[dict[str, 
     for rank, found in enumerate(found["two_processes"] for found in ranks):
         name = f"out.rank{rank}.swav.q"
         assert_close(found["swav.q"], tensors[name], record["noise"][name]["max_abs"])
+
+
+def test_two_processes_give_the_assignments_and_centres_of_dinov2s_code(ranks: list[dict[str, Found]]) -> None:
+    """Of unequal numbers of patches: assignments weigh patches, the centre weighs devices."""
+    record, tensors = load("two_processes")
+    for rank, found in enumerate(found["two_processes"] for found in ranks):
+        for kind in ("dino_q", "ibot_q", "dino_center", "ibot_center"):
+            name = f"out.rank{rank}.dinov2.{kind}"
+            expected = tensors[name].reshape(found[f"dinov2.{kind}"].shape)
+            assert_close(found[f"dinov2.{kind}"], expected, record["noise"][name]["max_abs"])
 
 
 def test_two_processes_give_the_loss_of_one(case: Case, apart: list[Found], alone: Found) -> None:

@@ -12,8 +12,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.methods.barlow_twins import BarlowTwins
 from ssl_bench.methods.byol import BYOL
 from ssl_bench.methods.dino import DINO
+from ssl_bench.methods.dinov2 import DINOv2
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
+from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.simclr import SimCLR
 from ssl_bench.methods.simclrv2 import SimCLRv2
@@ -40,7 +42,9 @@ def built(name: str) -> Method:
         "barlow-twins": lambda: BarlowTwins(backbone, projection_dims=(20, 8)),
         "vicreg": lambda: VICReg(backbone, projection_dims=(20, 8)),
         "swav": lambda: SwAV(backbone, prototypes=16, hidden_dim=20, projection_dim=8, local_size=8),
+        "moby": lambda: MoBY(backbone, hidden_dim=20, projection_dim=8, queue_length=16),
         "dino": lambda: DINO(backbone, **CROPS),
+        "dinov2": lambda: DINOv2(backbone, **CROPS),
         "ibot": lambda: IBOT(backbone, **CROPS),
         "mae": lambda: MAE(backbone, decoder_dim=16, decoder_depth=1, decoder_heads=2),
     }
@@ -60,13 +64,13 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
     head: Any
     if name in ("simclr", "simclrv2"):
         head = method.head
-    elif name in ("byol", "moco-v3") and branch == "teacher":
+    elif name in ("byol", "moco-v3", "moby") and branch == "teacher":
         head = (method.target if name == "byol" else method.teacher).module[1]  # type: ignore[index,union-attr]
-    elif name not in ("dino", "ibot"):
+    elif name not in ("dino", "dinov2", "ibot"):
         head = method.projector
     else:
         head = (method.teacher.module.head if branch == "teacher" else method.head).mlp  # type: ignore[union-attr]
-    return nn.Sequential(*list(head)[: 2 if name in ("dino", "ibot") else 3])
+    return nn.Sequential(*list(head)[: 2 if name in ("dino", "dinov2", "ibot") else 3])
 
 
 @pytest.mark.parametrize(
@@ -78,12 +82,16 @@ def layers(method: Method, name: str, branch: str) -> nn.Sequential:
         ("byol", "teacher"),
         ("moco-v3", "student"),
         ("moco-v3", "teacher"),
+        ("moby", "student"),
+        ("moby", "teacher"),
         ("simsiam", "encoder"),
         ("barlow-twins", "encoder"),
         ("vicreg", "encoder"),
         ("swav", "encoder"),
         ("dino", "student"),
         ("dino", "teacher"),
+        ("dinov2", "student"),
+        ("dinov2", "teacher"),
         ("ibot", "student"),
         ("ibot", "teacher"),
     ],

@@ -17,6 +17,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.options import Optim
 from ssl_bench.methods.moco_v3 import contrast as moco_contrast
 from ssl_bench.methods.simclr import contrast
+from ssl_bench.models.dino_head import Centre
 from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import SyncNorms
@@ -46,6 +47,8 @@ CASES = [
         Case("dino", "resnet_nano", SELF_DISTILLED),
         Case("dino", "vit_pico_patch4_32", SELF_DISTILLED),
         Case("ibot", "vit_pico_patch4_32", SELF_DISTILLED),
+        # Neighbours are a device's own, and centres of patches weigh devices, not patches.
+        Case("dinov2", "vit_pico_patch4_32", {"targets": "sinkhorn", "koleo_weight": 0.0, "freeze_last_layer": 0}),
         Case("simsiam", "resnet_nano"),
         Case("barlow-twins", "resnet_nano", {"exact_gradient": True}),
         Case("vicreg", "resnet_nano"),
@@ -123,6 +126,12 @@ def official_outputs(rank: int) -> dict[str, Tensor]:
     z0, z1 = inputs("in.z")
     note("moco", moco_contrast(z0, z1, c["T"]), q=z0)
     found["swav.q"] = sinkhorn(tensors["in.swav_scores"][rank] / c["eps"], c["it"])
+    rows = {"dino": tensors["in.dino_logits"][rank], "ibot": tensors["in.patch_logits"][rank][: c["n"][rank]]}
+    for kind, logits in rows.items():
+        found[f"dinov2.{kind}_q"] = sinkhorn(logits / c["tt"], c["it"])
+        centre = Centre(c["K"])
+        centre.update(logits)
+        found[f"dinov2.{kind}_center"] = centre.center
     return found
 
 
