@@ -19,11 +19,24 @@ Shapes: N images of all splits together, n labelled ones, K classes, R draws.
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import numpy as np
 import torch
 
+from ssl_bench.config.constraints import (
+    FineTunePrecision,
+    Fraction,
+    NonNegativeFloat,
+    PathText,
+    PositiveInt,
+    ProperFraction,
+    RandAugment,
+    Range,
+    Rates,
+    Seed,
+    UnitInterval,
+)
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
@@ -73,25 +86,25 @@ class FinetuneLabels(Evaluation[Starts]):
 
     def __init__(
         self,
-        fraction: float = 0.1,
-        subset: str | None = None,
-        draws: int = 1,
-        folds: int = 5,
-        epochs: int = 100,
-        resnet_epochs: int = 30,
-        warmup_epochs: float = 5.0,
-        batch_size: int = 256,
-        lrs: tuple[float, ...] = (5e-4, 1e-3),
-        resnet_lrs: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1),
-        layer_decay: float = 0.75,
-        drop_path: float = 0.1,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        smoothing: float = 0.1,
-        randaugment: str | None = "rand-m9-mstd0.5-inc1",
-        erase: float = 0.25,
-        precision: str = "auto",
-        seed: int = 0,
+        fraction: Fraction = 0.1,
+        subset: PathText | None = None,
+        draws: PositiveInt = 1,
+        folds: Annotated[int, Range(min=2, max=1000)] = 5,
+        epochs: PositiveInt = 100,
+        resnet_epochs: PositiveInt = 30,
+        warmup_epochs: NonNegativeFloat = 5.0,
+        batch_size: PositiveInt = 256,
+        lrs: Rates = (5e-4, 1e-3),
+        resnet_lrs: Rates = (0.005, 0.01, 0.02, 0.05, 0.1),
+        layer_decay: Fraction = 0.75,
+        drop_path: ProperFraction = 0.1,
+        mixup: NonNegativeFloat = 0.8,
+        cutmix: NonNegativeFloat = 1.0,
+        smoothing: ProperFraction = 0.1,
+        randaugment: RandAugment | None = "rand-m9-mstd0.5-inc1",
+        erase: UnitInterval = 0.25,
+        precision: FineTunePrecision = "auto",
+        seed: Seed = 0,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")

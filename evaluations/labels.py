@@ -16,13 +16,14 @@ Shapes: N images of all splits together, n labelled ones, D features, K classes,
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_bench.config.constraints import Ascending, Fraction, PathText, PositiveInt, Range, Rates, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
@@ -57,12 +58,12 @@ class Labels(Evaluation[list[AffineClassifier]]):
 
     def __init__(
         self,
-        fraction: float = 0.1,
-        subset: str | None = None,
-        draws: int = 3,
-        cs: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
-        folds: int = 5,
-        seed: int = 0,
+        fraction: Fraction = 0.1,
+        subset: PathText | None = None,
+        draws: PositiveInt = 3,
+        cs: Annotated[Rates, Ascending()] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
+        folds: Annotated[int, Range(min=2, max=1000)] = 5,
+        seed: Seed = 0,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")

@@ -70,6 +70,9 @@ def test_a_second_name_for_a_page_is_refused() -> None:
 
 
 def test_the_checkout_works_without_being_installed(tmp_path: Path) -> None:
-    code = "from ssl_bench.config.registry import names; assert 'knn' in names('evaluations')"
+    code = (
+        "from ssl_bench.config.registry import folder, names;"
+        "assert 'mae' in names('methods') and folder('evaluations').is_dir()"
+    )
     environment = {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import PathText, Seed
-from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
+from ssl_bench.config.layers import Layers, environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.config.recipes import Images, Recipe, fit_to, recipe_for, recipe_named
@@ -125,7 +125,10 @@ def parse_fit(
     files, named, flags = split_argv(argv)
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
     given.append(("flags", named))
-    users = stack(given).values
+    below = stack(given)
+    users = below.values
+    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    _refuse_unnamed_classes(below, own, named_classes)  # before anything is looked up by its name
     method, asked = users.get("method.name"), users.pop("recipe", None)
     set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
     data = {"name": users.get("data.name", DataOptions.name), "root": set_by_user.get("data.root")}
@@ -135,9 +138,7 @@ def parse_fit(
     notes: list[str] = []
     start = _start(method, recipe, images, set_by_user, notes) if method else []
     layers = stack([*start, *given])
-    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
-    unsaid = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
-    class_paths.check(unsaid, layers.origins, named_classes)
+    _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
     parser = fit_parser(method)
@@ -158,6 +159,12 @@ def parse_fit(
         chosen=recipe.why if recipe else "",
         notes=tuple(notes),
     )
+
+
+def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:
+    """Class paths of files alone are refused; a tokenizer that a flag names (``own``) stands above those of files."""
+    values = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    class_paths.check(values, layers.origins, named_classes)
 
 
 # Options of the user's that say what of a recipe still fits.

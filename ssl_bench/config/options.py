@@ -59,7 +59,7 @@ class BackboneOptions:
     timm_args: dict[str, Any] | None = None
     selective_kernel: bool | None = None
     absolute_positions: bool | None = None
-    interpolate_offset: float | None = None
+    interpolate_offset: Annotated[float, Range(min=0, max=1)] | None = None
     interpolate_antialias: bool | None = None
 
 

@@ -17,7 +17,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_bench.config.layers import read_yaml
 from ssl_bench.errors import UserError, near
 
 Kind = Literal["methods", "evaluations"]
@@ -93,6 +92,8 @@ def all_evaluations() -> list[str]:
 
 def preset_options(found: Found) -> dict[str, Any]:
     """Option -> value of a preset's file; nothing where there is no preset."""
+    from ssl_bench.config.layers import read_yaml  # with yaml, which names alone do not need
+
     given = read_yaml(found.preset)["evaluation"] if found.preset else {}
     return {option: value for option, value in given.items() if option != "name"}
 
@@ -110,6 +111,8 @@ def _user_preset(file: Path) -> Found:
 
 def _preset(name: str, file: Path, known: dict[str, Found]) -> Found:
     """The evaluation that a preset's file names, under the preset's name."""
+    from ssl_bench.config.layers import read_yaml  # with yaml, which names alone do not need
+
     tree = read_yaml(file)
     given = tree.get("evaluation")
     if set(tree) != {"evaluation"} or not isinstance(given, dict) or not isinstance(given.get("name"), str):

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ssl_bench.data.loaders import augmented_batches, evaluation_batches
+from ssl_bench.data.evaluation_batches import augmented_batches, evaluation_batches
 from ssl_bench.data.splits import Split
 from ssl_bench.evaluation.cost import Cost, progress, split_name
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor, crops

@@ -65,7 +65,7 @@ def test_what_is_no_preset(name: str, text: str, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("fraction: some", "--mine.fraction: Expected a <class 'float'>"),
+        ("fraction: some", "--mine.fraction: some must be a number"),
         ("fractoin: 0.1", "no option --mine.fractoin; did you mean 'mine.fraction'?"),
     ],
 )

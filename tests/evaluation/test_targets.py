@@ -113,7 +113,7 @@ def test_one_folder_by_two_paths_is_one_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["random:RUN@-1", "random:RUN@x", f"random:RUN@{10**20}", "pixels@1.5", "pixels@²"])
 def test_seeds_that_are_none(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the seed after @ is a number from 0"):
+    with pytest.raises(UserError, match="the seed after @ is a whole number from 0"):
         parse_target(name.replace("RUN", run_of(tmp_path / "run", DIGITS)), {}, 0)
 
 
