@@ -16,6 +16,7 @@ import torch
 import ssl_bench
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
+from ssl_bench.data.files.left_out import UnreadableImage
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, rows_digest, split_name
@@ -63,6 +64,8 @@ def evaluate(
         else:
             try:
                 result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+            except UnreadableImage:  # of the images, not of the protocol: who called leaves it out
+                raise
             except UserError as error:
                 raise UserError(f"{protocol}: {error}") from error
             if rank() == 0:

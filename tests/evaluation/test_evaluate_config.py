@@ -83,7 +83,7 @@ def test_help_says_a_presets_values(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         protocols("--protocols=finetune-1pct", "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "default: 0.01" in shown and "default: 200" in shown
+    assert "default 0.01" in shown and "default 200" in shown
 
 
 def test_two_presets_of_one_name(tmp_path: Path) -> None:
