@@ -123,7 +123,7 @@ class OpenedRun:
         try:
             written = plain_file(self.folder / "config.yaml", self.folder)
             with contextlib.redirect_stderr(messages):
-                config = parse_fit(["-c", str(written)], {}, self.named_classes).config
+                config = parse_fit(["-c", str(written)], {}, named_classes=self.named_classes).config
             config |= {"init": None, "seed": self.info.seed}  # the weights are all in the checkpoint
             if (self.folder / "backbone.json").is_file():
                 backbone, mean, std = load_backbone(self.folder)

@@ -617,7 +617,10 @@ def test_a_pickle_that_needs_more_is_never_opened(
         (["MAE", "--format", "mae", "-o", "RUN", "--backbone", "vit_tiny_patch16_224"], "--backbone is for --format"),
         (["MAE", "--format", "mae", "-o", "RUN", "--heads", "0"], "--heads: 0 must be at least 1"),
         (["MAE", "--format", "mae", "-o", "RUN", "--haeds", "4"], "did you mean '--heads'?"),
-        (["--method.decoder_heads", "0", "MAE", "--format", "mae", "-o", "RUN", "--heads", "4"], "--method.decoder_heads: 0 must be at least 1"),
+        (
+            ["--method.decoder_heads", "0", "MAE", "--format", "mae", "-o", "RUN", "--heads", "4"],
+            "--method.decoder_heads: 0 must be at least 1",
+        ),
         (["MAE", "--format", "mae", "-o", "RUN", "--method.decoder_heads"], "--method.decoder_heads needs a value"),
         (["MAE", "--format", "mae", "-o", "TEXT/run", "--encoder-only", "--heads", "4"], "cannot be written"),
         (["MAE", "--format", "mae", "-o", "RUN", "--encoder-only", "--heads", "4", "--img-size", "64"], "for 32 px"),
