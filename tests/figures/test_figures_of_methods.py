@@ -183,11 +183,12 @@ def test_what_hides_nothing_says_so(run: OpenedRun, tmp_path: Path) -> None:
 # --- what training saw
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "ibot"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "cae", "beit", "ibot", "dinov2"])
 def test_views_and_masks_are_those_that_training_saw(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draws = {"mae": "split_patches", "simmim": "draw_mask", "cae": "split_patches", "ibot": "draw_masks"}[name]
+    places = dict.fromkeys(("mae", "cae"), "split_patches") | dict.fromkeys(("simmim", "beit"), "draw_mask")
+    draws = places.get(name, "draw_masks")
     views: list[list[torch.Tensor]] = []
     hidden: list[Any] = []
     training = False

@@ -15,6 +15,13 @@ OWN = {
         "--method.decoder_heads=2",
         "--method.decoder_depth=1",
     ],
+    "beit": ["--method.tokenizer=pixels"],
+    "dinov2": [
+        "--method.prototypes=16",
+        "--method.hidden_dim=16",
+        "--method.bottleneck_dim=8",
+        "--method.local_size=4",
+    ],
     "ibot": ["--method.prototypes=16", "--method.hidden_dim=16", "--method.bottleneck_dim=8", "--method.local_size=4"],
     "byol": ["--method.projection_dim=8", "--method.hidden_dim=16"],
 }
