@@ -65,14 +65,15 @@ def image_flops(config: dict[str, Any], size: int) -> float | None:
     if name == "mae":
         return 3 * (forward_flops(config["backbone"], size, 1 - method["mask_ratio"]) or 0) + 3 * _decoder(config, size)
     if name == "cae":
-        return 4 * whole * max(method["mask_ratio"], 1 - method["mask_ratio"]) + 3 * _decoder(config, size)
+        ratio: float = method["mask_ratio"]
+        return 4 * whole * max(ratio, 1 - ratio) + 3 * _decoder(config, size)
     if name in ("simclrv2-finetune", "simclrv2-distill"):  # one view, learned from labels or from a teacher
         return (4 if "teacher" in method else 3) * whole
     follows = "momentum" in method  # a teacher, which looks and does not learn
-    views = method.get("global_views", 1 if "mask_ratio" in method and not follows else 2)
+    views: int = method.get("global_views", 1 if "mask_ratio" in method and not follows else 2)
     local_size = method.get("local_size") or max(1, round(size * 96 / 224))
-    local = forward_flops(config["backbone"], local_size) or 0
-    return (4 if follows else 3) * views * whole + 3 * method.get("local_views", 0) * local
+    local = (forward_flops(config["backbone"], local_size) or 0) * int(method.get("local_views", 0))
+    return (4 if follows else 3) * views * whole + 3 * local
 
 
 def _decoder(config: dict[str, Any], size: int) -> float:
@@ -86,7 +87,7 @@ def _rate(trainer: dict[str, Any]) -> float:
     """FLOPs a second: of the GPUs, as one may expect; of this processor, measured for a moment."""
     if trainer["accelerator"] in ("auto", "gpu", "cuda") and shutil.which("nvidia-smi"):
         devices = trainer["devices"]
-        return GPU_FLOPS * (devices if isinstance(devices, int) and devices > 0 else 1) * trainer["num_nodes"]
+        return GPU_FLOPS * (devices if isinstance(devices, int) and devices > 0 else 1) * int(trainer["num_nodes"])
     import numpy as np
 
     matrix = np.ones((SIDE, SIDE), dtype=np.float32)

@@ -68,7 +68,7 @@ def training_flops(method: Method) -> float:
     labels = {"labels": torch.zeros(2, dtype=torch.int64)} if method.needs_labels else {}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         copied.loss(views, **labels).backward()
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def continued(info: RunInfo, folder: Path) -> RunInfo:

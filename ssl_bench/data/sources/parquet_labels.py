@@ -129,7 +129,7 @@ def joined(files: Sequence[Path], parts: Sequence[Labels]) -> Labels:
 def classes_of(train: Labels) -> tuple[Value, ...]:
     """The classes in the order of their numbers: as declared, else sorted."""
     assert train.values is not None
-    return train.names or tuple(sorted(set(train.values)))  # type: ignore[type-var]
+    return train.names or tuple(sorted(set(train.values)))
 
 
 def numbered(labels: Labels, classes: Sequence[Value], ids: Sequence[str]) -> np.ndarray:

@@ -75,7 +75,8 @@ class Draws:
         down, across = part[:, :, None], part[:, None, :]
         upper = grid[rows, top, left] * (1 - across) + grid[rows, top, left + 1] * across
         lower = grid[rows, top + 1, left] * (1 - across) + grid[rows, top + 1, left + 1] * across
-        return upper * (1 - down) + lower * down
+        field: Field = upper * (1 - down) + lower * down
+        return field
 
 
 def rounded(values: Field) -> Field:
@@ -219,4 +220,5 @@ def coloured(draws: Draws, pattern: Field, noise: float) -> NDArray[np.uint8]:
         channels.append(LEVEL + CONTRAST * channel / np.maximum(deviation, 1e-3))
     image = np.stack(channels, 1)
     image += noise * (2 * draws.rng.random(image.shape) - 1)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return pixels
