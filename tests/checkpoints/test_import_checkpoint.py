@@ -62,9 +62,8 @@ OWN = ("words64:Words64",)  # classes that the user names
 
 def continued(run: Path) -> Method:
     """The method that `ssl-bench fit -c RUN/config.yaml --init RUN` begins with; no paths are dropped."""
-    config = parse_fit(
-        ["-c", str(run / "config.yaml"), "--init", str(run), "--backbone.drop_path", "0"], {}, OWN
-    ).config
+    flags = ["-c", str(run / "config.yaml"), "--init", str(run), "--backbone.drop_path", "0"]
+    config = parse_fit(flags, {}, named_classes=OWN).config
     given = dict(config["method"])
     cls = registry.load(registry.find("methods", given.pop("name")))
     optim = {name: tuple(v) if isinstance(v, list) else v for name, v in config["optim"].items()}

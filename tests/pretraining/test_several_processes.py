@@ -66,8 +66,8 @@ def same_weights(a: Path, b: Path) -> bool:
     "method", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
 )
 def test_every_method_trains_and_is_probed_on_two_devices(method: str, tmp_path: Path) -> None:
-    """With all default options: ten joint batches of 1,287 images an epoch, a probe at the start and each epoch."""
-    process = started(flags_of(method, tmp_path, TWO, "--trainer.log_every_n_steps=1"))
+    """Ten joint batches of 1,287 images an epoch, a probe at the start and each epoch."""
+    process = started(flags_of(method, tmp_path, TWO, "--trainer.log_every_n_steps=1", "--probe.every_n_epochs=1"))
     folder = finished(process)
     assert list(tmp_path.iterdir()) == [folder]
     info = read_run(folder)
