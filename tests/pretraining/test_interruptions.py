@@ -270,6 +270,7 @@ def test_a_signal_before_training_ends_the_process_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc")
+@pytest.mark.slow  # minutes, and it depends on when signals arrive
 def test_a_scheduler_that_signals_the_workers_too_loses_nothing(tmp_path: Path) -> None:
     """As SLURM does: every process of the job gets the signal, those that decode images among them."""
     photos = tmp_path / "photos"
