@@ -34,6 +34,11 @@ def main(argv: list[str]) -> int:
             say(note)
         say(described(parsed))
     if count > 1 or (launch is None and trainer["num_nodes"] > 1):
+        import_torch()
+        from ssl_bench.config.options import TrainerOptions
+        from ssl_bench.runtime.devices import check_trainer
+
+        check_trainer(TrainerOptions(**trainer))  # before so many processes are started to find it out
         return run_processes(["fit", *argv], count, trainer["num_nodes"])
     import_torch()
     from ssl_bench.pretraining.nan_guard import DivergenceError

@@ -1,8 +1,11 @@
 """Devices that are not there are refused before anything is built on them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from ssl_bench.cli.main import main
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
 from ssl_bench.runtime.devices import check_trainer, own_device
@@ -55,3 +58,13 @@ def test_evaluation(device: str, needs: int, gpus: int) -> None:
         return
     with pytest.raises(UserError, match=f"--device {device}: "):
         own_device(device)
+
+
+def test_no_process_is_started_for_devices_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ssl_bench.runtime.launch.run_processes", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--trainer.accelerator=gpu", "--trainer.devices=99", f"--runs={tmp_path}"]
+    assert main(["fit", "--method=mae", "--data=digits", *flags]) == 2
+    assert "--trainer.accelerator gpu" in capsys.readouterr().err
