@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.augment.views import View, Views
+from ssl_bench.augment.views import Views, two_views
 from ssl_bench.config.constraints import Fraction, Hue, NonEmpty, NonNegativeFloat, PositiveFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
@@ -80,18 +80,8 @@ class BarlowTwins(Method):
         return [weights, plain | {"lr_scale": 1.0 if self.bias_lr is None else self.bias_lr / self.optim.base_lr}]
 
     def views(self) -> Views:
-        brightness, contrast, saturation, hue = self.jitter
-        return [
-            View(
-                self.backbone.img_size,
-                scale=(self.crop_scale, 1.0),
-                jitter=(brightness, contrast, saturation, hue),
-                grayscale=self.grayscale,
-                blur=blur,
-                solarize=solarize,
-            )
-            for blur, solarize in zip(self.blur, self.solarize, strict=True)
-        ]
+        size, scale = self.backbone.img_size, self.crop_scale
+        return two_views(size, scale, self.jitter, self.grayscale, self.blur, self.solarize)
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """Squared distance of the correlations from 1 on the diagonal and, weighted, from 0 beside it."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from ssl_bench.augment.views import View, Views
+from ssl_bench.augment.views import Views, two_views
 from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.models.backbone import Backbone
@@ -66,18 +66,8 @@ class BYOL(Method):
         self.target = EMATeacher(nn.Sequential(backbone, self.projector), momentum)
 
     def views(self) -> Views:
-        brightness, contrast, saturation, hue = self.jitter
-        return [
-            View(
-                self.backbone.img_size,
-                scale=(self.crop_scale, 1.0),
-                jitter=(brightness, contrast, saturation, hue),
-                grayscale=self.grayscale,
-                blur=blur,
-                solarize=solarize,
-            )
-            for blur, solarize in zip(self.blur, self.solarize, strict=True)
-        ]
+        size, scale = self.backbone.img_size, self.crop_scale
+        return two_views(size, scale, self.jitter, self.grayscale, self.blur, self.solarize)
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """In [0, 8]: the squared distance of two unit vectors, both directions summed, mean over images."""

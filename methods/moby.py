@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.augment.views import View, Views
+from ssl_bench.augment.views import Views, two_views
 from ssl_bench.config.constraints import (
     Fraction,
     Hue,
@@ -95,19 +95,8 @@ class MoBY(Method):
         self.moved_at = -1  # the step for which the teacher has moved
 
     def views(self) -> Views:
-        brightness, contrast, saturation, hue = self.jitter
-        return [
-            View(
-                self.backbone.img_size,
-                scale=(self.crop_scale, 1.0),
-                interpolation="bilinear",
-                jitter=(brightness, contrast, saturation, hue),
-                grayscale=self.grayscale,
-                blur=blur,
-                solarize=solarize,
-            )
-            for blur, solarize in zip(self.blur, self.solarize, strict=True)
-        ]
+        size, scale = self.backbone.img_size, self.crop_scale
+        return two_views(size, scale, self.jitter, self.grayscale, self.blur, self.solarize, "bilinear")
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """Contrast of each view's prediction with the other's keys; then this step's keys join the queues."""

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.augment.views import View, Views
+from ssl_bench.augment.views import Views, two_views
 from ssl_bench.config.constraints import Fraction, Hue, NonNegativeFloat, PositiveFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
@@ -94,19 +94,8 @@ class MoCoV3(Method):
         return parameter_groups(self) if self.optim.name in ("lars", "lars_tf") else single_group(self)
 
     def views(self) -> Views:
-        brightness, contrast, saturation, hue = self.jitter
-        return [
-            View(
-                self.backbone.img_size,
-                scale=(self.crop_scale, 1.0),
-                interpolation="bilinear",
-                jitter=(brightness, contrast, saturation, hue),
-                grayscale=self.grayscale,
-                blur=blur,
-                solarize=solarize,
-            )
-            for blur, solarize in zip(self.blur, self.solarize, strict=True)
-        ]
+        size, scale = self.backbone.img_size, self.crop_scale
+        return two_views(size, scale, self.jitter, self.grayscale, self.blur, self.solarize, "bilinear")
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         q0, q1 = (self.predictor(self.projector(self.backbone(view))) for view in views)  # (B, P) each

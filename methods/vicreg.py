@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_bench.augment.views import View, Views
+from ssl_bench.augment.views import Views, two_views
 from ssl_bench.config.constraints import Fraction, Hue, NonEmpty, NonNegativeFloat, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
@@ -74,18 +74,8 @@ class VICReg(Method):
         self.projector = projector(backbone.dim, projection_dims)
 
     def views(self) -> Views:
-        brightness, contrast, saturation, hue = self.jitter
-        return [
-            View(
-                self.backbone.img_size,
-                scale=(self.crop_scale, 1.0),
-                jitter=(brightness, contrast, saturation, hue),
-                grayscale=self.grayscale,
-                blur=blur,
-                solarize=solarize,
-            )
-            for blur, solarize in zip(self.blur, self.solarize, strict=True)
-        ]
+        size, scale = self.backbone.img_size, self.crop_scale
+        return two_views(size, scale, self.jitter, self.grayscale, self.blur, self.solarize)
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         z0, z1 = (

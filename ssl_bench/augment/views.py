@@ -49,6 +49,41 @@ class View:
 Views: TypeAlias = Sequence[View]
 
 
+def two_views(
+    size: int,
+    crop_scale: float,
+    jitter: Sequence[float],
+    grayscale: float,
+    blur: Sequence[float],
+    solarize: Sequence[float],
+    interpolation: str = "bicubic",
+) -> Views:
+    """Two views of one size that differ in blur and solarisation, as BYOL has them.
+
+    Args:
+        size: Pixels of a view.
+        crop_scale: Least part of the image's area in a view.
+        jitter: Strengths of brightness, contrast, saturation and hue.
+        grayscale: Probability of losing colour.
+        blur: Probability in the first view and in the second.
+        solarize: The same of solarisation.
+        interpolation: As in `View`.
+    """
+    brightness, contrast, saturation, hue = jitter  # a list, when a file gave it
+    return [
+        View(
+            size,
+            scale=(crop_scale, 1.0),
+            interpolation=interpolation,
+            jitter=(brightness, contrast, saturation, hue),
+            grayscale=grayscale,
+            blur=view_blur,
+            solarize=view_solarize,
+        )
+        for view_blur, view_solarize in zip(blur, solarize, strict=True)
+    ]
+
+
 def multi_crop(
     sizes: tuple[int, int],
     local_views: int,
