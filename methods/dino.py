@@ -36,6 +36,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
+from ssl_bench.pretraining.local_views import checked_local_size
 from ssl_bench.pretraining.method import Method
 
 
@@ -147,20 +148,3 @@ class DINO(Method):
         if self.current_epoch < self.freeze_last_layer:
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None  # at 0 there would still be weight decay, and a state of the optimiser
-
-
-def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
-    """Pixels of local views: as given, or in proportion to the image and rounded up to whole patches."""
-    step = 8 if backbone.is_resnet else backbone.patch_size
-    if size is None:
-        size = -(-backbone.img_size * 96 // (224 * step)) * step
-    if count < 0:
-        raise UserError(f"--method.local_views {count} must be 0 or more")
-    if count and size != backbone.img_size and backbone.has_relative_positions:
-        name = backbone.options.name
-        raise UserError(f"{name} knows one image size, not that of local views: --method.local_views 0, or simclr")
-    if count and (size < 1 or (not backbone.is_resnet and size % step)):
-        raise UserError(
-            f"--method.local_size {size} is no multiple of the patch size {step}: try {max(1, size // step) * step}"
-        )
-    return size

@@ -42,12 +42,12 @@ from ssl_bench.config.constraints import (
 )
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.methods.dino import checked_local_size
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, crop_cross_entropy
 from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
+from ssl_bench.pretraining.local_views import checked_local_size
 from ssl_bench.pretraining.masks import block_masks, require_patches
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.precision import float32_at_least

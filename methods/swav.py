@@ -38,11 +38,11 @@ from ssl_bench.config.constraints import (
 )
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.methods.dino import checked_local_size
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import crop_cross_entropy
 from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.optim.optimizers import single_group
+from ssl_bench.pretraining.local_views import checked_local_size
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import gather, rank, world_size
 from ssl_bench.runtime.precision import float32_at_least
