@@ -16,12 +16,14 @@ class Entry:
         image_size: Pixels of its square images; None for photographs of any size.
         classes: How many; None when the files decide.
         description: One line for `ssl-bench list data`.
+        images: How many it has to pretrain on; None when the files decide.
     """
 
     loader: str
     image_size: int | None
     classes: int | None
     description: str
+    images: int | None = None
 
 
 CATALOGUE: dict[str, Entry] = {
@@ -30,34 +32,49 @@ CATALOGUE: dict[str, Entry] = {
         8,
         10,
         "scikit-learn's 1,797 handwritten digits, 8 px, embedded; saturated",
+        1_437,
     ),
     "digits-canvas": Entry(
         "ssl_bench.data.sources.digits_canvas:load",
         32,
         10,
         "derived from digits: placed, scaled and tinted on cluttered 32 px canvases, 15,000 + 3,000, embedded",
+        15_000,
     ),
     "textures": Entry(
         "ssl_bench.data.sources.textures:load",
         32,
         12,
         "twelve kinds of generated textures, 32 px, 15,000 + 3,000, embedded",
+        15_000,
     ),
-    "textures-easy": Entry("ssl_bench.data.sources.textures:load", 32, 12, "the same with less noise and fewer scales"),
-    "textures-hard": Entry("ssl_bench.data.sources.textures:load", 32, 12, "the same with more noise and more scales"),
-    "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000"),
-    "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000"),
-    "stl10": Entry(TORCHVISION, 96, 10, "STL-10, 5,000 + 8,000, and 100,000 unlabelled images for pretraining"),
-    "svhn": Entry(TORCHVISION, 32, 10, "Street View house numbers, 73,257 + 26,032"),
-    "fashion_mnist": Entry(TORCHVISION, 28, 10, "Fashion-MNIST, gray, 60,000 + 10,000"),
+    "textures-easy": Entry(
+        "ssl_bench.data.sources.textures:load", 32, 12, "the same with less noise and fewer scales", 15_000
+    ),
+    "textures-hard": Entry(
+        "ssl_bench.data.sources.textures:load", 32, 12, "the same with more noise and more scales", 15_000
+    ),
+    "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000", 50_000),
+    "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000", 50_000),
+    "stl10": Entry(
+        TORCHVISION, 96, 10, "STL-10, 5,000 + 8,000, and 100,000 unlabelled images for pretraining", 105_000
+    ),
+    "svhn": Entry(TORCHVISION, 32, 10, "Street View house numbers, 73,257 + 26,032", 73_257),
+    "fashion_mnist": Entry(TORCHVISION, 28, 10, "Fashion-MNIST, gray, 60,000 + 10,000", 60_000),
     "eurosat": Entry(
-        TORCHVISION, 64, 10, "EuroSAT, satellite, 27,000; its test images are a fixed fifth of each class, by us"
+        TORCHVISION,
+        64,
+        10,
+        "EuroSAT, satellite, 27,000; its test images are a fixed fifth of each class, by us",
+        21_600,
     ),
-    "flowers102": Entry(TORCHVISION, None, 102, "Oxford Flowers 102, 2,040 (its train and val) + 6,149"),
-    "food101": Entry(TORCHVISION, None, 101, "Food-101, 75,750 + 25,250"),
-    "oxford_pets": Entry(TORCHVISION, None, 37, "Oxford-IIIT Pets, breeds, 3,680 + 3,669"),
-    "dtd": Entry(TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880"),
-    "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925"),
+    "flowers102": Entry(TORCHVISION, None, 102, "Oxford Flowers 102, 2,040 (its train and val) + 6,149", 2_040),
+    "food101": Entry(TORCHVISION, None, 101, "Food-101, 75,750 + 25,250", 75_750),
+    "oxford_pets": Entry(TORCHVISION, None, 37, "Oxford-IIIT Pets, breeds, 3,680 + 3,669", 3_680),
+    "dtd": Entry(
+        TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880", 3_760
+    ),
+    "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925", 9_469),
     "folder": Entry(
         "ssl_bench.data.sources.folder:load",
         None,

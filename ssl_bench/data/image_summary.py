@@ -15,24 +15,6 @@ from ssl_bench.errors import UserError, near
 LOOKED_AT = 48  # images whose size is read
 COUNTED = 200_000  # files after which counting stops
 SUFFIXES = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|ppm|pgm|pbm|jp2|avif|heic)$", re.IGNORECASE)
-TRAINING_IMAGES = {
-    "digits": 1_437,
-    "digits-canvas": 15_000,
-    "textures": 15_000,
-    "textures-easy": 15_000,
-    "textures-hard": 15_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 105_000,
-    "svhn": 73_257,
-    "fashion_mnist": 60_000,
-    "eurosat": 21_600,
-    "flowers102": 2_040,
-    "food101": 75_750,
-    "oxford_pets": 3_680,
-    "dtd": 3_760,
-    "imagenette": 9_469,
-}
 
 
 def image_summary(data: Mapping[str, Any]) -> Images:
@@ -43,8 +25,8 @@ def image_summary(data: Mapping[str, Any]) -> Images:
     """
     name = str(data["name"])
     entry = CATALOGUE.get(name)
-    if name in TRAINING_IMAGES and entry is not None:
-        return Images(name, entry.image_size, TRAINING_IMAGES[name])
+    if entry is not None and entry.images is not None:
+        return Images(name, entry.image_size, entry.images)
     if entry is None or data.get("root") is None:
         return Images()
     try:

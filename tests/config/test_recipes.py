@@ -13,7 +13,7 @@ from ssl_bench.config.fit_config import FitConfig, parse_fit
 from ssl_bench.config.layers import flatten, read_yaml
 from ssl_bench.config.recipes import Images, patch_for, recipe_for
 from ssl_bench.data.catalogue import CATALOGUE
-from ssl_bench.data.image_summary import TRAINING_IMAGES, image_summary
+from ssl_bench.data.image_summary import image_summary
 from ssl_bench.models.timm_arguments import patch_size_in
 
 METHODS = sorted(registry.names("methods"))
@@ -92,7 +92,7 @@ def test_recipes_of_named_sets_stay_as_they_are(method: str) -> None:
 def test_every_method_has_numbers_for_every_set(method: str, data: str) -> None:
     parsed = parse(method, data=data)
     size, backbone = image_size(parsed), parsed.config.get("backbone", {})
-    assert parsed.images.count == TRAINING_IMAGES[data]
+    assert parsed.images.count == CATALOGUE[data].images
     patch = backbone.get("patch_size") or patch_size_in(backbone.get("name", "")) or 16
     if "patch" in backbone.get("name", ""):
         assert size % patch == 0 and size // patch >= 4, (size, patch)
