@@ -1,17 +1,23 @@
 """Number formats of matrix products, and the memory that work takes."""
 
+import re
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU since its last reset, else of this process."""
+    """Most bytes in use so far: of the GPU since its last reset, else of this program."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # on Linux, getrusage counts what the process that started this one held, too
+    own = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(errors="replace")) if status.exists() else None
+    if own:
+        return int(own[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

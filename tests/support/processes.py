@@ -13,6 +13,9 @@ from paths import ROOT
 
 PROC = Path("/proc")
 SECONDS = 240.0  # for anything to happen on a busy machine
+OWN_PEAK = (  # an expression for `python -c`: MiB of this program alone; getrusage counts its parent's as well
+    "next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024"
+)
 FIT = (sys.executable, "-m", "ssl_bench", "fit")
 TORCHRUN = (
     sys.executable,
