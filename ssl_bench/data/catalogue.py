@@ -32,7 +32,7 @@ CATALOGUE: dict[str, Entry] = {
         8,
         10,
         "scikit-learn's 1,797 handwritten digits, 8 px, embedded; saturated",
-        1_437,
+        1_287,
     ),
     "digits-canvas": Entry(
         "ssl_bench.data.sources.digits_canvas:load",

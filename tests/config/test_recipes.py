@@ -141,7 +141,7 @@ def test_the_users_own_options_win() -> None:
 
 def test_as_many_steps_of_few_images() -> None:
     config = parse("mae").config
-    assert config["trainer"]["max_epochs"] == round(4 * 15_000 / 1_437)
+    assert config["trainer"]["max_epochs"] == round(4 * 15_000 / 1_287)
     assert config["optim"]["warmup_epochs"] / config["trainer"]["max_epochs"] == pytest.approx(1 / 4, abs=0.01)
 
 

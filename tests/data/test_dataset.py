@@ -43,6 +43,11 @@ def test_catalogue_needs_no_torch_and_its_loaders_exist():
         assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.parametrize("name", ["digits", "digits-canvas", "textures", "textures-easy", "textures-hard"])
+def test_the_catalogue_counts_the_images_that_come_with_the_package(name):
+    assert CATALOGUE[name].images == len(load_dataset(DataOptions(name=name)).pretrain)
+
+
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="no data set 'cifra10'; did you mean 'cifar10'"):
         load_dataset(DataOptions(name="cifra10"))
