@@ -47,7 +47,7 @@ def usable_checkpoint(folder: Path) -> Path | None:
 
 def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint's file, if anything: torch writes an archive with a checksum of each entry."""
-    try:
+    try:  # a damaged header may name a compression that zipfile lacks, for which it raises NotImplementedError
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
             return None if entry is None else f"{entry} does not match its checksum"
