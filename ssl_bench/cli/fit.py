@@ -12,7 +12,8 @@ from ssl_bench.errors import RunFailed, UserError
 def main(argv: list[str]) -> int:
     from ssl_bench.cli.fit_cost import described
     from ssl_bench.config.fit_config import dump, parse_fit
-    from ssl_bench.data.files.content import folder_of_run
+    from ssl_bench.config.options import DataOptions, TrainerOptions
+    from ssl_bench.data.files.content import Content, folder_of_run
     from ssl_bench.data.image_summary import check_place, image_summary
     from ssl_bench.records.run import read_run
     from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
@@ -24,7 +25,8 @@ def main(argv: list[str]) -> int:
     check_place(parsed.config["data"])
     check_runs_named(parsed.config)
     launch = adopt_launcher()
-    folder = folder_of_run(parsed.runs, parsed.config)
+    known: dict[DataOptions, Content | None] = {}
+    folder = folder_of_run(parsed.runs, parsed.config, known)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return _already_done(folder)
     trainer = parsed.config["trainer"]
@@ -35,7 +37,6 @@ def main(argv: list[str]) -> int:
         say(described(parsed))
     if count > 1 or (launch is None and trainer["num_nodes"] > 1):
         import_torch()
-        from ssl_bench.config.options import TrainerOptions
         from ssl_bench.runtime.devices import check_trainer
 
         check_trainer(TrainerOptions(**trainer))  # before so many processes are started to find it out
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     from ssl_bench.pretraining.training import fit
 
     try:
-        fitted = fit(parsed.config, parsed.runs, ["ssl-bench", "fit", *argv], parsed.wandb)
+        fitted = fit(parsed.config, parsed.runs, ["ssl-bench", "fit", *argv], parsed.wandb, known)
     except DivergenceError as error:
         raise RunFailed(str(error)) from None
     if fitted.already_done:  # by another process, meanwhile

@@ -17,13 +17,7 @@ from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import DataOptions, TrainerOptions, WandbOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
-from ssl_bench.data.files.content import (
-    Content,
-    content_of,
-    find_run_folder,
-    refuse_changed_images,
-    remember_content,
-)
+from ssl_bench.data.files.content import Content, folder_of_run, refuse_changed_images, remember_content
 from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import LostProcess, Terminated
@@ -60,9 +54,20 @@ class Fitted:
 
 
 def fit(
-    config: dict[str, Any], runs: Path, command: Sequence[str] = (), wandb: WandbOptions = WandbOptions()
+    config: dict[str, Any],
+    runs: Path,
+    command: Sequence[str] = (),
+    wandb: WandbOptions = WandbOptions(),
+    known: dict[DataOptions, Content | None] | None = None,
 ) -> Fitted:
     """Pretrain as the configuration says, continuing an interrupted run of the same configuration.
+
+    Args:
+        config: Of the run.
+        runs: Where run folders live.
+        command: To repeat it, for the records.
+        wandb: Whether and how it is logged there.
+        known: Contents of images that were looked at just before.
 
     Raises:
         UserError: The configuration does not fit the data or the network.
@@ -72,14 +77,14 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the run continues from where it stopped when started again.
         Terminated: SIGTERM; likewise.
     """
-    content = content_of(DataOptions(**config["data"]))
-    folder = find_run_folder(runs, config, content)
+    known = {} if known is None else known
+    folder = folder_of_run(runs, config, known)
     if (folder / "run.json").exists() and read_run(folder).status == "finished":
         return Fitted(folder, already_done=True)
     signals = Signals(bool(config["trainer"].get("requeue")))
     try:
         with signals.handled():
-            _fit(config, folder, content, command, wandb, signals)
+            _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals)
     except Stopped as stop:
         raise (KeyboardInterrupt() if stop.wish is Wish.INTERRUPT else Terminated()) from None
     return Fitted(folder, already_done=False)
