@@ -13,7 +13,6 @@ answers are added up for local views, which makes one softmax per crop.
 """
 
 from collections import OrderedDict
-from itertools import groupby
 from typing import Annotated, Any
 
 import torch
@@ -36,7 +35,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
-from ssl_bench.pretraining.local_views import checked_local_size
+from ssl_bench.pretraining.local_views import checked_local_size, features_by_size
 from ssl_bench.pretraining.method import Method
 
 
@@ -127,8 +126,7 @@ class DINO(Method):
         """Cross-entropy of every crop's answer with the teacher's to each other global crop; then moves the centre."""
         teacher = self.teacher(torch.cat(views[:2])).unflatten(0, (2, -1))  # (2, B, K)
         # One pass per size, as in the official code: batch norm sees all crops of a size at once.
-        sizes = [list(same) for _, same in groupby(views, key=lambda view: view.shape[-1])]
-        features = torch.cat([self.backbone(torch.cat(same)) for same in sizes])  # (VB, D)
+        features = features_by_size(self.backbone, views)  # (VB, D)
         student = self.head(features).unflatten(0, (len(views), -1))  # (V, B, K)
         with torch.autocast(features.device.type, enabled=False):
             loss = crop_cross_entropy(student, self.soft_targets(teacher), self.student_temp)

@@ -15,7 +15,6 @@ Here and not there: what is evaluated is the backbone's own feature, not its emb
 sizes pass through the network size by size, and through the projector at once.
 """
 
-from itertools import groupby
 from typing import Annotated, Any
 
 import torch
@@ -37,7 +36,7 @@ from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.optimizers import single_group
-from ssl_bench.pretraining.local_views import checked_local_size
+from ssl_bench.pretraining.local_views import checked_local_size, features_by_size
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import all_reduce_sum, world_size
 from ssl_bench.runtime.precision import float32_at_least
@@ -142,8 +141,7 @@ class LeJEPA(Method):
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         """``directions``, (P, S) of unit columns, may be given."""
-        sizes = [list(same) for _, same in groupby(views, key=lambda view: view.shape[-1])]
-        features = torch.cat([self.backbone(torch.cat(same)) for same in sizes])  # (VB, D)
+        features = features_by_size(self.backbone, views)  # (VB, D)
         z = self.projector(self.embedding(features)).unflatten(0, (len(views), -1))  # (V, B, P)
         with torch.autocast(z.device.type, enabled=False):
             z = float32_at_least(z)

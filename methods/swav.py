@@ -16,7 +16,6 @@ Here and not there: a true Gaussian blurs, not Pillow's boxes; assignments are c
 devices are kept on each of them, so that a checkpoint has them all.
 """
 
-from itertools import groupby
 from typing import Annotated, Any
 
 import torch
@@ -42,7 +41,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import crop_cross_entropy
 from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.optim.optimizers import single_group
-from ssl_bench.pretraining.local_views import checked_local_size
+from ssl_bench.pretraining.local_views import checked_local_size, features_by_size
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import gather, rank, world_size
 from ssl_bench.runtime.precision import float32_at_least
@@ -150,8 +149,7 @@ class SwAV(Method):
         """Cross-entropy of every crop's answer with the assignment of each other global crop; then fills the queue."""
         self.normalize_prototypes()
         # The trunk's batch norms see all crops of a size at once, the projector's all crops.
-        sizes = [list(same) for _, same in groupby(views, key=lambda view: view.shape[-1])]
-        projected = self.projector(torch.cat([self.backbone(torch.cat(same)) for same in sizes]))  # (VB, P)
+        projected = self.projector(features_by_size(self.backbone, views))  # (VB, P)
         with torch.autocast(projected.device.type, enabled=False):
             z = F.normalize(float32_at_least(projected), dim=1).unflatten(0, (len(views), -1))  # (V, B, P)
             scores = self.prototypes(z)  # (V, B, K)

@@ -1,4 +1,12 @@
-"""The size of local views, which several methods cut beside two larger ones."""
+"""Local views, which several methods cut beside two larger ones: their size, and features of both sizes.
+
+Shapes: V views of B images, s pixels, C channels; features D.
+"""
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
 
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -28,3 +36,17 @@ def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
             f"--method.local_size {size} is no multiple of the patch size {step}: try {max(1, size // step) * step}"
         )
     return size
+
+
+def features_by_size(backbone: Backbone, views: list[Tensor]) -> Tensor:
+    """Features of all views, neighbours of the same size in one batch, whose statistics batch norms then share.
+
+    Args:
+        backbone: Takes (N, C, s, s) of any of the sizes.
+        views: Of (B, C, s, s), those of a size side by side.
+
+    Returns:
+        (VB, D), view by view.
+    """
+    sizes = [list(same) for _, same in groupby(views, key=lambda view: view.shape[-1])]
+    return torch.cat([backbone(torch.cat(same)) for same in sizes])
