@@ -246,21 +246,21 @@ def test_shards_whose_integers_differ_in_width(tmp_path, kinds):
     assert data.classes == ("3", "7") and data.pretrain.labels.tolist() == [0, 1] * 8
 
 
+NAMED = [
+    (["dog", "cat"], pa.string(), ("cat", "dog")),
+    (["dog", "cat"], pa.large_string(), ("cat", "dog")),
+    (["dog", "cat"], pa.dictionary(pa.int32(), pa.string()), ("cat", "dog")),
+    ([True, False], pa.bool_(), ("False", "True")),
+    ([10, 9], pa.int64(), ("9", "10")),
+]
+WITH_FRACTIONS = ([2.0, 1.0], pa.float64(), ("1", "2"))  # labels only under the usual name
+
+
 @pytest.mark.parametrize(
-    ("labels", "kind", "classes"),
-    [
-        (["dog", "cat"], pa.string(), ("cat", "dog")),
-        (["dog", "cat"], pa.large_string(), ("cat", "dog")),
-        (["dog", "cat"], pa.dictionary(pa.int32(), pa.string()), ("cat", "dog")),
-        ([True, False], pa.bool_(), ("False", "True")),
-        ([10, 9], pa.int64(), ("9", "10")),
-        ([2.0, 1.0], pa.float64(), ("1", "2")),
-    ],
+    ("column", "labels", "kind", "classes"),
+    [("label", *case) for case in (*NAMED, WITH_FRACTIONS)] + [("species", *case) for case in NAMED],
 )
-@pytest.mark.parametrize("column", ["label", "species"])
-def test_labels_of_any_kind(tmp_path, labels, kind, classes, column):
-    if column == "species" and kind == pa.float64():
-        pytest.skip("numbers with fractions are labels only under the usual name")
+def test_labels_of_any_kind(tmp_path, column, labels, kind, classes):
     shard(tmp_path, "train-0.parquet", labels * 4, kind, column=column)
     root = shard(tmp_path, "test-0.parquet", labels[::-1], kind, column=column, first=20)
     data = opened(root)
