@@ -8,11 +8,9 @@ from ssl_bench.leaderboard.text import (
     block_facts,
     block_title,
     caveats,
-    facts,
     label,
     legend,
     percent,
-    pretrained,
     published_value,
     score,
     seeds,
@@ -43,12 +41,11 @@ def latex(table: Table) -> str:
 
 
 def _block(block: Block) -> str:
-    heads = ["method", "seeds", *(column.title for column in block.columns)]
-    under = ["", "", *(column.variant for column in block.columns)]
-    if pretrained(block):
-        heads, under = [*heads, "epochs", "time"], [*under, "x views", ""]
+    about = block.row_columns
+    heads = ["method", "seeds", *(column.title for column in (*block.columns, *about))]
+    under = ["", "", *(column.variant for column in block.columns), *(column.below for column in about)]
     rows = [_row(block, row) for row in block.rows]
-    gaps = ["-", "-"] if pretrained(block) else []
+    gaps = ["-"] * len(about)
     rows += [
         _grey([f"{row.name} (published)", "-", *map(published_value, row.values), *gaps]) for row in block.published
     ]
@@ -69,8 +66,9 @@ def _block(block: Block) -> str:
 
 
 def _row(block: Block, row: Row) -> str:
+    about = [column.text(row) for column in block.row_columns]
     if row.kind == "baseline":
-        return _grey([label(row), seeds(row), *(score(cell, row) for cell in row.cells), *facts(block, row)])
+        return _grey([label(row), seeds(row), *(score(cell, row) for cell in row.cells), *about])
     cells = []
     for cell in row.cells:
         text = escaped(score(cell, row))
@@ -78,7 +76,7 @@ def _row(block: Block, row: Row) -> str:
             number = percent(cell.mean)
             text = f"\\textbf{{{number}}}{text.removeprefix(number)}"
         cells.append(text)
-    return _line([escaped(label(row)), escaped(seeds(row)), *cells, *map(escaped, facts(block, row))])
+    return _line([escaped(label(row)), escaped(seeds(row)), *cells, *map(escaped, about)])
 
 
 def _grey(cells: list[str]) -> str:

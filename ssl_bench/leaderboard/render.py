@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ssl_bench.errors import UserError, near
-from ssl_bench.leaderboard import latex, terminal, text
+from ssl_bench.leaderboard import data_formats, latex, markdown, terminal
 from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.grouping import chosen_by
 from ssl_bench.leaderboard.marks import marked
@@ -23,9 +23,9 @@ Compared: TypeAlias = "tuple[BlockComparison | None, ...]"
 
 TEXTS: dict[str, Callable[[Table], str]] = {
     "table": terminal.terminal,
-    "csv": text.comma_separated,
-    "markdown": text.markdown,
-    "json": text.as_json,
+    "csv": data_formats.comma_separated,
+    "markdown": markdown.markdown,
+    "json": data_formats.as_json,
     "latex": latex.latex,
 }
 FORMATS = (*TEXTS, "html")

@@ -6,7 +6,8 @@ Every sentence is computed from the table and from its comparison. Of single see
 from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.table import Block, Cell, Row
-from ssl_bench.leaderboard.text import MORE_SEEDS, TEST_IMAGES_ONLY, duration, joined, label, percent
+from ssl_bench.leaderboard.text import MORE_SEEDS, TEST_IMAGES_ONLY, joined, label, percent
+from ssl_bench.leaderboard.units import duration
 
 if TYPE_CHECKING:
     from ssl_bench.leaderboard.significance import BlockComparison

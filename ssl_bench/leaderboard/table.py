@@ -3,11 +3,13 @@
 Rows are methods, columns protocols; a block holds rows whose numbers may be compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from ssl_bench.errors import UserError, near
+from ssl_bench.leaderboard.units import duration
 from ssl_bench.records.benchmark import BenchmarkInfo
 from ssl_bench.records.store import Run
 
@@ -135,6 +137,34 @@ class Row:
 
 
 @dataclass(frozen=True)
+class RowColumn:
+    """A column about the rows themselves, beside their scores.
+
+    Args:
+        title: Its head.
+        below: The second line of its head.
+        text: What is shown.
+        value: What it is sorted by; None where it is unknown.
+    """
+
+    title: str
+    below: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | None]
+
+
+def epochs(row: Row) -> str:
+    """`100 x 2`: passes, and views of an image in each."""
+    return "-" if row.epochs is None else f"{row.epochs:.4g} x {row.views_per_image:.3g}"
+
+
+ROW_COLUMNS = (
+    RowColumn("epochs", "x views", epochs, lambda row: row.epochs and row.epochs * row.views_per_image),
+    RowColumn("time", "", lambda row: duration(row.seconds), lambda row: row.seconds or None),
+)
+
+
+@dataclass(frozen=True)
 class PublishedRow:
     """What others published about a method: shown beside ours, with its source, and never ranked.
 
@@ -182,6 +212,11 @@ class Block:
     published: tuple[PublishedRow, ...] = ()
     ranked: bool = True
     matched: bool = True
+
+    @property
+    def row_columns(self) -> tuple[RowColumn, ...]:
+        """What every format shows about the rows: nothing of baselines alone, which have no budget and no cost."""
+        return ROW_COLUMNS if any(row.kind != "baseline" for row in self.rows) else ()
 
 
 @dataclass(frozen=True)

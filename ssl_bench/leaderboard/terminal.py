@@ -11,11 +11,8 @@ from ssl_bench.leaderboard.text import (
     absent_cells,
     block_facts,
     block_title,
-    duration,
-    epochs,
     label,
     legend,
-    pretrained,
     published_value,
     score,
     seeds,
@@ -90,9 +87,9 @@ def _columns(block: Block) -> Iterator[_Column]:
             *(published_value(row.values[i]) for row in published),
         ]
         yield _Column([visible(column.title), visible(column.variant)], _aligned(cells), "left", TERMINAL_WIDTH)
-    if pretrained(block):
-        yield _Column(["epochs", "x views"], [*map(epochs, block.rows), *none], "right", TERMINAL_WIDTH)
-        yield _Column(["time"], [*(duration(row.seconds) for row in block.rows), *none], "right", TERMINAL_WIDTH)
+    for about in block.row_columns:
+        heads = [about.title, about.below] if about.below else [about.title]
+        yield _Column(heads, [*map(about.text, block.rows), *none], "right", TERMINAL_WIDTH)
 
 
 def _aligned(cells: Iterable[str]) -> list[str]:

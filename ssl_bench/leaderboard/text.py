@@ -1,18 +1,14 @@
-"""The table as text: as Markdown, CSV and JSON, and the sentences that all formats share.
+"""The sentences, titles and scores that all formats of the table share.
 
 Names come from users and file systems: what a reader could not see as a character is written as its escape.
 """
 
-import csv
-import dataclasses
-import io
-import json
-import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from ssl_bench.leaderboard.table import Absent, Block, Cell, Row, Table
+from ssl_bench.leaderboard.units import short_count
 
 TERMINAL_WIDTH = 100
 LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test images."
@@ -31,84 +27,7 @@ MARKS = {
 PAIRED = "paired tests on the same test images, Holm's correction over all pairs of a column"
 INTERVALS = "tests from the intervals alone, Holm's correction over a column, for want of predictions"
 ORACLE = "oracle: something was chosen on the test images; not to be compared with the other columns"
-BLOCK_FIELDS = (
-    *("data", "fingerprint", "backbone", "params", "gflops_per_image", "tokens"),
-    *("budget", "budget_text", "matched"),
-)
-ROW_FIELDS = ("name", "kind", "epochs", "views_per_image", "seconds", "flops", "device", "runs")
-COLUMN_FIELDS = ("title", "variant", "oracle", "test")
-CELL_FIELDS = (
-    *("mean", "low", "high", "covers", "seeds", "values", "n_test"),
-    *("one_seed", "best", "unbeaten", "at_grid_boundary"),
-)
 EMPTY = "No finished and evaluated run."
-
-
-def markdown(table: Table) -> str:
-    """Tables in GitHub's Markdown."""
-    lines = []
-    for block in table.blocks:
-        heads = ["method", "seeds", *(f"{column.title} ({column.variant})" for column in block.columns)]
-        heads += ["epochs x views", "time"] if pretrained(block) else []
-        names = [[label(row), seeds(row)] for row in block.rows]
-        rows = [
-            [*name, *(score(cell, row) for cell in row.cells), *facts(block, row)]
-            for name, row in zip(names, block.rows, strict=True)
-        ]
-        lines += [f"### {_escaped(block_title(block))}", "", _escaped(block_facts(block)), ""]
-        rows += [
-            [f"{row.name} (published)", "-", *map(published_value, row.values), *_no_facts(block)]
-            for row in block.published
-        ]
-        lines += [_markdown_row(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_markdown_row, rows), ""]
-    lines += [_escaped(legend(table)), ""]
-    if table.absent:
-        lines += [_markdown_row(["run", "method", "seed", "status", "reason"]), "|---" * 5 + "|"]
-        lines += [*(_markdown_row(absent_cells(run)) for run in table.absent), ""]
-    lines += [f"- {_escaped(note)}." for note in table.notes]
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def comma_separated(table: Table) -> str:
-    """One line per method and protocol, with all digits."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS, "source"])
-    for block in table.blocks:
-        for row in block.rows:
-            for column, cell in zip(block.columns, row.cells, strict=True):
-                if cell is not None:
-                    parts = ((block, BLOCK_FIELDS), (row, ROW_FIELDS), (column, COLUMN_FIELDS), (cell, CELL_FIELDS))
-                    line = [_spreadsheet(getattr(part, name)) for part, names in parts for name in names]
-                    writer.writerow([*line, ""])
-        for other in block.published:
-            for column, value in zip(block.columns, other.values, strict=True):
-                if value is not None:
-                    known: dict[str, object] = {
-                        "name": other.name,
-                        "kind": "published",
-                        "mean": value,
-                        "source": other.source,
-                    }
-                    known |= {name: getattr(block, name) for name in BLOCK_FIELDS}
-                    known |= {name: getattr(column, name) for name in ("title", "variant")}
-                    fields = (*BLOCK_FIELDS, *ROW_FIELDS, *COLUMN_FIELDS, *CELL_FIELDS, "source")
-                    writer.writerow([_spreadsheet(known.get(name, "")) for name in fields])
-    return file.getvalue()
-
-
-def as_json(table: Table) -> str:
-    """The whole model, with all digits; `format` grows when a key changes its meaning."""
-    blocks = tuple(
-        dataclasses.replace(block, rows=tuple(dataclasses.replace(row, members=()) for row in block.rows))
-        for block in table.blocks
-    )
-    model = dataclasses.asdict(dataclasses.replace(table, blocks=blocks), dict_factory=_without_files)
-    return json.dumps({"format": 1, **model}, indent=1, allow_nan=False) + "\n"
-
-
-def _without_files(items: Iterable[tuple[str, object]]) -> dict[str, object]:
-    return {name: value for name, value in items if name not in ("files", "members")}
 
 
 def block_title(block: Block) -> str:
@@ -120,7 +39,7 @@ def block_facts(block: Block) -> str:
     """Size and cost of the architecture, and the images' hash."""
     facts = []
     if block.backbone:
-        facts = [f"{_short(block.params)} parameters", f"{block.gflops_per_image:.3g} GFLOPs per image"]
+        facts = [f"{short_count(block.params)} parameters", f"{block.gflops_per_image:.3g} GFLOPs per image"]
         facts += [f"{block.tokens} tokens"] if block.tokens else []
     return ", ".join([*facts, *([f"images {block.fingerprint}"] if block.fingerprint else [])])
 
@@ -228,11 +147,6 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def epochs(row: Row) -> str:
-    """`100 x 2`: passes, and views of an image in each."""
-    return "-" if row.epochs is None else f"{row.epochs:.4g} x {row.views_per_image:.3g}"
-
-
 def joined(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
     """`a, b and c`; of many, the first and how many more."""
     if len(names) > most:
@@ -242,22 +156,9 @@ def joined(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def duration(seconds: float) -> str:
-    """Two or three digits and a unit."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds:.0f} s" if seconds else "-"
-
-
 def visible(text: str) -> str:
     """Control characters, direction overrides and broken surrogates as escapes, so that a name is one line of text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
-
-
-def pretrained(block: Block) -> bool:
-    """Whether it has rows with a budget and a cost."""
-    return any(row.kind != "baseline" for row in block.rows)
 
 
 def label(row: Row) -> str:
@@ -268,15 +169,6 @@ def label(row: Row) -> str:
 def seeds(row: Row) -> str:
     """`n=3`."""
     return f"n={len(row.seeds)}"
-
-
-def facts(block: Block, row: Row) -> list[str]:
-    """Budget and time, where a block has them."""
-    return [epochs(row), duration(row.seconds)] if pretrained(block) else []
-
-
-def _no_facts(block: Block) -> list[str]:
-    return ["-", "-"] if pretrained(block) else []
 
 
 def absent_cells(run: Absent) -> list[str]:
@@ -309,29 +201,3 @@ def _width(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_escaped, cells))} |"
-
-
-def _escaped(text: str) -> str:
-    """Nothing in a name is markup. Between digits and letters, `_` is none."""
-    return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", visible(text))
-
-
-def _spreadsheet(value: object) -> object:
-    """Several values with spaces between; text that a spreadsheet would run as a formula after an apostrophe."""
-    if isinstance(value, tuple):
-        value = " ".join(map(str, value))
-    if isinstance(value, str):
-        shown = visible(value)
-        return f"'{shown}" if shown[:1] in ("=", "+", "-", "@") else shown
-    return value
-
-
-def _short(count: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)

@@ -14,7 +14,9 @@ from recorded_runs import Runs
 from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.render import FORMATS, leaderboard
-from ssl_bench.leaderboard.text import duration, visible
+from ssl_bench.leaderboard.table import ROW_COLUMNS, RowColumn
+from ssl_bench.leaderboard.text import visible
+from ssl_bench.leaderboard.units import duration
 from ssl_bench.records.result import Selected
 
 HOSTILE = [
@@ -126,6 +128,16 @@ def test_all_formats_have_the_same_numbers(benchmark: Runs) -> None:
         for mean, half, n, star, dagger in number.findall(shown["latex"])
     ]
     assert found == rounded
+
+
+def test_a_column_about_the_rows_is_defined_once(benchmark: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every format that has a layout shows what the list holds."""
+    mass = RowColumn("mass", "in grams", lambda row: f"{len(row.name)} g", lambda row: float(len(row.name)))
+    monkeypatch.setattr("ssl_bench.leaderboard.table.ROW_COLUMNS", (*ROW_COLUMNS, mass))
+    for name in set(FORMATS) - {"csv", "json"}:  # which have the fields of Row
+        shown = leaderboard([benchmark.root], name)
+        assert shown.count("mass") == shown.count("in grams") == 1, name
+        assert sorted(re.findall(r"\b\d g\b", shown)) == ["3 g", "4 g", "4 g", "6 g", "6 g", "6 g"], name
 
 
 def test_every_format_names_gaps_flags_and_what_is_missing(benchmark: Runs) -> None:

@@ -6,17 +6,14 @@ from html import escape
 from pathlib import Path
 
 from ssl_bench.leaderboard.page.plot import bdi
-from ssl_bench.leaderboard.table import Block, Cell, PublishedRow, Row
+from ssl_bench.leaderboard.table import Block, Cell, PublishedRow, Row, RowColumn
 from ssl_bench.leaderboard.text import (
     block_facts,
     block_title,
     caveats,
-    duration,
-    epochs,
     label,
     marks,
     percent,
-    pretrained,
     published_value,
     visible,
 )
@@ -46,14 +43,13 @@ def section(block: Block, title: str, number: int, anchors: Mapping[Path, str]) 
     """
     whole = block_title(block)
     facts = [*([whole] if whole != title else []), *([block_facts(block)] if block_facts(block) else [])]
-    paid = pretrained(block)
     below = "".join(f'<p class="caveat">{bdi(line)}</p>\n' for line in caveats([block]))
     heads = [_head("method", "", "text"), *(_head(c.title, c.variant, "number") for c in block.columns)]
     heads += [_head("seeds", "", "number")]
-    heads += [_head("epochs", "x views", "number"), _head("time", "", "number")] if paid else []
+    heads += [_head(column.title, column.below, "number") for column in block.row_columns]
     scales = [_Scale(block, index) for index in range(len(block.columns))]
-    rows = "".join(_row(row, paid, scales, anchors) for row in block.rows)
-    rows += "".join(_published(row, paid, scales) for row in block.published)
+    rows = "".join(_row(row, block.row_columns, scales, anchors) for row in block.rows)
+    rows += "".join(_published(row, block.row_columns) for row in block.published)
     return f"""<h2 id="block-{number}" tabindex="-1" title="{_attribute(whole)}">{bdi(title)}</h2>
 <p class="facts">{bdi("; ".join(facts))}</p>
 {below}<div class="tools" data-block="{number}"></div>
@@ -72,14 +68,13 @@ def _head(title: str, below: str, sort: str) -> str:
     return f'<th scope="col" data-sort="{sort}"><button type="button" class="title">{heading}</button>{small}</th>'
 
 
-def _row(row: Row, paid: bool, scales: "list[_Scale]", anchors: Mapping[Path, str]) -> str:
+def _row(row: Row, about: Sequence[RowColumn], scales: "list[_Scale]", anchors: Mapping[Path, str]) -> str:
     kind = f"<small>{row.kind}</small>" if row.kind != "pretrained" else ""
     cells = [_score(cell, row, scale) for cell, scale in zip(row.cells, scales, strict=True)]
     cells += [f'<td data-value="{len(row.seeds)}">n={len(row.seeds)}{_links(row, anchors)}']
-    if paid:
-        passes = "" if row.epochs is None else row.epochs * row.views_per_image
-        cells += [f'<td data-value="{passes}">{epochs(row)}']
-        cells += [f'<td data-value="{row.seconds or ""}">{duration(row.seconds)}']
+    for column in about:
+        value = column.value(row)
+        cells += [f'<td data-value="{"" if value is None else value}">{column.text(row)}']
     full = "" if label(row) == row.name else f' data-name="{_attribute(label(row))}"'
     name = f'<th scope="row" data-value="{_attribute(row.name)}"{full}>{_breakable(row.name)}{kind}</th>'
     return f'<tr class="{row.kind}">{name}{"".join(cells)}</tr>\n'
@@ -92,11 +87,11 @@ def _links(row: Row, anchors: Mapping[Path, str]) -> str:
     return f' <span class="runs">{links}</span>' if links else ""
 
 
-def _published(row: PublishedRow, paid: bool, scales: "list[_Scale]") -> str:
+def _published(row: PublishedRow, about: Sequence[RowColumn]) -> str:
     values = "".join(
         f'<td data-value="{"" if value is None else f"{value:.6g}"}">{published_value(value)}' for value in row.values
     )
-    gaps = '<td data-value="">-' * (3 if paid else 1)
+    gaps = '<td data-value="">-' * (1 + len(about))
     name = f'<th scope="row" data-value="{_attribute(row.name)}" data-name="{_attribute(row.name)} (published)"'
     name += f' data-source="{_attribute(row.source)}">'
     source = f"<small>published: {bdi(row.source)}</small>"

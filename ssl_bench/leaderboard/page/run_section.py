@@ -13,7 +13,8 @@ from ssl_bench.leaderboard.page.figures import Figure
 from ssl_bench.leaderboard.page.history import Series, history, thinned
 from ssl_bench.leaderboard.page.plot import bdi, number, shortened
 from ssl_bench.leaderboard.page.recipe import changes
-from ssl_bench.leaderboard.text import duration, percent, visible
+from ssl_bench.leaderboard.text import percent, visible
+from ssl_bench.leaderboard.units import duration
 from ssl_bench.records.files import read_regular
 from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run

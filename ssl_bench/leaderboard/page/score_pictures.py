@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from ssl_bench.leaderboard.page.plot import BASELINE, Plot, around, legend, shortened
 from ssl_bench.leaderboard.page.view import Picture, View, score_text, without_oracles
-from ssl_bench.leaderboard.table import Block, Cell, Row
-from ssl_bench.leaderboard.text import duration, epochs, joined, label, percent
+from ssl_bench.leaderboard.table import Block, Cell, Row, epochs
+from ssl_bench.leaderboard.text import joined, label, percent
+from ssl_bench.leaderboard.units import duration
 
 MOST_ROWS = 30
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
