@@ -220,10 +220,10 @@ class Attentive(Evaluation[Trained]):
         }
         watched, curves = set(self._watched()[:-1]), {kind: list[Tensor]() for kind in kinds}
         with progress("attentive heads", self.iterations, "steps") as bar:
-            for step, (batch, places) in enumerate(self._batches(tokens, train, batch_size)):
+            for step, (batch, indices) in enumerate(self._batches(tokens, train, batch_size)):
                 schedule = warmup_cosine(step, self.iterations, self.iterations // 9, 1.0)
                 for kind, heads in kinds.items():
-                    optimizers[kind].step(heads.train().loss(batch, labels[places]), schedule)
+                    optimizers[kind].step(heads.train().loss(batch, labels[indices]), schedule)
                 if step + 1 in watched:
                     for kind, heads in kinds.items():
                         curves[kind].append(heads.score(self._labelled(tokens, validation))[0])
@@ -231,7 +231,7 @@ class Attentive(Evaluation[Trained]):
         return curves
 
     def _batches(self, tokens: TokenBank, train: TrainSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(B, T, D) tokens and the (B,) places of their images, step after step.
+        """(B, T, D) tokens and the (B,) indices of their images, step after step.
 
         Each epoch is a new permutation and the next view; images that fill no batch are left out of that epoch.
         """

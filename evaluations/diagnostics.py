@@ -1,4 +1,4 @@
-"""Diagnostics: what features look like without labels. Monitors, never ranked: they miss what a task needs.
+"""Diagnostics: what features look like without labels. Never ranked: they miss what a task needs.
 
 All are of the pretrained network's primary features after the final norm, not of a projection head's embeddings, on
 which RankMe and LiDAR were proposed; and they tell checkpoints of one method apart better than methods. A network at
@@ -29,7 +29,7 @@ from torch import Tensor
 from ssl_bench.config.constraints import PathText, Range, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation import representation_metrics as spectra
+from ssl_bench.evaluation import representation_metrics as metrics
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.models.saved_backbone import load_backbone
@@ -80,8 +80,8 @@ class Diagnostics(Evaluation[None]):
         features = backbone.features(train, feature_type, rows)  # (N, D)
         found = {"images": float(len(rows)), **spectrum_monitors(features)}
         if other is not None:
-            found["cka"] = spectra.cka(features, other.features(train, other.primary_feature_type, rows))
-        near = spectra.neighbourhood(
+            found["cka"] = metrics.cka(features, other.features(train, other.primary_feature_type, rows))
+        near = metrics.neighbourhood(
             backbone.features(train, feature_type, order[: min(self.images, self.pair_images)])
         )
         found |= vars(near)
@@ -89,8 +89,8 @@ class Diagnostics(Evaluation[None]):
         views = torch.stack(
             [backbone.features(few, feature_type, view=view) for view in range(self.views)], 1
         )  # (N, V, D)
-        found["alignment"] = spectra.alignment(views)
-        rank = spectra.lidar(views)
+        found["alignment"] = metrics.alignment(views)
+        rank = metrics.lidar(views)
         if rank is not None:
             found["lidar"] = rank
         return Fit(None, features=(feature_type,), diagnostics=found)
@@ -116,17 +116,17 @@ class Diagnostics(Evaluation[None]):
 
 def spectrum_monitors(features: Tensor) -> dict[str, float]:
     """Those of the spectrum of (N, D) features; without those of centred features where these are rounding alone."""
-    singular, floor = spectra.singular_values(features), spectra.noise_floor(features)
-    found = {"rankme": spectra.effective_rank(singular, eps=1e-7), "below_noise": float((singular < floor).sum())}
-    centred = spectra.singular_values(features, centred=True)
+    singular, floor = metrics.singular_values(features), metrics.noise_floor(features)
+    found = {"rankme": metrics.effective_rank(singular, eps=1e-7), "below_noise": float((singular < floor).sum())}
+    centred = metrics.singular_values(features, centred=True)
     if float(centred[0]) <= floor:
         return found
     variances = centred.square()
-    found["effective_rank"] = spectra.effective_rank(centred)
-    found["effective_rank_variance"] = spectra.effective_rank(variances)
-    found["participation_ratio"] = spectra.participation_ratio(variances)
+    found["effective_rank"] = metrics.effective_rank(centred)
+    found["effective_rank_variance"] = metrics.effective_rank(variances)
+    found["participation_ratio"] = metrics.participation_ratio(variances)
     found["stable_rank"] = float(variances.sum() / variances[0])
-    law = spectra.power_law(variances, least=floor**2)
+    law = metrics.power_law(variances, least=floor**2)
     if law is not None:
         found["alpha_r2"] = law.r2
         if law.r2 >= POWER_LAW_R2:

@@ -9,7 +9,7 @@ The order of neighbours depends on the features' scale and on the final norm (MA
 same votes are also counted on the features before that norm, and on features standardised over the bank.
 
 Ours: similarities are float32, votes float64, and of two equally near images the one first in the bank is the nearer.
-They are found without ranking the whole bank (`ssl_bench/neighbours.py`).
+They are found without ranking the whole bank (`ssl_bench/evaluation/solvers/knn_search.py`).
 
 Shapes: Q queries, N images in the bank, D features, K classes, k neighbours.
 """

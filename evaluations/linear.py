@@ -261,9 +261,9 @@ def stream(
             features.append(backbone.features(train, course.feature_type, rows[-1], view=views[epoch % len(views)]))
         inputs = torch.cat(features) if len(features) > 1 else features[0]
         inputs.sub_(course.norm.mean).div_(course.norm.deviation)  # in place: this costs as much as the reading
-        places = torch.cat(rows).to(backbone.device)
+        indices = torch.cat(rows).to(backbone.device)
         for at in range(0, stop - start, course.batch_size):
-            yield places[at : at + course.batch_size], inputs[at : at + course.batch_size]
+            yield indices[at : at + course.batch_size], inputs[at : at + course.batch_size]
 
 
 def _watched(steps: int) -> list[int]:

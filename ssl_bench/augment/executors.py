@@ -144,8 +144,8 @@ class _Colour:
             (self.solarize, lambda some, _: solarize(some)),
         )
         for happens, change in changes:
-            places = happens[rows].nonzero()[:, 0]
-            if len(places):
-                some, which = places.to(self.device), rows[places].to(self.device)
+            indices = happens[rows].nonzero()[:, 0]
+            if len(indices):
+                some, which = indices.to(self.device), rows[indices].to(self.device)
                 changed = change(planes.index_select(1, some).transpose(0, 1), which)
                 planes.index_copy_(1, some, changed.transpose(0, 1))

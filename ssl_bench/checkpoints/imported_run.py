@@ -19,7 +19,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
 from ssl_bench.pretraining.checkpoint import write_backbones
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.run_record import main_branch
+from ssl_bench.pretraining.run_record import default_branch
 from ssl_bench.records.files import replacing, write_json, write_text, writing_folder
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.runtime.environment import describe
@@ -71,7 +71,7 @@ def write_imported(asked: Import, file: CheckpointFile, made: ImportedRun) -> No
         finished=now,
         command=["ssl-bench", "import", *asked.command],
         version=ssl_bench.__version__,
-        branch=main_branch(made.method) if made.method else "",
+        branch=default_branch(made.method) if made.method else "",
     )
     use = f"to continue it: {continuing(asked.out, made.config)}" if made.method else "an encoder, to evaluate"
     account = {

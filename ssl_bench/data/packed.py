@@ -34,7 +34,7 @@ class Packed(Sequence[Item], ABC):
         return self.take(self.rows_of(at)) if isinstance(at, slice) else self.element(int(self.rows[at]))
 
     def rows_of(self, at: slice) -> np.ndarray:
-        """(M,) places that a slice takes."""
+        """(M,) indices that a slice takes."""
         return np.arange(len(self.rows))[at]
 
     @abstractmethod

@@ -38,9 +38,9 @@ class CorruptedTest(Evaluation[Fitted]):
         passes = 1 + SEVERITIES * len(CORRUPTIONS)
         found = torch.zeros(passes, len(test), dtype=torch.int64, device=backbone.device)
         with torch.inference_mode(), full_precision(), progress("corrupted images", passes * len(test)) as bar:
-            for images, places in backbone.batches(test):
-                images, there = images.to(backbone.device), places.to(backbone.device)
-                copies = (copy for kind in CORRUPTIONS for copy in corrupted(images, kind, seeds[kind][places]))
+            for images, indices in backbone.batches(test):
+                images, there = images.to(backbone.device), indices.to(backbone.device)
+                copies = (copy for kind in CORRUPTIONS for copy in corrupted(images, kind, seeds[kind][indices]))
                 for row, copy in enumerate(chain([images], copies)):
                     found[row, there] = self.logits(backbone, fit.state, copy).argmax(1)
                     bar.update(len(there))

@@ -80,11 +80,11 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([ssl_bench.__version__, software, *parts], sort_keys=True).encode()).hexdigest()
 
 
-def network_files(target: Target, branch: str, main_branch: str) -> str | None:
+def network_files(target: Target, branch: str, default_branch: str) -> str | None:
     """Digest of a network's files, or of a baseline's options; None where a file is missing."""
     if target.folder is None:
         return digest_of(target.baseline, target.backbone, target.seed)
-    weights = "backbone.safetensors" if branch in (main_branch, "encoder") else f"backbone-{branch}.safetensors"
+    weights = "backbone.safetensors" if branch in (default_branch, "encoder") else f"backbone-{branch}.safetensors"
     files = [target.folder / weights, target.folder / "backbone.json", *sorted(target.folder.glob("classifier*"))]
     try:
         return digest_of([[file.name, _sha256(file)] for file in files])

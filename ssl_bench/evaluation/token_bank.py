@@ -40,7 +40,7 @@ class TokenBank:
         Args:
             split: The images.
             view: Number of the random crop of each; None for the images as they are.
-            order: (M,) places in the split.
+            order: (M,) indices in the split.
             batch_size: B; the last batch may be smaller.
             again: Whether they will be asked for again: they are kept then, if they fit.
         """
@@ -49,8 +49,8 @@ class TokenBank:
             self._keep(split, view)
         if key in self._kept:
             halves, scales = self._kept[key]
-            for places in order.to(self.backbone.device).split(batch_size):
-                yield self._restored(halves[places], scales[places])
+            for indices in order.to(self.backbone.device).split(batch_size):
+                yield self._restored(halves[indices], scales[indices])
             return
         for part in self._rounded(split, view, order, batch_size):
             yield self._restored(*part)

@@ -25,9 +25,9 @@ def draw(run: OpenedRun, count: int) -> Picture:
     """Features of test images in two dimensions; ``count`` is of pictures of images, of which there are none here."""
     from sklearn.metrics import pairwise_distances
 
-    places, labels = sample(run)
+    indices, labels = sample(run)
     features = F.normalize(run.network.features(labelled(run)[0], run.network.primary_feature_type), dim=1)
-    points = embedding(features[places].cpu().double().numpy())
+    points = embedding(features[indices].cpu().double().numpy())
     known = sorted(set(labels.tolist()))
     names = [(run.data.classes or ())[k] for k in known]
     image = scatter(points, np.searchsorted(known, labels), styles(len(known)), names)
@@ -48,7 +48,7 @@ def draw(run: OpenedRun, count: int) -> Picture:
 
 
 def sample(run: OpenedRun) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places in the test split and classes of the images on the map, of each class as many as there can be.
+    """Indices in the test split and classes of the images on the map, of each class as many as there can be.
 
     Raises:
         LeftOut: There are no labels, or too few images.
@@ -59,10 +59,10 @@ def sample(run: OpenedRun) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         classes = classes[np.linspace(0, len(classes) - 1, CLASSES).round().astype(int)]
     order = np.random.default_rng(0).permutation(len(test))
     each = POINTS // len(classes)
-    places = np.concatenate([order[test.labels[order] == k][:each] for k in classes])
-    if len(places) < 10:
-        raise LeftOut(f"{len(places)} test images make no map")
-    return places, test.labels[places]
+    indices = np.concatenate([order[test.labels[order] == k][:each] for k in classes])
+    if len(indices) < 10:
+        raise LeftOut(f"{len(indices)} test images make no map")
+    return indices, test.labels[indices]
 
 
 def embedding(features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,9 +92,9 @@ def scatter(
     placed = 10 + (SIZE - 20) * (points - (low + high) / 2 + (high - low).max() / 2) / max((high - low).max(), 1e-9)
     large = Image.new("RGB", (FINER * SIZE, FINER * SIZE), PAPER)
     pen = ImageDraw.Draw(large)
-    for place in np.random.default_rng(0).permutation(len(points)):  # or the last class would cover the others
-        x, y = FINER * placed[place]
-        marker(pen, (x, y), FINER * 4.0, *drawn[which[place]])
+    for index in np.random.default_rng(0).permutation(len(points)):  # or the last class would cover the others
+        x, y = FINER * placed[index]
+        marker(pen, (x, y), FINER * 4.0, *drawn[which[index]])
     wide = MARGIN + SIZE + MARGIN + 20 + min(LEGEND, round(max(font().getlength(name) for name in names))) + MARGIN
     sheet = Image.new("RGB", (wide, SIZE + 2 * MARGIN), PAPER)
     sheet.paste(large.resize((SIZE, SIZE), Image.Resampling.LANCZOS), (MARGIN, MARGIN))

@@ -22,15 +22,15 @@ CHUNK = 4096
 def draw(run: OpenedRun, count: int) -> Picture:
     """Some test images, each with its nearest training images, their classes, and whether these are the same."""
     test, train = labelled(run)
-    places = run.chosen(count)
-    similarity, found = nearest(run, places)
+    indices = run.chosen(count)
+    similarity, found = nearest(run, indices)
     names = run.data.classes or ()
     short = max(map(len, names), default=0) < 4  # then there is room for the cosine
     size = run.network.img_size
     rows = []
-    for place, alike, each in zip(places, similarity, found, strict=True):
-        answer = int(test.labels[place])
-        cells = [Cell(to_image(run.seen(test, np.array([place]), size)[0], SIDE), names[answer])]
+    for index, alike, each in zip(indices, similarity, found, strict=True):
+        answer = int(test.labels[index])
+        cells = [Cell(to_image(run.seen(test, np.array([index]), size)[0], SIDE), names[answer])]
         for image, row, value in zip(run.seen(train, each.numpy(), size), each, alike, strict=True):
             label = int(train.labels[int(row)])
             text = f"{names[label]}, {float(value):.3f}" if short else names[label]
@@ -62,8 +62,8 @@ def labelled(run: OpenedRun) -> tuple[TestSplit, TrainSplit]:
     return run.data.test, run.data.train
 
 
-def nearest(run: OpenedRun, places: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(Q, k) cosines, falling, and places in the training split, of the nearest to these places of the test split."""
+def nearest(run: OpenedRun, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(Q, k) cosines, falling, and indices in the training split, of the nearest to these indices of the test split."""
     test, train = labelled(run)
     frozen = run.network
     feature_type = frozen.primary_feature_type
@@ -71,7 +71,7 @@ def nearest(run: OpenedRun, places: np.ndarray) -> tuple[Tensor, Tensor]:
     def unit(split: Split, rows: Tensor | slice) -> Tensor:
         return F.normalize(frozen.features(split, feature_type, rows), dim=1)
 
-    asked = unit(test, torch.as_tensor(places))
+    asked = unit(test, torch.as_tensor(indices))
     bank = (unit(train, slice(at, at + CHUNK)) for at in range(0, len(train), CHUNK))
     similarity, row = neighbours(lambda: [asked], bank, min(NEAREST, len(train)))
     return similarity.cpu(), row.cpu()

@@ -208,7 +208,7 @@ class OpenedRun:
         return TrainSplit(self.data.pretrain, np.arange(len(self.data.pretrain)))
 
     def chosen(self, count: int) -> np.ndarray:
-        """Places of so many images of `shown`, the same for every run on these data: of each class in turn, if any."""
+        """Indices of so many images of `shown`, the same for every run on these data: of each class in turn, if any."""
         split = self.shown
         order = np.random.default_rng(0).permutation(len(split))
         if split.pool.labels is None:
@@ -220,9 +220,9 @@ class OpenedRun:
             turn[where] = np.arange(where.sum())
         return order[np.lexsort((labels, turn))[:count]]
 
-    def seen(self, split: Split, places: np.ndarray, size: int) -> Tensor:
+    def seen(self, split: Split, indices: np.ndarray, size: int) -> Tensor:
         """(B, 3, size, size) in [0, 1], images of a split as evaluations see them."""
-        part = type(split)(split.pool, split.rows[places])
+        part = type(split)(split.pool, split.rows[indices])
         return torch.cat([images for images, _ in evaluation_batches(part, size, 64, 0)])
 
     def images_shown(self) -> str:

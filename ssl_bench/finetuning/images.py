@@ -166,10 +166,10 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, batch = key
         order = torch.Generator().manual_seed(derive(self.recipe.seed, ORDER, epoch))
-        places = torch.randperm(len(self.rows), generator=order)[batch * self.batch_size :][: self.batch_size]
+        indices = torch.randperm(len(self.rows), generator=order)[batch * self.batch_size :][: self.batch_size]
         cut = self._resident if isinstance(self.pool, ResidentPool) else self._photographs
         with drawing(derive(self.recipe.seed, CROP, epoch, batch)):
-            return cut(self.pool, self.rows[places]), self.labels[places]
+            return cut(self.pool, self.rows[indices]), self.labels[indices]
 
     def _resident(self, pool: Pool, rows: Tensor) -> Tensor:
         assert isinstance(pool, ResidentPool)

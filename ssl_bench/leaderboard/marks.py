@@ -68,7 +68,7 @@ def _marked(block: Block, compared: "BlockComparison | None") -> Block:
 
 
 def _by_intervals(cells: dict[int, Cell], level: float = LEVEL) -> set[int]:
-    """Places of the cells that are not significantly worse than the best, by intervals alone."""
+    """Indices of the cells that are not significantly worse than the best, by intervals alone."""
     normal = NormalDist()
     best = max(cells, key=lambda place: cells[place].mean)
     quantile = normal.inv_cdf((1 + level) / 2)

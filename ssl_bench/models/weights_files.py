@@ -77,7 +77,7 @@ def tensor_shapes(path: Path, inside: Path | None = None) -> dict[str, tuple[int
     """
     with open(plain_file(path, inside), "rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
-    if MOST_HEADER < claimed <= path.stat().st_size:  # of a longer one the library speaks
+    if MOST_HEADER < claimed <= path.stat().st_size:  # safetensors itself refuses a longer one
         raise UserError(f"{path} is damaged: its header claims {claimed:,} bytes")
     with safe_open(path, framework="pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118

@@ -78,7 +78,7 @@ class EMATeacher(nn.Module):
 
 
 def evaluated_backbone(earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights `backbone.*` of the network that speaks for an earlier run, out of its state.
+    """Weights `backbone.*` of an earlier run's default network, out of its state.
 
     That is the teacher's where DINO and iBOT keep one; BYOL's target and CAE's copy are kept under other names.
     """

@@ -63,20 +63,20 @@ def block_masks(
     if exact:
         assert grid > 1 and bool((left == left.floor()).all() & (left <= grid**2).all()), f"{target} of {grid}x{grid}"
     masks = torch.zeros(count, grid, grid, dtype=torch.float64)  # which autocast leaves alone
-    places = torch.arange(grid)
+    line = torch.arange(grid)
     active = (left > 0).nonzero()[:, 0]  # (A,)
     while len(active):
-        mask, room = masks[active], left[active, None].clamp(max=max_area)  # (A, g, g), (A, 1)
+        mask, most = masks[active], left[active, None].clamp(max=max_area)  # (A, g, g), (A, 1)
         area, shape, y, x = torch.rand(4, len(active), TRIES, dtype=torch.float64).unbind()  # (A, T) each
-        area = min_area + (room - min_area) * area
+        area = min_area + (most - min_area) * area
         shape = (math.log(1 / aspect) * (2 * shape - 1)).exp()
         height, width = (area * shape).sqrt().round(), (area / shape).sqrt().round()
         top, start = (y * (grid - height + 1)).floor(), (x * (grid - width + 1)).floor()
-        rows = (places >= top[..., None]) & (places < (top + height)[..., None])  # (A, T, g)
-        columns = (places >= start[..., None]) & (places < (start + width)[..., None])
+        rows = (line >= top[..., None]) & (line < (top + height)[..., None])  # (A, T, g)
+        columns = (line >= start[..., None]) & (line < (start + width)[..., None])
         hidden = (rows.double() @ mask * columns).sum(2)  # (A, T), of the block already
         new = height * width - hidden
-        fits = (height < grid) & (width < grid) & (new > 0) & (new <= room)
+        fits = (height < grid) & (width < grid) & (new > 0) & (new <= most)
         chosen = fits.int().argmax(1, keepdim=True)  # (A, 1)
         found = fits.any(1)
         row, column = (side.take_along_dim(chosen[..., None], 1)[:, 0] for side in (rows, columns))  # (A, g) each

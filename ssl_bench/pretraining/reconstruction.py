@@ -40,7 +40,7 @@ def of_pixels(images: Tensor, hidden: Tensor, predicted: Tensor, patch_size: int
 
     Args:
         images: (B, 3, H, W).
-        hidden: (B, M) places of the hidden patches.
+        hidden: (B, M) indices of the hidden patches.
         predicted: (B, M, 3pp), pixels in (row, column, channel) order.
         patch_size: p.
         normalised: Whether they are relative to each patch's mean and (unbiased) deviation.

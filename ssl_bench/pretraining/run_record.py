@@ -38,12 +38,12 @@ def describe_run(config: dict[str, Any], data: Dataset, method: Method, command:
         created=now(),
         command=list(command),
         version=ssl_bench.__version__,
-        branch=main_branch(method) if pretrains else "",
+        branch=default_branch(method) if pretrains else "",
     )
 
 
-def main_branch(method: Method) -> str:
-    """Which of a method's networks speaks for it, where there are several."""
+def default_branch(method: Method) -> str:
+    """The default of a method's networks, where there are several."""
     return next(iter(method.branches)) if len(method.branches) > 1 else ""
 
 

@@ -160,7 +160,7 @@ def settled_devices(launch: Launch | None, devices: int | str, nodes: int, accel
 
 
 def run_processes(argv: Sequence[str], count: int, nodes: int = 1) -> int:
-    """Start a command once for each device, pass signals on, and give the exit code that speaks for all.
+    """Start a command once for each device, pass signals on, and give one exit code for all.
 
     On several machines it is started on each, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
     """

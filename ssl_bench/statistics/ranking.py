@@ -3,7 +3,7 @@
 Accuracies of different protocols and data sets are not of one scale, so ranks are averaged, never accuracies. Protocols
 that measure nearly the same (k-NN, ridge, linear) would be counted several times: they are averaged in families first.
 
-Letters: M methods, P protocols, T data sets, B draws. Rank 1 is the best.
+Symbols: M methods, P protocols, T data sets, B draws. Rank 1 is the best.
 """
 
 from collections import defaultdict

@@ -39,7 +39,7 @@ def write(tmp_path: Path, **tree: object) -> Path:
     return file
 
 
-def subjects_of(benchmark: Benchmark) -> dict[str, str | None]:
+def targets_of(benchmark: Benchmark) -> dict[str, str | None]:
     """What is evaluated -> the run that has to be finished first."""
     jobs = [job for job in benchmark.jobs if job.folder is None]
     return {job.argv[1]: None if job.after is None else str(job.after) for job in jobs}
@@ -50,7 +50,7 @@ def test_the_plan_is_the_product(tmp_path: Path) -> None:
     assert len(benchmark.fits) == 2 * 2
     assert len({job.folder for job in benchmark.fits}) == 4
     folders = [str(job.folder) for job in benchmark.fits]
-    targets = subjects_of(benchmark)
+    targets = targets_of(benchmark)
     randoms = {"random:vit_pico_patch4_32@0": None, "random:vit_pico_patch4_32@1": None}  # the methods share networks
     assert targets == {**{folder: folder for folder in folders}, **randoms, "pixels": None}
     random = next(job for job in benchmark.jobs if "random:vit_pico_patch4_32@1" in job.argv)
@@ -379,7 +379,7 @@ def test_followers_start_from_the_run_before(tmp_path: Path) -> None:
         assert (value(distilled, "backbone.name"), value(distilled, "backbone.width")) == ("resnet_nano", None)
         assert len({value(job, "seed") for job in (first, tuned, distilled, fewer)}) == 1
     assert len({job.folder for job in benchmark.fits}) == 8
-    targets = subjects_of(benchmark)
+    targets = targets_of(benchmark)
     assert {str(job.folder) for job in benchmark.fits} <= set(targets)
     randoms = {target for target in targets if target.startswith("random:")}
     assert randoms == {f"random:{name}@{seed}" for name in ("resnet_micro", "resnet_nano") for seed in (0, 1)}

@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import skew
 from torch import Tensor
 
-from ssl_bench.evaluation import representation_metrics as spectra
+from ssl_bench.evaluation import representation_metrics as metrics
 from ssl_bench.pretraining.online_probe import spread
 
 
@@ -39,7 +39,7 @@ def test_singular_values_are_the_svd(shape: tuple[int, int], centred: bool) -> N
     features = (normal(*shape) * torch.linspace(0.1, 5, shape[1]) + 3).float()
     x = features.double().numpy()
     expected = np.linalg.svd(x - x.mean(0) * centred, compute_uv=False)
-    found = spectra.singular_values(features, centred)
+    found = metrics.singular_values(features, centred)
     assert found.shape == (min(shape),)
     # A singular value of 0 is one of the root of what rounds in the product.
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-7 * expected[0])
@@ -47,36 +47,36 @@ def test_singular_values_are_the_svd(shape: tuple[int, int], centred: bool) -> N
 
 def test_rankme_of_white_features_nears_their_dimension() -> None:
     ranks = [
-        spectra.effective_rank(spectra.singular_values(normal(count, 20)), 1e-7) for count in (40, 200, 2000, 40_000)
+        metrics.effective_rank(metrics.singular_values(normal(count, 20)), 1e-7) for count in (40, 200, 2000, 40_000)
     ]
     assert ranks == sorted(ranks) and ranks[0] < 19 and 19.99 < ranks[-1] < 20.001
 
 
 def test_rankme_of_one_direction_is_one() -> None:
     line = normal(500, 1) @ normal(1, 16, seed=1)
-    assert spectra.effective_rank(spectra.singular_values(line), 1e-7) == pytest.approx(1, abs=1e-4)
+    assert metrics.effective_rank(metrics.singular_values(line), 1e-7) == pytest.approx(1, abs=1e-4)
     same = torch.ones(500, 16)
-    assert spectra.effective_rank(spectra.singular_values(same), 1e-7) == pytest.approx(1, abs=1e-4)
-    assert spectra.effective_rank(spectra.singular_values(same, centred=True)) == 1
+    assert metrics.effective_rank(metrics.singular_values(same), 1e-7) == pytest.approx(1, abs=1e-4)
+    assert metrics.effective_rank(metrics.singular_values(same, centred=True)) == 1
 
 
 def test_rankme_against_the_papers_formula() -> None:
     x = normal(400, 24) * torch.linspace(0, 3, 24) + 1
     values = np.linalg.svd(x.numpy(), compute_uv=False)
-    found = spectra.effective_rank(spectra.singular_values(x), 1e-7)
+    found = metrics.effective_rank(metrics.singular_values(x), 1e-7)
     assert found == pytest.approx(entropy_rank(values, 1e-7), rel=1e-6)
 
 
 def test_eps_is_added_to_the_shares() -> None:
-    assert spectra.effective_rank(torch.tensor([1.0, 1.0, 0.0]).double(), 0.1) == pytest.approx(
+    assert metrics.effective_rank(torch.tensor([1.0, 1.0, 0.0]).double(), 0.1) == pytest.approx(
         entropy_rank(np.array([1, 1, 0]), 0.1)
     )
-    assert spectra.effective_rank(torch.tensor([4.0, 4.0, 4.0, 0.0]).double()) == pytest.approx(3)
+    assert metrics.effective_rank(torch.tensor([4.0, 4.0, 4.0, 0.0]).double()) == pytest.approx(3)
 
 
 def test_participation_ratio_by_hand() -> None:
-    assert spectra.participation_ratio(torch.tensor([3.0, 1.0])) == pytest.approx(16 / 10)
-    assert spectra.participation_ratio(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
+    assert metrics.participation_ratio(torch.tensor([3.0, 1.0])) == pytest.approx(16 / 10)
+    assert metrics.participation_ratio(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
 
 
 def test_the_probe_watches_the_same_rank() -> None:
@@ -91,7 +91,7 @@ def test_the_noise_floor_is_what_float16_adds(shape: tuple[int, int]) -> None:
     features = normal(*shape).float()
     rounding = (features.half().float() - features).double().numpy()
     largest = np.linalg.svd(rounding, compute_uv=False)[0]
-    assert 0.5 < largest / spectra.noise_floor(features) < 1
+    assert 0.5 < largest / metrics.noise_floor(features) < 1
 
 
 # --- alpha-ReQ
@@ -100,7 +100,7 @@ def test_the_noise_floor_is_what_float16_adds(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("count", [40, 99, 300])
 def test_an_exact_power_law(alpha: float, count: int) -> None:
-    law = spectra.power_law(falling(alpha, count))
+    law = metrics.power_law(falling(alpha, count))
     assert law is not None
     assert law.alpha == pytest.approx(alpha, rel=1e-9) and law.r2 == pytest.approx(1)
 
@@ -112,7 +112,7 @@ def test_weighted_least_squares_over_ranks_5_to_99() -> None:
     y = np.log(values[4:99])
     (slope, constant), _ = np.polyfit(np.log(rank), y, 1, w=rank**-0.5, cov=True)  # its w multiplies residuals
     predicted = constant + slope * np.log(rank)
-    law = spectra.power_law(torch.tensor(values))
+    law = metrics.power_law(torch.tensor(values))
     assert law is not None
     assert law.alpha == pytest.approx(-slope, rel=1e-9)
     assert law.r2 == pytest.approx(1 - ((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum(), rel=1e-9)
@@ -121,7 +121,7 @@ def test_weighted_least_squares_over_ranks_5_to_99() -> None:
 def test_the_authors_library_gives_the_same() -> None:
     """`reptrix.alpha.get_powerlaw(spectrum, np.arange(4, 99))` of reptrix 0.1.0; its range counts from 0."""
     spectrum = falling(1.0, 120) * (1 + 0.5 * torch.sin(torch.arange(120)))
-    law = spectra.power_law(spectrum)
+    law = metrics.power_law(spectrum)
     assert law is not None
     assert law.alpha == pytest.approx(0.9244112237406352, rel=1e-6)
 
@@ -129,16 +129,16 @@ def test_the_authors_library_gives_the_same() -> None:
 def test_what_lies_below_the_noise_is_not_fitted() -> None:
     variances = falling(1.0, 99)
     variances[30:] = variances[30]  # noise
-    law = spectra.power_law(variances, least=float(variances[30]))
+    law = metrics.power_law(variances, least=float(variances[30]))
     assert law is not None and law.alpha == pytest.approx(1) and law.r2 == pytest.approx(1)
-    noisy = spectra.power_law(variances)
+    noisy = metrics.power_law(variances)
     assert noisy is not None and noisy.alpha < 0.9 and noisy.r2 < 0.95
 
 
 def test_too_few_ranks_for_a_law() -> None:
-    assert spectra.power_law(falling(1.0, 13)) is None
-    assert spectra.power_law(falling(1.0, 14)) is not None
-    assert spectra.power_law(torch.zeros(50, dtype=torch.float64)) is None
+    assert metrics.power_law(falling(1.0, 13)) is None
+    assert metrics.power_law(falling(1.0, 14)) is not None
+    assert metrics.power_law(torch.zeros(50, dtype=torch.float64)) is None
 
 
 # --- LiDAR and alignment
@@ -167,7 +167,7 @@ def test_lidar_against_loops(shape: tuple[int, int, int], delta: float, monkeypa
     expected = lidar_in_loops(views.numpy(), delta, 1e-8)
     for rows in (4096, 4):
         monkeypatch.setattr(spectra, "ROWS", rows)
-        assert spectra.lidar(views, delta) == pytest.approx(expected, rel=1e-6)
+        assert metrics.lidar(views, delta) == pytest.approx(expected, rel=1e-6)
 
 
 def test_lidar_counts_the_directions_in_which_images_differ() -> None:
@@ -176,34 +176,34 @@ def test_lidar_counts_the_directions_in_which_images_differ() -> None:
     axes[:4] = 1
     images = normal(2000, 1, 12) * axes
     views = images + normal(2000, 10, 12, seed=1) * torch.where(axes > 0, 0.01, 1.0)
-    found = spectra.lidar(views)
+    found = metrics.lidar(views)
     assert found is not None and 3.9 < found < 4.1
-    assert spectra.effective_rank(spectra.singular_values(views.flatten(0, 1)), 1e-7) > 11.9
+    assert metrics.effective_rank(metrics.singular_values(views.flatten(0, 1)), 1e-7) > 11.9
 
 
 def test_views_that_are_the_same_have_no_lidar() -> None:
     images = normal(50, 1, 6)
-    assert spectra.lidar(images.repeat(1, 4, 1)) is None
-    assert spectra.lidar(images + 1e-3 * normal(50, 4, 6, seed=1)) is None
-    assert spectra.lidar(torch.ones(50, 4, 6)) is None
-    assert spectra.lidar(images + 0.1 * normal(50, 4, 6, seed=1)) is not None
+    assert metrics.lidar(images.repeat(1, 4, 1)) is None
+    assert metrics.lidar(images + 1e-3 * normal(50, 4, 6, seed=1)) is None
+    assert metrics.lidar(torch.ones(50, 4, 6)) is None
+    assert metrics.lidar(images + 0.1 * normal(50, 4, 6, seed=1)) is not None
 
 
 def test_lidar_does_not_depend_on_scale_or_on_features_that_are_constant() -> None:
     views = normal(80, 1, 6) + 0.5 * normal(80, 4, 6, seed=1)
-    expected = spectra.lidar(views)
+    expected = metrics.lidar(views)
     scaled = views * torch.tensor([1e-3, 1, 10, 1e4, 0.5, 2]).double() - 7
-    assert spectra.lidar(scaled) == pytest.approx(expected)
-    assert spectra.lidar(torch.cat([views, torch.full((80, 4, 2), 3.0)], 2)) == pytest.approx(expected, rel=1e-5)
+    assert metrics.lidar(scaled) == pytest.approx(expected)
+    assert metrics.lidar(torch.cat([views, torch.full((80, 4, 2), 3.0)], 2)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_alignment_is_the_mean_over_pairs_of_views() -> None:
     views = normal(20, 4, 6) + 1
     unit = (views / views.norm(dim=2, keepdim=True)).numpy()
     pairs = [np.sum((image[a] - image[b]) ** 2) for image in unit for a in range(4) for b in range(4) if a != b]
-    assert spectra.alignment(views) == pytest.approx(np.mean(pairs))
-    assert spectra.alignment(views[:, :1].repeat(1, 3, 1)) == pytest.approx(0, abs=1e-12)
-    assert spectra.alignment(torch.tensor([[[2.0, 0.0], [0.0, 5.0]]])) == pytest.approx(2)
+    assert metrics.alignment(views) == pytest.approx(np.mean(pairs))
+    assert metrics.alignment(views[:, :1].repeat(1, 3, 1)) == pytest.approx(0, abs=1e-12)
+    assert metrics.alignment(torch.tensor([[[2.0, 0.0], [0.0, 5.0]]])) == pytest.approx(2)
 
 
 # --- neighbours
@@ -217,7 +217,7 @@ def test_neighbourhood_against_all_pairs(rows: int, monkeypatch: pytest.MonkeyPa
     cosine = unit @ unit.T
     others = cosine - 9 * np.eye(150)
     order = np.argsort(-others, axis=1)[:, :10]
-    found = spectra.neighbourhood(features)
+    found = metrics.neighbourhood(features)
     assert found.mean_cosine == pytest.approx(cosine[~np.eye(150, dtype=bool)].mean(), abs=1e-9)
     assert found.nearest_cosine == pytest.approx(others.max(1).mean(), abs=1e-6)
     assert found.uniformity == pytest.approx(np.log(np.exp(-2 * pdist(unit, "sqeuclidean")).mean()), abs=1e-6)
@@ -228,7 +228,7 @@ def test_neighbourhood_against_all_pairs(rows: int, monkeypatch: pytest.MonkeyPa
 def test_neighbourhood_by_hand() -> None:
     """Two pairs of opposite vectors, at right angles: cosines of pairs are -1, -1 and four times 0."""
     cross = torch.tensor([[1.0, 0], [-3, 0], [0, 2], [0, -1]])
-    found = spectra.neighbourhood(cross, k=3)
+    found = metrics.neighbourhood(cross, k=3)
     assert found.mean_cosine == pytest.approx(-1 / 3)
     assert found.nearest_cosine == pytest.approx(0)
     assert found.uniformity == pytest.approx(math.log((2 * math.exp(-8) + 4 * math.exp(-4)) / 6))
@@ -236,7 +236,7 @@ def test_neighbourhood_by_hand() -> None:
 
 
 def test_features_that_are_all_the_same() -> None:
-    found = spectra.neighbourhood(torch.ones(30, 4))
+    found = metrics.neighbourhood(torch.ones(30, 4))
     assert found.mean_cosine == pytest.approx(1) and found.uniformity == pytest.approx(0, abs=1e-5)
 
 
@@ -266,27 +266,27 @@ def test_cka_against_loops(shape: tuple[int, int, int], rows: int, monkeypatch: 
     y = x[:, :1] * normal(1, e, seed=2) + normal(n, e, seed=1) - 2
     a, b = x.numpy(), y.numpy()
     expected = hsic_in_loops(a, b) / math.sqrt(hsic_in_loops(a, a) * hsic_in_loops(b, b))
-    assert spectra.cka(x, y) == pytest.approx(expected, rel=1e-8)
+    assert metrics.cka(x, y) == pytest.approx(expected, rel=1e-8)
     a, b = a - a.mean(0), b - b.mean(0)
     plain = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    assert spectra.cka(x, y, unbiased=False) == pytest.approx(plain, rel=1e-8)
+    assert metrics.cka(x, y, unbiased=False) == pytest.approx(plain, rel=1e-8)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_cka_is_one_for_features_turned_scaled_and_moved(unbiased: bool) -> None:
     x = normal(100, 16) * torch.linspace(0.1, 3, 16)
     turned = 7 * x @ rotation(16) + 50
-    assert spectra.cka(x, turned, unbiased) == pytest.approx(1, abs=1e-9)
-    assert spectra.cka(x, x * torch.linspace(3, 0.1, 16), unbiased) < 0.9, "but not stretched"
+    assert metrics.cka(x, turned, unbiased) == pytest.approx(1, abs=1e-9)
+    assert metrics.cka(x, x * torch.linspace(3, 0.1, 16), unbiased) < 0.9, "but not stretched"
 
 
 def test_unbiased_cka_sees_nothing_where_there_is_nothing() -> None:
     """40 images of 200 unrelated features: the plain estimate calls them much alike."""
     pairs = [(normal(40, 200, seed=2 * s), normal(40, 200, seed=2 * s + 1)) for s in range(20)]
-    assert min(spectra.cka(x, y, unbiased=False) for x, y in pairs) > 0.7
-    values = [spectra.cka(x, y) for x, y in pairs]
+    assert min(metrics.cka(x, y, unbiased=False) for x, y in pairs) > 0.7
+    values = [metrics.cka(x, y) for x, y in pairs]
     assert abs(np.mean(values)) < 0.02 and min(values) < 0 < max(values)
 
 
 def test_cka_with_features_that_are_all_the_same_is_zero() -> None:
-    assert spectra.cka(normal(20, 4), torch.ones(20, 3)) == 0
+    assert metrics.cka(normal(20, 4), torch.ones(20, 3)) == 0

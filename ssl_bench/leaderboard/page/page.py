@@ -49,7 +49,7 @@ def html(
         images: Where the figures of the runs go.
         folder: For images beside the page.
     """
-    room = Path(__file__).parent
+    here = Path(__file__).parent
     anchors = run_section.anchors(runs)
     styles = styles_of(table)
     views = [View(block, known, styles) for block, known in zip(table.blocks, compared, strict=True)]
@@ -72,7 +72,7 @@ def html(
 <link rel="icon" href="data:,">
 <title>ssl-bench leaderboard</title>
 <style>
-{(room / "page.css").read_text(encoding="utf-8")}</style>
+{(here / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <main>
@@ -83,7 +83,7 @@ def html(
 {_packed(sections)}</section>
 </main>
 <script>
-{(room / "page.js").read_text(encoding="utf-8")}</script>
+{(here / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

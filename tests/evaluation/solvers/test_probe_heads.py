@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from golden_files import assert_close, load
 from torch import Tensor, nn
 
-from ssl_bench.evaluation.solvers import probe_heads as room
+from ssl_bench.evaluation.solvers import probe_heads
 from ssl_bench.evaluation.solvers.probe_heads import Head, Heads, Norm, side_by_side
 
 
@@ -166,7 +166,7 @@ def test_scores_do_not_depend_on_how_many_images_are_scored_at_once(monkeypatch:
     logits = torch.einsum("nd,khd->hnk", inputs, heads.weight)
     assert torch.equal(whole[0], (logits.argmax(2) == labels).double().mean(1))
     for values in (1, 12 * 7):
-        monkeypatch.setattr(room, "LOGITS", values)
+        monkeypatch.setattr(probe_heads, "LOGITS", values)
         found = heads.score(inputs, labels)
         assert torch.equal(found[0], whole[0])
         torch.testing.assert_close(found[1], whole[1])
