@@ -53,7 +53,7 @@ from ssl_bench.evaluations.linear import Linear
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, refused_pooling
 from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
-from ssl_bench.finetuning.training import VALIDATION_ACCURACY, Diverged
+from ssl_bench.finetuning.training import VALIDATION, Diverged
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.precision import full_precision
 
@@ -150,9 +150,7 @@ class PartialFinetune(Evaluation[Tuning]):
         tune_together(every, Batches(train, self._recipes[-1], classes, backbone), validation, "partial fine-tuning")
         # Of equals the one with fewer epochs: recipes are in the order of their epochs.
         whole = {name: [top for top in some if top.diverged is None] for name, some in candidates.items()}
-        tops = {
-            name: max(some, key=lambda top: top.curve[VALIDATION_ACCURACY][-1]) for name, some in whole.items() if some
-        }
+        tops = {name: max(some, key=lambda top: top.curve[VALIDATION][-1]) for name, some in whole.items() if some}
         if primary not in tops:
             raise Diverged(f"partial fine-tuning of {primary}, its number, diverged: give a smaller lr than {self.lr}")
         probe, points = None, []
@@ -160,7 +158,7 @@ class PartialFinetune(Evaluation[Tuning]):
             probe, point = probed(backbone, train, validation, self.seed)
             points.append(point)
         own = [top for name, top in tops.items() if wanted[name][1] == self._pooling(backbone)]
-        points += [(top.trainable, top.curve[VALIDATION_ACCURACY][-1]) for top in own]
+        points += [(top.trainable, top.curve[VALIDATION][-1]) for top in own]
         curve = summary([depth for depth in depths if depth == 0] + [top.depth for top in own], points, own[-1].whole)
         curve |= {
             f"{name} diverged by epoch": [float(some[-1].diverged or 0)]
@@ -252,7 +250,7 @@ def summary(depths: Sequence[float], points: Sequence[tuple[int, float]], comple
         complete: Whether the last is all blocks.
     """
     counts, accuracies = [count for count, _ in points], [accuracy for _, accuracy in points]
-    curve = {"k": list(depths), "trainable": [float(count) for count in counts], VALIDATION_ACCURACY: accuracies}
+    curve = {"k": list(depths), "trainable": [float(count) for count in counts], VALIDATION: accuracies}
     curve["area"] = [area(counts, accuracies)]
     if complete:
         curve["k*"] = [fewest(depths, accuracies)]

@@ -27,7 +27,7 @@ from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, optimizer
-from ssl_bench.finetuning.training import POINTS, VALIDATION_ACCURACY, Diverged, accuracy, autocast, mixed, update
+from ssl_bench.finetuning.training import POINTS, VALIDATION, Diverged, accuracy, autocast, mixed, update
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.acceleration import write_out_attention
 from ssl_bench.runtime.precision import full_precision
@@ -193,7 +193,7 @@ class Top:
         learner = optimizer(model, recipe)
         self.trained: list[Tensor] = [p for group in learner.param_groups for p in group["params"]]
         self.optimizer: torch.optim.Optimizer | None = learner
-        self.curve: dict[str, list[float]] = {"epoch": [], "loss": [], VALIDATION_ACCURACY: []}
+        self.curve: dict[str, list[float]] = {"epoch": [], "loss": [], VALIDATION: []}
         self.diverged: int | None = None  # by which epoch
 
     @property
@@ -266,7 +266,7 @@ def tune_together(tops: Sequence[Top], batches: Batches, validation: ValidationS
             for top, logits in zip(looked_at, logits_of_all(looked_at, frozen, validation), strict=True):
                 top.curve["epoch"].append(epoch + 1.0)
                 top.curve["loss"].append(means[top])
-                top.curve[VALIDATION_ACCURACY].append(accuracy(logits, validation))
+                top.curve[VALIDATION].append(accuracy(logits, validation))
             for top in last:
                 if top.diverged is None:
                     top.finish()

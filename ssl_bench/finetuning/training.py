@@ -27,7 +27,7 @@ from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
 
 POINTS = 20  # times at most that accuracy on the validation split is taken along the way
-VALIDATION_ACCURACY = "validation accuracy"
+VALIDATION = "validation accuracy"
 
 
 class Diverged(UserError):
@@ -106,7 +106,7 @@ def tune(
     optim = optimizer(model, recipe)
     watched = {round(recipe.epochs * point / POINTS) for point in range(1, POINTS + 1)} | {recipe.epochs}
     curve: dict[str, list[float]] = {
-        name: [] for name in ("epoch", "loss", *([] if validation is None else [VALIDATION_ACCURACY]))
+        name: [] for name in ("epoch", "loss", *([] if validation is None else [VALIDATION]))
     }
     with full_precision(), closing(batches), progress(what, recipe.epochs * batches.steps, "steps") as bar:
         for epoch in range(recipe.epochs):
@@ -123,7 +123,7 @@ def tune(
                 curve["epoch"].append(epoch + 1.0)
                 curve["loss"].append(mean)
                 if validation is not None:
-                    curve[VALIDATION_ACCURACY].append(accuracy(logits_of(model, frozen, validation), validation))
+                    curve[VALIDATION].append(accuracy(logits_of(model, frozen, validation), validation))
     optim.zero_grad()  # gradients would be kept as long as the model is
     model.eval()
     return curve

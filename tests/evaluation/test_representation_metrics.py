@@ -166,7 +166,7 @@ def test_lidar_against_loops(shape: tuple[int, int, int], delta: float, monkeypa
     views = 2 * normal(n, 1, dim) * torch.linspace(0.1, 3, dim) + normal(n, count, dim, seed=1) + 4
     expected = lidar_in_loops(views.numpy(), delta, 1e-8)
     for rows in (4096, 4):
-        monkeypatch.setattr(spectra, "ROWS", rows)
+        monkeypatch.setattr(metrics, "ROWS", rows)
         assert metrics.lidar(views, delta) == pytest.approx(expected, rel=1e-6)
 
 
@@ -211,7 +211,7 @@ def test_alignment_is_the_mean_over_pairs_of_views() -> None:
 
 @pytest.mark.parametrize("rows", [4096, 28])
 def test_neighbourhood_against_all_pairs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectra, "ROWS", rows)
+    monkeypatch.setattr(metrics, "ROWS", rows)
     features = normal(150, 5) + torch.tensor([1.0, 0, 0, 0, 0])
     unit = (features / features.norm(dim=1, keepdim=True)).numpy()
     cosine = unit @ unit.T
@@ -260,7 +260,7 @@ def hsic_in_loops(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("rows", [4096, 7])
 @pytest.mark.parametrize("shape", [(40, 6, 9), (12, 30, 20)])
 def test_cka_against_loops(shape: tuple[int, int, int], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectra, "ROWS", rows)
+    monkeypatch.setattr(metrics, "ROWS", rows)
     n, d, e = shape
     x = normal(n, d) + 5
     y = x[:, :1] * normal(1, e, seed=2) + normal(n, e, seed=1) - 2

@@ -21,7 +21,7 @@ from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, set_drop_path
 from ssl_bench.finetuning.shared_trunk import Top, logits_of_all, states, tune_together
-from ssl_bench.finetuning.training import VALIDATION_ACCURACY, Diverged, tune
+from ssl_bench.finetuning.training import VALIDATION, Diverged, tune
 from ssl_bench.models.backbone import Backbone
 
 SIZE, CLASSES = 8, 3
@@ -165,10 +165,7 @@ def test_all_blocks_are_full_fine_tuning(name: str, splits: Splits) -> None:
     model = FineTuneModel(target.trainable(), CLASSES, "avg", recipe.drop_path, recipe.seed)
     curve = tune(model, Batches(splits[0], recipe, CLASSES, target), recipe, splits[1])
     assert curve["epoch"] == [1, 2, 3, 4, 5]
-    assert (
-        found.curve["loss"] == pytest.approx(curve["loss"])
-        and found.curve[VALIDATION_ACCURACY] == curve[VALIDATION_ACCURACY]
-    )
+    assert found.curve["loss"] == pytest.approx(curve["loss"]) and found.curve[VALIDATION] == curve[VALIDATION]
     for parameter, value in model.state_dict().items():
         assert torch.equal(found.model.state_dict()[parameter], value), parameter
 
@@ -300,7 +297,7 @@ def test_the_page_goes_on_without_a_depth_that_diverged(
     fit = page.fit(target, *splits[:2])
     variants = [prediction.variant for prediction in page.predict(target, fit, splits[2])]
     assert variants == ["k2", "k0.5", "all", "k2-cls"]
-    assert fit.curve["k"] == [0.5, 2, 3] and len(fit.curve[VALIDATION_ACCURACY]) == 3
+    assert fit.curve["k"] == [0.5, 2, 3] and len(fit.curve[VALIDATION]) == 3
     assert fit.curve["k1 diverged by epoch"][0] in (1, 2) and "k1 loss" not in fit.curve
 
 
@@ -326,10 +323,10 @@ def test_variants_and_curve(splits: Splits) -> None:
     block = mlp + 2 * norm + 4 * (24 * 24 + 24)
     assert counts[:3] == [mlp + norm + norm + head, block + norm + head, 2 * block + norm + head]
     for place, name in enumerate(("k0.5", "k1", "k2", "all"), start=1):
-        assert len(curve[f"{name} {VALIDATION_ACCURACY}"]) == len(curve[f"{name} epoch"]) == 2
-        assert curve[f"{name} {VALIDATION_ACCURACY}"][-1] == curve[VALIDATION_ACCURACY][place]
-    assert curve["area"] == [area([int(count) for count in curve["trainable"]], curve[VALIDATION_ACCURACY])]
-    assert curve["k*"] == [fewest(curve["k"], curve[VALIDATION_ACCURACY])]
+        assert len(curve[f"{name} {VALIDATION}"]) == len(curve[f"{name} epoch"]) == 2
+        assert curve[f"{name} {VALIDATION}"][-1] == curve[VALIDATION][place]
+    assert curve["area"] == [area([int(count) for count in curve["trainable"]], curve[VALIDATION])]
+    assert curve["k*"] == [fewest(curve["k"], curve[VALIDATION])]
     assert not fit.chosen and not fit.grid
 
 
@@ -340,7 +337,7 @@ def test_selection_accuracies_are_those_of_its_predictions(splits: Splits) -> No
     as_test = TestSplit(splits[1].pool, splits[1].rows)
     found = {p.variant: float((p.labels.numpy() == as_test.labels).mean()) for p in page.predict(target, fit, as_test)}
     assert list(found) == ["k4", "k1", "k2", "all", "k0"]
-    by_depth = dict(zip(fit.curve["k"], fit.curve[VALIDATION_ACCURACY], strict=True))
+    by_depth = dict(zip(fit.curve["k"], fit.curve[VALIDATION], strict=True))
     assert by_depth == {0: found["k0"], 1: found["k1"], 2: found["k2"], 4: found["k4"], 8: found["all"]}
 
 
@@ -363,14 +360,11 @@ def test_epochs_are_chosen_on_the_selection_split() -> None:
     for epochs in (1, 6):
         alone = PartialFinetune(**QUICK | {"epochs": (epochs,), "depths": (0.5, 1, np.inf), "warmup_epochs": 0.0})
         curve = alone.fit(target, *splits[:2]).curve
-        last[epochs] = {name: curve[f"{name} {VALIDATION_ACCURACY}"][-1] for name in ("k0.5", "k1", "all")}
+        last[epochs] = {name: curve[f"{name} {VALIDATION}"][-1] for name in ("k0.5", "k1", "all")}
     for name in ("k0.5", "k1", "all"):
         better = 6 if last[6][name] > last[1][name] else 1  # of equals the shorter
         assert fit.chosen[f"epochs {name}"] == better and fit.grid[f"epochs {name}"] == [1, 6]
-        assert (
-            fit.curve[f"{name} {VALIDATION_ACCURACY}"][-1] == last[better][name]
-            and fit.curve[f"{name} epoch"][-1] == better
-        )
+        assert fit.curve[f"{name} {VALIDATION}"][-1] == last[better][name] and fit.curve[f"{name} epoch"][-1] == better
     assert fit.at_grid_boundary
     assert last[1] != last[6], "a problem on which the choice matters"
 
