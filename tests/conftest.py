@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import gc
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,12 +31,20 @@ def tiny_config() -> Callable[..., dict[str, Any]]:
     return config
 
 
-@pytest.fixture
-def tiny_run(tiny_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
-    """Folder of a finished MAE run."""
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished MAE run, only to be read."""
     from ssl_bench.pretraining.training import fit
 
-    return fit(tiny_config(), tmp_path / "runs").folder
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SSL_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return fit(parse_fit(["--method=mae", *TINY], {}).config, tmp_path_factory.mktemp("pretrained")).folder
+
+
+@pytest.fixture
+def tiny_run(pretrained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do anything with."""
+    return shutil.copytree(pretrained, tmp_path / "runs" / pretrained.name)
 
 
 @pytest.fixture
