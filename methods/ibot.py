@@ -40,6 +40,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import Centre, DINOHead, Prototypes, crop_cross_entropy
 from ssl_bench.optim.schedules import warmed_up
 from ssl_bench.pretraining.ema_teacher import EMATeacher
+from ssl_bench.pretraining.local_views import checked_local_size
 from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks, require_patches
 from ssl_bench.pretraining.method import Method
 
@@ -267,22 +268,3 @@ def as_embedded(mask: Tensor, backbone: Backbone) -> Tensor:
     """(B, N) mask of the output's tokens -> that of the patches as embedded, of which a Swin merges many to one."""
     merged, grid = backbone.stride // backbone.patch_size, backbone.img_size // backbone.stride
     return mask.view(-1, grid, grid).repeat_interleave(merged, 1).repeat_interleave(merged, 2).flatten(1)
-
-
-def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
-    """Pixels of local views: as given, or in proportion to the image and rounded up to whole patches."""
-    step = backbone.stride
-    if size is None:
-        size = -(-backbone.img_size * 96 // (224 * step)) * step
-    if count < 0:
-        raise UserError(f"--method.local_views {count} must be 0 or more")
-    flexible = backbone.is_swin and not backbone.model.patch_embed.strict_img_size  # its positions are a window's
-    if count and size != backbone.img_size and backbone.has_relative_positions and not flexible:
-        remedy = "--method.local_views 0" + (" or --backbone.timm_args '{strict_img_size: false}'" * backbone.is_swin)
-        name = backbone.options.name
-        raise UserError(f"{name} knows one image size, not that of local views: {remedy}; otherwise: simmim")
-    if count and (size < 1 or size % step):
-        raise UserError(
-            f"--method.local_size {size} is no multiple of the patch size {step}: try {max(1, size // step) * step}"
-        )
-    return size

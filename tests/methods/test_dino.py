@@ -522,6 +522,15 @@ def test_networks_of_one_size_take_no_local_crops(name: str) -> None:
     assert method.loss(views).isfinite()
 
 
+def test_a_swin_that_takes_any_size_takes_local_crops() -> None:
+    backbone = Backbone(BackboneOptions("swin_pico_patch2_32", timm_args={"strict_img_size": False}))
+    method = DINO(backbone, **SMALL)
+    views = views_of(method, 2)
+    assert [view.shape[-1] for view in views[1:3]] == [32, 16]
+    method.loss(views).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
 def test_a_beit_with_absolute_positions_takes_local_crops() -> None:
     args = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": False}
     backbone = Backbone(BackboneOptions("beit_pico_patch4_32", timm_args=args))
