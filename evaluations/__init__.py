@@ -1,4 +1,4 @@
-"""One page each; the file's name is the name on the command line."""
+"""One module each; the file's name is the name on the command line."""
 
 if __name__ == "evaluations":
     raise ImportError(

@@ -1,8 +1,8 @@
 """The options of a method or evaluation, read from its constructor without importing its file.
 
-A page imports torch, which takes seconds; its typed signature and docstring are text. They are read with `ast` and
-become a dataclass that the parser understands. A signature that text alone cannot explain (a computed default, an
-annotation from a package that must be imported) is read from the imported class instead.
+A method's module imports torch, which takes seconds; its typed signature and docstring are text. They are read with
+`ast` and become a dataclass that the parser understands. A signature that text alone cannot explain (a computed
+default, an annotation from a package that must be imported) is read from the imported class instead.
 """
 
 import ast
@@ -89,7 +89,7 @@ def _init(tree: ast.Module, class_name: str) -> ast.FunctionDef | None:
 
 
 def _names(tree: ast.Module) -> Iterator[tuple[str, Any]]:
-    """Names that a signature may use: from typing and our options, and constants of the page itself."""
+    """Names that a signature may use: from typing and our options, and constants of the module itself."""
     known: dict[str, Any] = {
         "typing": typing,
         "collections.abc": typing,

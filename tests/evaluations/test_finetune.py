@@ -1,4 +1,4 @@
-"""Fine-tuning pages: the search, what is learned from, and where it starts."""
+"""Evaluations that fine-tune: the search, what is learned from, and where it starts."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class Spy:
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, splits: Splits, best: tuple[float, float, float], **options: Any) -> Any:
-    """The page's fit on networks that answer all validation images rightly with the best of the grid, and else none."""
+    """Its fit on networks that answer all validation images rightly with the best of the grid, and else none."""
     spy = Spy()
 
     def answer(model: FineTuneModel, backbone: FeatureExtractor, split: Any) -> Tensor:

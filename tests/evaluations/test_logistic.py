@@ -143,7 +143,7 @@ def test_large_logits_do_not_overflow() -> None:
     assert 0 < loss < 1e6 and gradient.isfinite().all()
 
 
-# --- the page
+# --- the evaluation
 
 
 def test_the_page_from_end_to_end(problem: Callable) -> None:

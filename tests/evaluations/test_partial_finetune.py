@@ -305,7 +305,7 @@ def _with(**changes: Any) -> Recipe:
     return Recipe(**{name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fields__} | changes)
 
 
-# --- the page
+# --- the evaluation
 
 
 def test_variants_and_curve(splits: Splits) -> None:

@@ -357,7 +357,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_loss_gradients_and_centres_in_loops(way: str) -> None:
-    """The page computes what enters the loss in float32, the loops all in float64."""
+    """The method computes what enters the loss in float32, the loops all in float64."""
     method = ibot(**WAYS[way], warmup_teacher_temp_epochs=0).double()
     nn.init.normal_(method.mask_token)
     nn.init.uniform_(method.head.last_layer.weight_v)  # makes answers less alike
