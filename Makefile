@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

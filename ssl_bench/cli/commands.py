@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,44 @@ from ssl_bench.errors import UserError, near
 COMMANDS = {
     "fit": "pretrain a backbone",
     "evaluate": "measure what pretrained backbones, or baselines, have learned",
-    "benchmark": "methods x data x backbones x seeds x any option: fit, evaluate, leaderboard; skips what is done",
-    "leaderboard": "one table of all results: terminal, CSV, Markdown, JSON, LaTeX, a web page",
-    "compare": "which differences between methods are significant, image by image; ranks over protocols",
-    "figures": "pictures of runs: reconstructions, attention, neighbours, a map of features, masks, views",
-    "import": "a checkpoint of an official repository becomes a run folder",
-    "export": "a run's backbone as a folder that timm loads, with a model card",
-    "list": "methods, evaluations, data, backbones, recipes",
-    "completion": "a script that completes commands and options in your shell",
+    "benchmark": "pretrain, evaluate and rank methods x data x backbones x seeds x any option",
+    "leaderboard": "put all results into one table: text, Markdown, CSV, JSON, LaTeX or a web page",
+    "compare": "test which differences between methods are significant, and rank methods over protocols",
+    "figures": "draw pictures of runs: reconstructions, attention, neighbours, a map, masks, views",
+    "import": "turn a checkpoint of an official repository into a run folder",
+    "export": "write a run's backbone as a folder that timm loads, with a model card",
+    "list": "list methods, evaluations, data, backbones, recipes and benchmarks",
+    "completion": "print a script that completes commands and options in your shell",
 }
 
-HELP_BY = (
-    "budget that a table shares: nothing, one table for each data set and backbone | views | epochs (default: as the "
-    "benchmark that made the runs, or nothing)"
-)
-HELP_BRANCHES = "networks of a run that have a row: default | all, such as student and teacher (default: default)"
+WIDTH = 100
+
+
+def command_parser(name: str, examples: str = "") -> argparse.ArgumentParser:
+    """An empty parser of one command, whose mistakes are one line.
+
+    Args:
+        name: Of the command.
+        examples: Shown at the end of its help.
+    """
+    parser = argparse.ArgumentParser(
+        f"ssl-bench {name}",
+        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=WIDTH),
+        allow_abbrev=False,
+    )
+    parser.error = refuse(parser)  # type: ignore[method-assign]
+    return parser
+
+
+def table_options(parser: argparse.ArgumentParser) -> None:
+    """How `leaderboard` and `compare` group results into tables."""
+    by = "what the budgets in a table have in common: nothing, their views (epochs x views of an image) or their epochs"
+    default = "as the benchmark that made the runs, otherwise nothing"
+    parser.add_argument("--by", metavar="nothing|views|epochs", help=f"{by} (default: {default})")
+    branches = "networks of a run that have a row: its default one, or all, such as student and teacher"
+    parser.add_argument("--branches", default="default", metavar="default|all", help=f"{branches} (default: default)")
 
 
 def refuse(parser: argparse.ArgumentParser) -> Any:

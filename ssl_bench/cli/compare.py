@@ -1,18 +1,18 @@
 """`ssl-bench compare`."""
 
-import argparse
+from ssl_bench.cli.commands import command_parser, path, table_options
 
-from ssl_bench.cli.commands import COMMANDS, HELP_BRANCHES, HELP_BY, path, refuse
+EXAMPLES = """\
+  ssl-bench compare runs                  every protocol, and mean ranks over them
+  ssl-bench compare runs --protocol knn   one protocol"""
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("ssl-bench compare", description=COMMANDS["compare"], allow_abbrev=False)
+    parser = command_parser("compare", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUNS", type=path, help="run folders, or folders of them")
     parser.add_argument("--protocol", default="", metavar="NAME", help="one protocol, e.g. knn (default: all)")
-    parser.add_argument("--format", default="table", help="table | json (default: table)")
-    parser.add_argument("--by", help=HELP_BY)
-    parser.add_argument("--branches", default="default", help=HELP_BRANCHES)
-    parser.error = refuse(parser)  # type: ignore[method-assign]
+    parser.add_argument("--format", default="table", metavar="table|json", help="default: table")
+    table_options(parser)
     given = parser.parse_args(argv)
     from ssl_bench.leaderboard.compare import comparison
 

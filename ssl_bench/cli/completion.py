@@ -5,7 +5,7 @@ import argparse
 import shtab
 
 from ssl_bench.checkpoints.official.layout import FORMATS as LAYOUTS
-from ssl_bench.cli.commands import COMMANDS, refuse
+from ssl_bench.cli.commands import COMMANDS, command_parser
 from ssl_bench.cli.list import KINDS
 from ssl_bench.config import registry, signatures
 from ssl_bench.config.fit_config import fit_parser
@@ -76,9 +76,9 @@ def _fields(parser: argparse.ArgumentParser, group: str, cls: type) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("ssl-bench completion", description=COMMANDS["completion"], allow_abbrev=False)
-    parser.add_argument("shell", metavar="SHELL", help=" | ".join(SHELLS))
-    parser.error = refuse(parser)  # type: ignore[method-assign]
+    folder = "~/.local/share/bash-completion/completions"
+    parser = command_parser("completion", f"  ssl-bench completion bash > {folder}/ssl-bench")
+    parser.add_argument("shell", metavar="|".join(SHELLS), help="the shell")
     shell = parser.parse_args(argv).shell
     if shell not in SHELLS:
         raise UserError(f"no completion for {shell!r}{near(shell, SHELLS)} ({', '.join(SHELLS)})")

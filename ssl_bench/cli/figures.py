@@ -1,18 +1,22 @@
 """`ssl-bench figures`."""
 
-import argparse
 import os
 from typing import Any, cast
 
-from ssl_bench.cli.commands import COMMANDS, import_torch, path, refuse, typed
+from ssl_bench.cli.commands import command_parser, import_torch, path, typed
 from ssl_bench.config.constraints import Device, PositiveInt
+
+EXAMPLES = """\
+  ssl-bench figures runs/mae-...                      all pictures that make sense for this run
+  ssl-bench figures runs --only attention,map         these of all runs
+  ssl-bench figures runs/mae-official --data cifar10  an imported run has no images of its own"""
 
 
 def main(argv: list[str]) -> int:
     from ssl_bench.config.layers import environment_layer
     from ssl_bench.config.parser import wandb_options
 
-    parser = argparse.ArgumentParser("ssl-bench figures", description=COMMANDS["figures"], allow_abbrev=False)
+    parser = command_parser("figures", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=path, help="run folders, or folders of them")
     parser.add_argument("--only", metavar="NAME,...", help="some of the pictures (default: all that make sense)")
     parser.add_argument(
@@ -22,20 +26,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data.root", dest="root", type=path, metavar="DIR", help="where the images are on this machine"
     )
-    parser.add_argument("--device", type=typed(Device), default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    devices = "auto, cpu, cuda, cuda:1, mps (default: auto)"
+    parser.add_argument("--device", type=typed(Device), default="auto", metavar="NAME", help=devices)
     classes = "classes of yours that the runs' configurations name (package.module.Class), with commas"
     parser.add_argument("--classes", default="", metavar="CLASS,...", help=f"{classes}: their code will run")
     parser.add_argument("--force", action="store_true", help="draw again what is current")
     modes = ["off", "auto", "online", "offline"]
-    parser.add_argument("--wandb", default="off", choices=modes, help="send them to the run's own W&B run")
-    parser.add_argument("--wandb_project", default="ssl-bench", help="W&B project, or entity/project")
-    parser.add_argument("--wandb_entity", help="W&B user or team; by default the key's own")
-    parser.add_argument("--wandb_group", help="under which W&B shows runs together")
-    help_weights = "weights and checkpoint as an artifact"
+    wandb_help = "send them to the run's own W&B run (default: off)"
+    parser.add_argument("--wandb", default="off", choices=modes, metavar="|".join(modes), help=wandb_help)
+    project_help = "W&B project, or entity/project (default: ssl-bench)"
+    parser.add_argument("--wandb_project", default="ssl-bench", metavar="NAME", help=project_help)
+    parser.add_argument("--wandb_entity", metavar="NAME", help="W&B user or team (default: the key's own)")
+    parser.add_argument("--wandb_group", metavar="NAME", help="under which W&B shows runs together")
+    checkpoints_help = "upload weights and checkpoint as an artifact (default: false)"
     parser.add_argument(
-        "--wandb_checkpoints", type=str.lower, choices=["true", "false"], default="false", help=help_weights
+        "--wandb_checkpoints",
+        type=str.lower,
+        choices=["true", "false"],
+        default="false",
+        metavar="true|false",
+        help=checkpoints_help,
     )
-    parser.error = refuse(parser)  # type: ignore[method-assign]
     known = environment_layer(os.environ)
     given = parser.parse_args([*(f"--{name}={known[name]}" for name in known if name.startswith("wandb")), *argv])
     given.wandb_checkpoints = given.wandb_checkpoints == "true"

@@ -1,29 +1,33 @@
 """`ssl-bench leaderboard`."""
 
-import argparse
 from pathlib import Path
 
-from ssl_bench.cli.commands import COMMANDS, HELP_BRANCHES, HELP_BY, path, refuse
+from ssl_bench.cli.commands import command_parser, path, table_options
 from ssl_bench.errors import UserError
+
+EXAMPLES = """\
+  ssl-bench leaderboard                                    the runs in ./runs, as a table of 100 columns
+  ssl-bench leaderboard study --format html --output page  page/index.html, which opens from disk
+  ssl-bench leaderboard --format latex --by views          a table for each budget"""
 
 
 def main(argv: list[str]) -> int:
     from ssl_bench.leaderboard.render import FORMATS, checked_format, leaderboard, write_page
 
-    parser = argparse.ArgumentParser("ssl-bench leaderboard", description=COMMANDS["leaderboard"], allow_abbrev=False)
+    parser = command_parser("leaderboard", EXAMPLES)
     parser.add_argument("runs_given", nargs="*", metavar="RUNS", type=path, help="run folders, or folders of them")
-    parser.add_argument("--runs", type=path, default=Path("runs"), help="used when no RUNS are named (default: runs)")
-    parser.add_argument("--format", help=" | ".join(FORMATS) + " (default: table)")
-    parser.add_argument("--by", help=HELP_BY)
-    parser.add_argument("--branches", default="default", help=HELP_BRANCHES)
-    help_output = "write to this file, or for html to index.html in this folder; by default to standard output"
-    parser.add_argument("--output", type=path, help=help_output)
-    help_images = "figures of the runs on a page: beside it (default) | embed | none; on standard output none"
-    parser.add_argument("--images", help=help_images)
-    help_published = "CSV or YAML of published numbers to show: method, data, backbone, protocol, value, source"
-    parser.add_argument("--published", type=path, metavar="FILE", help=help_published)
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="log it there, with a report; a report.json: that")
-    parser.error = refuse(parser)  # type: ignore[method-assign]
+    runs_help = "where run folders live, when no RUNS are given (default: runs)"
+    parser.add_argument("--runs", type=path, default=Path("runs"), metavar="PATH", help=runs_help)
+    parser.add_argument("--format", metavar="|".join(FORMATS), help="default: table")
+    table_options(parser)
+    output_help = "write to this file, or for html to index.html in this folder (default: standard output)"
+    parser.add_argument("--output", type=path, metavar="PATH", help=output_help)
+    images_help = "pictures of the runs: in a folder beside the page, inside it, or none (default: beside)"
+    parser.add_argument("--images", metavar="beside|embed|none", help=images_help)
+    published_help = "CSV or YAML of published numbers to show: method, data, backbone, protocol, value, source"
+    parser.add_argument("--published", type=path, metavar="FILE", help=published_help)
+    wandb_help = "log all formats and a report to W&B; for RUNS/leaderboard/report.json, that report alone"
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help=wandb_help)
     given = parser.parse_args(argv)
     format = given.format or "table"
     checked_format(format)

@@ -1,9 +1,8 @@
 """`ssl-bench list`. Torch-free."""
 
-import argparse
 from collections.abc import Iterator
 
-from ssl_bench.cli.commands import refuse
+from ssl_bench.cli.commands import command_parser
 from ssl_bench.config import registry
 from ssl_bench.config.method_facts import FAMILIES, method_facts
 from ssl_bench.config.method_facts import KINDS as METHOD_KINDS
@@ -67,9 +66,8 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("ssl-bench list", description="What there is.", allow_abbrev=False)
-    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"{' | '.join(KINDS)}; all kinds when not given")
-    parser.error = refuse(parser)  # type: ignore[method-assign]
+    parser = command_parser("list", "  ssl-bench list methods\n  ssl-bench list backbones | grep swin")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"{', '.join(KINDS)}; all of them when not given")
     kind = parser.parse_args(argv).kind
     if kind is None:
         for each in KINDS:

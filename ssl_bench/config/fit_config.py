@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
     return parser
+
+
+@cache
+def _kept_parser(found: registry.Found) -> Parser:
+    """A named method's, made once: most of the time that a plan of many runs takes would go into making it again."""
+    return fit_parser(found.name)
 
 
 NOT_CONFIG = (
@@ -141,7 +148,8 @@ def parse_fit(
     _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
-    parser = fit_parser(method)
+    named = registry.names("methods").get(method or "")
+    parser = _kept_parser(named) if named else fit_parser(method)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
     # The parser knows --print_config for its help alone: jsonargparse would take the flag for one of its own.
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])

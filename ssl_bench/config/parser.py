@@ -93,8 +93,8 @@ class Parser(ArgumentParser):  # type: ignore[misc]
 
     def parse_args(self, args: Sequence[str], **kwargs: Any) -> Namespace:  # type: ignore[override]
         """The options, each held to its type's constraints, with `~` of paths expanded."""
-        if "--help-all" in args:
-            self.whole_help = True
+        self.whole_help = "--help-all" in args
+        if self.whole_help:
             args = ["--help"]
         for token in args:
             refuse_costly(token, token.partition("=")[0] if token.startswith("--") else "the command line")

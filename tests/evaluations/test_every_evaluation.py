@@ -2,7 +2,8 @@
 
 import inspect
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -13,7 +14,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
@@ -116,6 +117,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def protocol(name: str) -> Evaluation[Any]:
+    return quick_one(name)
+
+
+def quick_one(name: str) -> Evaluation[Any]:
+    """An evaluation that takes moments."""
     cls = evaluation_class(name)
     quick = {option: value for option, value in QUICK.items() if option in inspect.signature(cls).parameters}
     return cls(**registry.preset_options(registry.find("evaluations", name)) | quick | QUICK_ALONE.get(name, {}))
@@ -123,6 +129,11 @@ def protocol(name: str) -> Evaluation[Any]:
 
 @pytest.fixture
 def splits() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
+    return coloured()
+
+
+@cache
+def coloured() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
     """Noisy images whose colour tells their class: what is learned can be seen."""
     rng = np.random.default_rng(0)
     labels = np.arange(90) % CLASSES
@@ -149,6 +160,29 @@ def frozen(network: str = "vit", batch_size: int = 256) -> FeatureExtractor:
     return FeatureExtractor(built, (0.5,) * 3, (0.25,) * 3, {}, batch_size=batch_size)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """An evaluation's fit, made once for all tests that look at one; and the backbone's weights before and after."""
+
+    backbone: FeatureExtractor
+    fit: Fit[Any]
+    predictions: list[Prediction]
+    before: str
+    after: str
+
+    def by_variant(self) -> dict[str, list[int]]:
+        return {p.variant: p.labels.tolist() for p in self.predictions}
+
+
+@cache
+def fitted(name: str, network: str) -> Fitted:
+    protocol, (train, validation, test), backbone = quick_one(name), coloured(), frozen(network)
+    before = backbone.state_hash()
+    fit = protocol.fit(backbone, train, validation)
+    predictions = list(protocol.predict(backbone, fit, test.unlabelled()))
+    return Fitted(backbone, fit, predictions, before, backbone.state_hash())
+
+
 def predicted(
     protocol: Evaluation[Any], backbone: FeatureExtractor, fit: Fit[Any], test: TestSplit
 ) -> dict[str, list[int]]:
@@ -169,11 +203,10 @@ def test_raw_pixels_are_refused_where_a_network_is_needed(name: str, protocol: E
     assert protocol.refusal(frozen("vit")) is None and protocol.refusal(frozen("resnet")) is None
 
 
-def test_each_test_image_gets_a_class_from_each_variant(name: str, protocol: Evaluation[Any], splits: Any) -> None:
+def test_each_test_image_gets_a_class_from_each_variant(name: str, splits: Any) -> None:
     for network in ("vit", "resnet", *(() if name in NEED_A_NETWORK else ("pixels",))):
-        backbone = frozen(network)
-        fit = protocol.fit(backbone, *splits[:2])
-        predictions = protocol.predict(backbone, fit, splits[2].unlabelled())
+        found = fitted(name, network)
+        backbone, fit, predictions = found.backbone, found.fit, found.predictions
         variants = [prediction.variant for prediction in predictions]
         assert len(set(variants)) == len(variants)
         assert predictions or fit.diagnostics
@@ -189,35 +222,33 @@ def test_each_test_image_gets_a_class_from_each_variant(name: str, protocol: Eva
             assert accuracy > floor, f"{network}: even {accuracy:.0%} of these images is too little"
 
 
-def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) -> None:
-    backbone = frozen("resnet")  # its batch norms would notice a pass in train mode
-    before = backbone.state_hash()
-    fit = protocol.fit(backbone, *splits[:2])
-    protocol.predict(backbone, fit, splits[2].unlabelled())
-    assert backbone.state_hash() == before
-    assert not backbone.network.training and all(p.grad is None for p in backbone.network.parameters())
+def test_the_backbone_stays_as_it_was(name: str) -> None:
+    found = fitted(name, "resnet")  # its batch norms would notice a pass in train mode
+    assert found.after == found.before == frozen("resnet").state_hash()
+    network = found.backbone.network
+    assert not network.training and all(p.grad is None for p in network.parameters())
 
 
-def test_fitting_twice_gives_the_same(protocol: Evaluation[Any], splits: Any) -> None:
-    torch.manual_seed(1)
-    first, second = frozen(), frozen()
-    once = predicted(protocol, first, protocol.fit(first, *splits[:2]), splits[2])
-    torch.randn(7)  # whatever else drew random numbers
+def test_fitting_twice_gives_the_same(name: str, protocol: Evaluation[Any], splits: Any) -> None:
+    once, second = fitted(name, "vit").by_variant(), frozen()
+    torch.manual_seed(1)  # whatever else drew random numbers
     fit = protocol.fit(second, *splits[:2])
     assert predicted(protocol, second, fit, splits[2]) == once
     assert predicted(protocol, second, fit, splits[2]) == once
 
 
-def test_predictions_do_not_depend_on_the_batch(protocol: Evaluation[Any], splits: Any) -> None:
+def test_predictions_do_not_depend_on_the_batch(name: str, protocol: Evaluation[Any], splits: Any) -> None:
     train, validation, test = splits
-    fits = {size: protocol.fit(frozen(batch_size=size), train, validation) for size in (1, 7, 256)}
-    found = {size: predicted(protocol, frozen(batch_size=size), fit, test) for size, fit in fits.items()}
-    assert found[1] == found[7] == found[256]
-    backbone = frozen()
+    at_once = fitted(name, "vit")  # batches of 256
+    found = at_once.by_variant()
+    for size in (1, 7):
+        fit = protocol.fit(frozen(batch_size=size), train, validation)
+        assert predicted(protocol, frozen(batch_size=size), fit, test) == found, size
+    backbone, fit = frozen(), at_once.fit
     shuffled = np.random.default_rng(0).permutation(30)
-    other = predicted(protocol, backbone, fits[256], TestSplit(test.pool, test.rows[shuffled]))
-    alone = [predicted(protocol, backbone, fits[256], TestSplit(test.pool, test.rows[at : at + 1])) for at in range(30)]
-    for variant, labels in found[256].items():
+    other = predicted(protocol, backbone, fit, TestSplit(test.pool, test.rows[shuffled]))
+    alone = [predicted(protocol, backbone, fit, TestSplit(test.pool, test.rows[at : at + 1])) for at in range(30)]
+    for variant, labels in found.items():
         found_labels = np.array(labels)  # (30,) or (R, 30)
         assert np.array_equal(other[variant], found_labels[..., shuffled])
         assert np.array_equal(np.concatenate([one[variant] for one in alone], -1), found_labels)
