@@ -17,6 +17,9 @@ Rates go with the square root of the batch; the smallest does not in the code, a
 Here and not there: the centre moves after each batch rather than before the next, so that a checkpoint lacks none; the
 paths that are dropped are computed first; neighbours are found in float32 in any precision (in the code's half
 precision two equal images give infinity); a true Gaussian blurs, with 9 taps.
+
+The longest of the methods, since none of its pieces serves another: KoLeo, stochastic depth by samples, registers
+without positions, and rates by layer.
 """
 
 from collections import OrderedDict

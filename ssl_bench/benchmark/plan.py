@@ -3,6 +3,7 @@
 A method's entry may have followers, `then: [...]`: runs on the same images, network and seed that start from its run
 (`--init`), or hand its folder to an option of theirs (`method: {teacher: $previous}`), and may have followers too.
 `axes: {method.mask_ratio: [0.5, 0.75]}` varies any option, `axes: [{...}, {...}]` one group of options after the other.
+A little above 300 lines, as one file format is read in one module.
 """
 
 import hashlib

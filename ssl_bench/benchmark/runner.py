@@ -1,7 +1,8 @@
 """`ssl-bench benchmark`: pretrain what is missing, evaluate all, make the leaderboard. Torch-free.
 
 Each run is a process of its own, `ssl-bench fit ...`, and so is its evaluation: one that fails does not stop the
-others, one that is done is skipped, and after a kill the same command goes on.
+others, one that is done is skipped, and after a kill the same command goes on. A little above 300 lines: the command
+and the slots that carry it out are read together.
 """
 
 import json

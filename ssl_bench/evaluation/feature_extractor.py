@@ -1,5 +1,7 @@
 """Features of a frozen backbone: computed once per split, kept in memory and on disk, shared by every evaluation.
 
+One class, a little above 300 lines: extraction, its cache in memory and on disk, and its cost must agree on one key.
+
 Shapes: N images of a split, B of a batch, 3 x s x s pixels, D features.
 """
 

@@ -1,7 +1,8 @@
 """What devices compute together, with exact gradients: rows gathered, batch norm over the images of all.
 
 Where gradients are averaged over devices afterwards (DDP), a loss of gathered rows or synchronised norms has the
-gradient that one device would compute on the joint batch.
+gradient that one device would compute on the joint batch. All that processes must agree on is in this one module, a
+few lines above 300, because each piece is safe only beside the others.
 
 Shapes: B images per device, G on all devices, C channels.
 """
