@@ -1,4 +1,4 @@
-"""Attentive probe: what a head that looks at all tokens, not at one pooled vector, can tell apart.
+"""Attentive probe: the accuracy of a head that attends to all tokens of a frozen backbone, not to one vector.
 
 Two kinds of heads, each with several learning rates, all trained at once on the same tokens of a frozen backbone:
 - cae: the cross-attention of Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2024

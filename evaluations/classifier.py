@@ -1,4 +1,4 @@
-"""The network's own classifier: what a run that learned from labels, or from such a run, says of the test images.
+"""Classifier: the accuracy of the classifier that a run trained itself, from labels or from a run that had them.
 
 Nothing is trained and nothing is chosen: fine-tuning and distillation (`simclrv2-finetune`, `simclrv2-distill`) leave
 their classifier beside the backbone, and this counts how often it is right. Other runs have none and are left out.

@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from what this network, fine-tuned on few labels, says of all images.
+"""Distillation: the accuracy of a student of this network, which is fine-tuned on few labels first.
 
 SimCLRv2's third stage: Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", NeurIPS 2020
 (https://arxiv.org/abs/2006.10029), open to every method, so that a comparison gives none two more stages than others.

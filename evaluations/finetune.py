@@ -1,4 +1,4 @@
-"""Fine-tuning: what a network can be made to tell apart when all of it learns from all labels.
+"""Fine-tuning: the accuracy of the whole network after it is trained on all labels.
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (https://arxiv.org/abs/2111.06377), as its code
 has it (https://github.com/facebookresearch/mae, FINETUNE.md, ViT-B): AdamW, layer-wise rates, stochastic depth, mixup,

@@ -1,4 +1,4 @@
-"""Linear probe: what a linear classifier on frozen features can tell apart.
+"""Linear probe: the accuracy of a linear classifier on frozen features.
 
 The grid (variants `chosen` and one per feature type) of Oquab et al., "DINOv2: Learning Robust Visual Features
 without Supervision", TMLR 2024 (https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2): 13

@@ -1,4 +1,4 @@
-"""Logistic regression: softmax regression on frozen features, at its very minimum.
+"""Logistic regression: softmax regression on frozen features, at the exact minimum of its loss.
 
 The protocol of Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024
 (https://arxiv.org/abs/2304.07193, `eval/log_regression.py`) and, before, of SimCLR's and BYOL's transfer tables: L-BFGS

@@ -1,4 +1,4 @@
-"""DINO: a student says of every crop of an image what its slow-moving average, the teacher, says of two large ones.
+"""DINO: from every crop of an image, predict what the teacher, a moving average, outputs for its two large crops.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
 Paper: https://arxiv.org/abs/2104.14294. Reference code: https://github.com/facebookresearch/dino.

@@ -1,4 +1,4 @@
-"""iBOT: DINO on images with some patches hidden, and the same game for each hidden patch.
+"""iBOT: DINO on images with some patches hidden, with the same loss for each hidden patch as for the image.
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", ICLR 2022.
 Paper: https://arxiv.org/abs/2111.07832. Reference code: https://github.com/bytedance/ibot.

@@ -1,4 +1,4 @@
-"""I-JEPA: from one visible block of an image, predict what a moving average says of several other blocks of it.
+"""I-JEPA: from one visible block of an image, predict a moving average's features of several other blocks of it.
 
 Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR 2023.
 Paper: https://arxiv.org/abs/2301.08243. Reference code: https://github.com/facebookresearch/ijepa.

@@ -1,4 +1,4 @@
-"""SimCLRv2's third stage: a network, the same or a smaller one, learns what a fine-tuned one says of unlabelled images.
+"""SimCLRv2's third stage: a network learns the predictions of a fine-tuned one for unlabelled images.
 
 Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", NeurIPS 2020.
 Paper: https://arxiv.org/abs/2006.10029. Reference code: https://github.com/google-research/simclr (colabs/
