@@ -277,7 +277,7 @@ def test_head_starts_small_and_from_the_seed() -> None:
     assert not FineTuneModel(built(VIT), 5).head.bias.any()
 
 
-def test_a_pretrained_layer_lies_between_headline_features_and_head() -> None:
+def test_a_pretrained_layer_lies_between_primary_features_and_head() -> None:
     first = nn.Sequential(nn.Linear(24, 40), nn.ReLU())
     backbone = built(VIT)
     x = torch.randn(2, 3, 8, 8)
