@@ -148,8 +148,8 @@ def parse_fit(
     _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
-    named = registry.names("methods").get(method or "")
-    parser = _kept_parser(named) if named else fit_parser(method)
+    found = registry.names("methods").get(method or "")
+    parser = _kept_parser(found) if found else fit_parser(method)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
     # The parser knows --print_config for its help alone: jsonargparse would take the flag for one of its own.
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
