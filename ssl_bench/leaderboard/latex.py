@@ -42,7 +42,7 @@ def latex(table: Table) -> str:
 
 def _block(block: Block) -> str:
     about = block.row_columns
-    heads = ["method", "seeds", *(column.title for column in (*block.columns, *about))]
+    heads = ["method", "seeds", *(column.title for column in block.columns), *(column.title for column in about)]
     under = ["", "", *(column.variant for column in block.columns), *(column.below for column in about)]
     rows = [_row(block, row) for row in block.rows]
     gaps = ["-"] * len(about)
