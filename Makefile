@@ -2,6 +2,7 @@
 # make test    sets everything up, runs the fast tests; make slow the others
 # make lint    ruff
 # make types   mypy --strict
+# make mutants PACKAGE=data   tries careless changes of a package, and names those that no test notices
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -9,7 +10,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types wheel clean
+.PHONY: demo test slow mutants lint types wheel clean
 
 demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
@@ -19,6 +20,9 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+mutants: $(READY)
+	$(BIN)/python tests/support/mutants.py $(PACKAGE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 lint: $(READY)
 	$(BIN)/pip install -q -c constraints.txt ".[lint]"

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from tiny import TINY
 from wandb_server import WandbServer, client_of, serving
 
 from ssl_bench.config.fit_config import parse_fit
+
+# The same examples at each run, and no deadline: a busy machine is no failure.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

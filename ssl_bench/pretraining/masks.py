@@ -54,7 +54,7 @@ def block_masks(
         count: B.
         grid: g, patches along a side.
         target: Patches to hide, one number or (B,) of them; fractions are fine unless ``exact``.
-        min_area: Patches of the smallest block, where so many are left to hide.
+        min_area: Patches of the smallest block, where so many are left to hide; (g - 1)^2 at most.
         aspect: Lower bound of height over width; the upper one is its inverse.
         max_area: Patches that a block may hide at most (DINOv2).
         exact: Go on until exactly ``target`` patches are hidden, rather than stop after ten blocks that do not fit.
@@ -62,6 +62,7 @@ def block_masks(
     left = torch.as_tensor(target, dtype=torch.float64).cpu().expand(count).clone()
     if exact:
         assert grid > 1 and bool((left == left.floor()).all() & (left <= grid**2).all()), f"{target} of {grid}x{grid}"
+    min_area = min(min_area, (grid - 1) ** 2)  # no larger block may be placed, and an exact mask would never be done
     masks = torch.zeros(count, grid, grid, dtype=torch.float64)  # which autocast leaves alone
     line = torch.arange(grid)
     active = (left > 0).nonzero()[:, 0]  # (A,)

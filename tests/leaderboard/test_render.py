@@ -6,9 +6,13 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 from recorded_runs import Runs
 
 from ssl_bench.cli.main import main
@@ -293,3 +297,47 @@ def test_fifty_runs_take_less_than_half_a_second(runs: Runs) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(runs.root)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
+
+
+METHODS = st.sampled_from(["mae", "simclr", "dino", "a method", "x|y", "<b>"])
+SCORES = st.dictionaries(
+    st.sampled_from(["knn", "linear", "ridge"]), st.integers(0, 2000).map(lambda n: n / 2000), max_size=3
+)
+RUNS = st.dictionaries(st.tuples(METHODS, st.integers(0, 2)), SCORES, min_size=1, max_size=6)
+
+
+@settings(max_examples=20)
+@given(RUNS)
+def test_every_format_has_the_same_rows_and_numbers(recorded: dict[tuple[str, int], dict[str, float]]) -> None:
+    if not any(recorded.values()):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(Path(folder))
+        for (method, seed), scores in recorded.items():
+            runs.add(method, seed, scores)
+        shown = {name: leaderboard([runs.root], name) for name in ("json", "csv", "html")}
+    expected = {
+        (method, protocol): [
+            scores[protocol] for (name, _), scores in sorted(recorded.items()) if name == method and protocol in scores
+        ]
+        for method, _ in recorded
+        for protocol in ("knn", "linear", "ridge")
+        if any(protocol in scores for (name, _), scores in recorded.items() if name == method)
+    }
+    cells = [
+        (row["name"], column, cell)
+        for block in json.loads(shown["json"])["blocks"]
+        for row in block["rows"]
+        for column, cell in zip(block["columns"], row["cells"], strict=True)
+        if cell
+    ]
+    assert {(name, column["title"].split(" ")[0]): cell["values"] for name, column, cell in cells} == expected
+    for _, _, cell in cells:
+        assert cell["low"] <= cell["mean"] <= cell["high"]
+        assert cell["mean"] == pytest.approx(sum(cell["values"]) / len(cell["values"]))
+    lines = list(csv.DictReader(io.StringIO(shown["csv"])))
+    assert [(line["name"].lstrip("'"), line["mean"], line["low"]) for line in lines] == [
+        (name, str(cell["mean"]), str(cell["low"])) for name, _, cell in cells
+    ]
+    page = [attributes for row in Cells(shown["html"]).rows for attributes, _ in row if "data-low" in attributes]
+    assert [float(a["data-value"] or "") for a in page] == pytest.approx([cell["mean"] for *_, cell in cells], rel=1e-5)

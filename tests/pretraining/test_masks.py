@@ -4,12 +4,14 @@ import math
 import random
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from golden_files import load
+from hypothesis import given
 from torch import Tensor
 
-from ssl_bench.pretraining.masks import block_masks, mask_ratios, random_masks
+from ssl_bench.pretraining.masks import block_masks, hidden_mask, mask_ratios, random_masks
 
 DRAWS = 20_000
 STATISTICS: dict[str, Any] = load("ibot_masks")[0]["statistics"]
@@ -165,3 +167,50 @@ def test_ratios_are_one_of_those_given_with_its_spread() -> None:
     assert some.max().item() == pytest.approx(0.5, abs=1e-3)
     assert some.std().item() == pytest.approx(0.4 / math.sqrt(12), rel=0.02)
     assert mask_ratios(3, (0.25,), (0.0,)).tolist() == [0.25] * 3
+
+
+GRIDS = st.integers(2, 16)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(st.integers(1, 6), GRIDS, st.floats(0, 1), SEEDS)
+def test_random_masks_of_any_grid_hide_exactly_so_many(count: int, grid: int, part: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    target = part * grid**2
+    masks = random_masks(count, grid, target)
+    assert masks.shape == (count, grid**2) and masks.dtype == torch.bool
+    assert masks.sum(1).tolist() == [math.floor(target)] * count
+
+
+@given(st.integers(1, 4), GRIDS, st.floats(0, 1), st.floats(0, 1), st.booleans(), SEEDS)
+def test_block_masks_of_any_grid_keep_their_target(
+    count: int, grid: int, part: float, smallest: float, exact: bool, seed: int
+) -> None:
+    """Blocks of up to a ninth of the image, as in the papers."""
+    target = float(round(part * grid**2)) if exact else part * grid**2
+    min_area = max(1.0, smallest * (grid // 3) ** 2)
+
+    def drawn_again() -> Tensor:
+        torch.manual_seed(seed)
+        return block_masks(count, grid, target, min_area, exact=exact)
+
+    masks = drawn_again()
+    hidden = masks.sum(1)
+    assert masks.shape == (count, grid**2) and torch.equal(masks, drawn_again())
+    assert (hidden == target).all() if exact else (hidden <= target).all()
+
+
+@pytest.mark.parametrize("grid", [2, 3, 4, 5])
+def test_exact_masks_are_done_where_the_smallest_block_is_larger_than_the_image(grid: int) -> None:
+    torch.manual_seed(0)
+    target = grid**2 - max(1, grid**2 // 4)
+    assert block_masks(4, grid, target, 16, exact=True).sum(1).tolist() == [target] * 4
+
+
+@given(st.integers(1, 50), st.integers(1, 40), SEEDS, st.data())
+def test_hidden_places_become_a_mask(count: int, patches: int, seed: int, data: st.DataObject) -> None:
+    hide = data.draw(st.integers(0, patches))
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.rand(count, patches, generator=generator).argsort(1)[:, :hide]
+    mask = hidden_mask(hidden, patches)
+    assert [row.nonzero()[:, 0].tolist() for row in mask] == [sorted(row) for row in hidden.tolist()]

@@ -4,7 +4,9 @@ import errno
 import os
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 from pictures import encoded, picture
 
 from ssl_bench.data.files.listing import (
@@ -177,3 +179,18 @@ def test_names_are_written_reversibly(name: bytes) -> None:
 
 def test_different_names_are_written_differently() -> None:
     assert written_name(os.fsdecode(b"\xe9")) == "\\xe9" != written_name("\\xe9")
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name and b"/" not in name))
+def test_any_name_is_written_as_text_that_gives_it_back(name: bytes) -> None:
+    text = os.fsdecode(name)
+    written = written_name(text)
+    written.encode("utf-8")  # raises where it is no text
+    assert os.fsencode(file_name(written)) == name
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=3).filter(lambda n: b"\0" not in n), min_size=2, max_size=20, unique=True)
+)
+def test_different_names_of_any_bytes_are_written_differently(names: list[bytes]) -> None:
+    assert len({written_name(os.fsdecode(name)) for name in names}) == len(names)
