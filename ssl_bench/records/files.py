@@ -13,12 +13,16 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.errors import UserError
+
+DAY = 86_400.0  # seconds
 
 
 def temporary_beside(path: Path, end: str = "tmp") -> Path:
@@ -67,14 +71,24 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def clear_temporary(folder: Path) -> None:
-    """Remove what killed processes left in a folder and its subfolders, not what a living one here is writing."""
-    for path in folder.rglob(".*.tmp"):
+def clear_temporary(folder: Path, elsewhere_after: float = 0.0, pattern: str = "**/.*.tmp") -> None:
+    """Remove what killed processes left in a folder, not what a living one is writing.
+
+    Args:
+        folder: A run's, or another that this program fills.
+        elsewhere_after: Seconds after which another machine's is taken to be left behind: whether its process lives
+            cannot be asked. 0 where no other machine may be writing.
+        pattern: Of names in the folder; by default also in its subfolders.
+    """
+    for path in list(folder.glob(pattern)):
         maker = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", path.name)
-        if maker is not None and maker[1] == _host() and _runs(int(maker[2])):
-            continue
         with suppress(OSError):
-            path.unlink()
+            if maker is not None and maker[1] == _host():
+                left = not _runs(int(maker[2]))
+            else:
+                left = time.time() - path.lstat().st_mtime >= elsewhere_after
+            if left:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _host() -> str:
@@ -106,6 +120,7 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
     temporary, old = (temporary_beside(path, end) for end in ("tmp", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporary(path.parent, DAY, f".{escape(path.name)}.*.tmp")
         temporary.mkdir()
         yield temporary
         if over:

@@ -2,20 +2,15 @@
 
 import types
 from collections.abc import Iterator
-from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from every_option import ALL, defaults_of, parser_of
 
-from ssl_bench.benchmark.runner import parse_benchmark
-from ssl_bench.config import registry
 from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, checked, constraints_of, plain_type
-from ssl_bench.config.fit_config import fit_parser
 from ssl_bench.config.parser import Parser
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluate_config import parse_evaluate
 
-METHODS = sorted(registry.names("methods"))
 BAD = {
     int: ["nan", ".nan", "inf", "1.5", "x", "[1]", "true", "9" * 30, "-" + "9" * 30, "-99", "9" * 5000, "{a: 1}"],
     float: ["nan", ".nan", "1e400", "-.inf", "x", "[1]", "true", "9" * 500, "-1e300", "{a: 1}"],
@@ -25,48 +20,6 @@ BAD = {
     tuple: ["x", "{a: 1}", "[x]", "[[1]]", "1"],
 }
 WITHOUT_RANGE: dict[str, str] = {}  # option -> why any number will do
-
-
-class Caught(Exception):
-    """A command's parser, taken just before it would parse."""
-
-
-@cache
-def parser_of(command: str) -> Parser:
-    """The parser of `benchmark`, of `fit` with a method, or of `evaluate` with a protocol."""
-    if command in METHODS:
-        return fit_parser(command)
-
-    def caught(self: Parser, *_: Any, **__: Any) -> Any:
-        raise Caught(self)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as found:
-        patch.setattr(Parser, "parse_args", caught)
-        if command == "benchmark":
-            parse_benchmark([])
-        else:
-            parse_evaluate(["pixels", f"--protocols={command}"], {})
-    parser: Parser = found.value.args[0]
-    return parser
-
-
-def options(command: str) -> Iterator[tuple[str, Any]]:
-    """Name and type of each option that has one; those that are shared, of one method and one protocol alone."""
-    own = ("method.", f"{command.replace('-', '_')}.")
-    for action in parser_of(command)._actions:
-        annotation = getattr(action, "_typehint", None)
-        if annotation is not None and (command in ("knn", "benchmark", "mae") or action.dest.startswith(own)):
-            yield action.dest, annotation
-
-
-@cache
-def defaults_of(command: str) -> Any:
-    """What a command's options are when not given."""
-    return parser_of(command).get_defaults()
-
-
-COMMANDS = (*METHODS, *sorted(registry.names("evaluations")), "benchmark")
-ALL = [(command, *option) for command in COMMANDS for option in options(command)]
 
 
 NAMES = [f"{command} {name}" for command, name, _ in ALL]

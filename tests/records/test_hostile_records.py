@@ -141,6 +141,15 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def test_results_without_the_record_of_their_run_are_named(two: Path, capsys: Capture) -> None:
+    (two / "mae-0" / "run.json").unlink()
+    for format in ("table", "csv"):
+        assert main(["leaderboard", str(two), "--format", format]) == 0
+        assert "mae-0: cannot read run.json: No such file or directory" in capsys.readouterr().err
+    assert main(["leaderboard", str(two / "mae-0")]) == 2
+    assert "run.json: No such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("make", [fifo, loop, folder])
 def test_what_is_no_file_is_refused_at_once_by_name(two: Path, make: Callable[[Path], None], capsys: Capture) -> None:
     make(two / "mae-0" / "run.json")
