@@ -1,0 +1,54 @@
+"""Campaigns of trials: how many, which, and what became of them."""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
+
+SIZE = float(os.environ.get("RELIABILITY", "1"))  # 1 is what docs/reliability.md tells of; 0.05 takes a minute each
+SEED = 20_261_201
+
+T = TypeVar("T")
+
+
+class Outcomes:
+    """What became of the trials of a campaign."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def note(self, outcome: str, what: str, fault: str | None) -> None:
+        """Count a trial.
+
+        Args:
+            outcome: What became of it, where it behaved.
+            what: The trial, to repeat it.
+            fault: How it misbehaved, if it did.
+        """
+        self.counts["tried"] += 1
+        self.counts["fault" if fault else outcome] += 1
+        if fault:
+            self.faults.append(f"{what}: {fault}")
+            print(self.faults[-1], flush=True)  # a campaign is long
+
+    def said(self) -> str:
+        """The counts."""
+        return ", ".join(f"{name} {count}" for name, count in self.counts.items())
+
+    def check(self) -> None:
+        """All trials behaved."""
+        assert self.counts["tried"] and not self.faults, "\n".join(self.faults)
+
+
+def sample(cases: Sequence[T], full: int | None = None) -> list[T]:
+    """Some of the cases, the same ones each time and in their order: all of them, or `full`, at full size.
+
+    Args:
+        cases: To choose from.
+        full: How many at full size.
+    """
+    most = len(cases) if full is None else full
+    chosen = random.Random(SEED).sample(range(len(cases)), min(len(cases), max(1, round(SIZE * most))))
+    return [cases[at] for at in sorted(chosen)]
