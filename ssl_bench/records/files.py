@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ssl_bench.errors import UserError
 
@@ -137,29 +137,37 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file opened to be read; a link to one is followed.
+
+    Raises:
+        OSError: It cannot be read, or is a FIFO, a device or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _kind(mode), str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
 def read_regular(path: Path, most: int) -> bytes:
-    """The content of a regular file; a link to one is followed.
+    """The content of a regular file.
 
     Args:
         path: Of the file.
         most: Bytes that it may have.
 
     Raises:
-        OSError: It cannot be read, is a FIFO, a device or a folder, or is larger.
+        OSError: As `open_regular`, or it is larger.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, _kind(found.st_mode), str(path))
-        if found.st_size > most:
-            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
-        parts = [os.read(descriptor, found.st_size)]
-        while parts[-1] and sum(map(len, parts)) < found.st_size:  # the system may give less than it is asked for
-            parts.append(os.read(descriptor, found.st_size))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than {most}", str(path))
+        return file.read(size)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

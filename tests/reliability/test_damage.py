@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from campaign import SEED, Outcomes, sample
+from campaign import SEED, Outcomes, grouped, sample
 from PIL import Image
 from tiny import TINY
 from trials import Trial, Trials
@@ -84,11 +83,7 @@ def commands(run: str) -> dict[str, list[str]]:
 
 def grid() -> dict[str, object]:
     """The finished run as an entry of a benchmark file."""
-    own = dict(flag.removeprefix("--").split("=") for flag in FIT[1:])
-    groups: dict[str, dict[str, object]] = {}
-    for name, value in own.items():
-        group, _, option = name.partition(".")
-        groups.setdefault(group, {})[option or "name"] = yaml.safe_load(value)
+    groups = grouped(FIT[1:])
     method = {"name": groups["method"].pop("name"), "method": groups["method"]}
     fit = {name: groups[name] for name in ("trainer", "optim", "probe")}
     file = {"methods": [method], "data": [groups["data"]], "backbones": [groups["backbone"]], "fit": fit}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import SEED, Outcomes, sample
+from campaign import SEED, Outcomes, grouped, sample
 from safetensors.torch import load_file
 from tiny import TINY
 from trials import Trial, Trials
@@ -21,8 +21,6 @@ KILLS, FAILURES = 40, 40  # of each command
 MAE = [*TINY, "--trainer.log_every_n_steps=1", "--trainer.checkpoint_minutes=0.002", "--backbone.drop_path=0.2"]
 FIT = ["fit", "--method=mae", *MAE, "--runs=runs"]
 EVALUATE = ["evaluate", "RUN", "--protocols=ridge,knn,diagnostics"]
-GRID = {"methods": ["mae"], "data": ["digits"], "backbones": ["vit_pico_patch4_32"], "baselines": ["pixels"]}
-GRID |= {"evaluate": {"protocols": ["ridge", "knn"]}}
 BENCHMARK = ["benchmark", "-c", "grid.yaml", "--runs=runs"]
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES)
 COMMANDS = ("fit", "evaluate", "benchmark")
@@ -53,7 +51,7 @@ def place(request: pytest.FixtureRequest, trials: Trials, tmp_path_factory: pyte
     folder, command = tmp_path_factory.mktemp(request.param), request.param
     start, end = folder / "start", folder / "end"
     start.mkdir()
-    (start / "grid.yaml").write_text(json.dumps(GRID | {"fit": nested(MAE)}))
+    (start / "grid.yaml").write_text(json.dumps(grid()))
     argv = {"fit": FIT, "evaluate": EVALUATE, "benchmark": BENCHMARK}[command]
     if command == "evaluate":
         run = trials(FIT, start, seconds=300).out.strip()
@@ -64,15 +62,13 @@ def place(request: pytest.FixtureRequest, trials: Trials, tmp_path_factory: pyte
     return Place(command, argv, start, undisturbed, left_by(end))
 
 
-def nested(flags: list[str]) -> dict[str, dict[str, object]]:
-    """Flags as a benchmark file has them, but for the network and the images that its lists name."""
-    groups: dict[str, dict[str, object]] = {}
-    for flag in flags:
-        name, _, value = flag.removeprefix("--").partition("=")
-        group, _, option = name.partition(".")
-        if option:
-            groups.setdefault(group, {})[option] = json.loads(value) if value[0] in "0123456789" else value
-    return groups
+def grid() -> dict[str, Any]:
+    """The run of `fit` as a benchmark file."""
+    groups = grouped(MAE)
+    method = {"name": "mae", "method": groups["method"]}
+    fit = {name: groups[name] for name in ("trainer", "optim", "probe")}
+    own = {"methods": [method], "data": [groups["data"]], "backbones": [groups["backbone"]], "fit": fit}
+    return own | {"evaluate": {"protocols": ["ridge", "knn"]}, "baselines": ["pixels"]}
 
 
 def left_by(place: Path) -> str:

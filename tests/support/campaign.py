@@ -4,7 +4,9 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import yaml
 
 SIZE = float(os.environ.get("RELIABILITY", "1"))  # 1 is what docs/reliability.md tells of; 0.05 takes a minute each
 SEED = 20_261_201
@@ -52,3 +54,13 @@ def sample(cases: Sequence[T], full: int | None = None) -> list[T]:
     most = len(cases) if full is None else full
     chosen = random.Random(SEED).sample(range(len(cases)), min(len(cases), max(1, round(SIZE * most))))
     return [cases[at] for at in sorted(chosen)]
+
+
+def grouped(flags: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Flags as a configuration file has them: `--data=digits` is the name of the data."""
+    groups: dict[str, dict[str, Any]] = {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        group, _, option = name.partition(".")
+        groups.setdefault(group, {})[option or "name"] = yaml.safe_load(value)
+    return groups
