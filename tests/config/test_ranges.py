@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 from every_option import ALL, defaults_of, parser_of
 
-from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, checked, constraints_of, plain_type
+from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, TwoNumbers, checked, constraints_of, plain_type
 from ssl_bench.config.parser import Parser
 from ssl_bench.errors import UserError
 
@@ -17,6 +17,7 @@ BAD = {
     bool: ["2", "maybe", "[true]"],
     Literal: ["nonsense", "1e400", "[1]"],
     LocalPath: ["s3://bucket/x", "file:///x", "http://host/x", "hf://a/b", "a::b", "~nobody-of-this-name/x"],
+    TwoNumbers: ["0.5", "5,1", "1,1", "0,nan", "0,1,2", "x,y", "0,1e400"],
     tuple: ["x", "{a: 1}", "[x]", "[[1]]", "1"],
 }
 WITHOUT_RANGE: dict[str, str] = {}  # option -> why any number will do
@@ -40,6 +41,8 @@ def bad_values(annotation: Any) -> Iterator[str]:
     plain = {get_origin(plain_type(kind)) or plain_type(kind) for kind in kinds}
     if any(isinstance(note, LocalPath) for note in constraints_of(annotation)):
         yield from BAD[LocalPath]  # type: ignore[index]
+    elif any(isinstance(note, TwoNumbers) for note in constraints_of(annotation)):
+        yield from BAD[TwoNumbers]  # type: ignore[index]
     elif len(plain) == 1:
         yield from BAD.get(plain.pop(), [])
     if any(isinstance(note, NonEmpty) for note in constraints_of(annotation)):

@@ -79,7 +79,7 @@ def unsound(folder: Path) -> str | None:
     """What is wrong with a run that says it is finished."""
     try:
         with open(folder / "metrics.csv", newline="") as file:
-            losses = [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
+            losses = [float(row["loss_epoch"]) for row in csv.DictReader(file) if row.get("loss_epoch")]
     except OSError:
         return None  # options printed, or help
     return None if losses and all(map(math.isfinite, losses)) else f"finished with losses {losses}"

@@ -62,10 +62,8 @@ class Trial:
         """What no command may do, whatever it was given; None if it behaved."""
         if "Traceback (most recent call last)" in self.err:
             return "traceback: " + self.err.strip().splitlines()[-1][:200]
-        if self.stopped:
-            return None if self.code == 143 else f"hang: asked to end, exit code {self.code}"
-        if self.code not in ENDS:
-            return f"exit code {self.code}"
+        if self.code not in (*ENDS, *([143] if self.stopped else [])):
+            return "hang: asked to end, and killed" if self.stopped else f"exit code {self.code}"
         if self.code and not self.said:
             return f"exit code {self.code} without a word"
         return None
