@@ -87,8 +87,10 @@ def clear_temporary(folder: Path, elsewhere_after: float = 0.0, pattern: str = "
                 left = not _runs(int(maker[2]))
             else:
                 left = time.time() - path.lstat().st_mtime >= elsewhere_after
-            if left:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif left:
+                path.unlink()
 
 
 def _host() -> str:

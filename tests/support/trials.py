@@ -8,7 +8,6 @@ change of the file system.
 import builtins
 import contextlib
 import ctypes
-import errno
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,11 +214,6 @@ def _writes(name: str, args: Sequence[Any], options: dict[str, Any]) -> bool:
         return bool(args[1] & (os.O_WRONLY | os.O_RDWR)) and args[0] != os.devnull
     mode = options.get("mode", args[1] if len(args) > 1 else "r") if name == "file" else ""
     return name != "file" or bool(set(mode) & set("wax+")) and isinstance(args[0], str | os.PathLike)
-
-
-def write_errors() -> Iterator[int]:
-    """Errors of a disk that fails."""
-    yield from (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES)
 
 
 if __name__ == "__main__":
