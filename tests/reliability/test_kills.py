@@ -18,7 +18,7 @@ from trials import Trial, Trials
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
 KILLS, FAILURES = 40, 40  # of each command
-MAE = [*TINY, "--trainer.log_every_n_steps=1", "--trainer.checkpoint_minutes=0.002", "--backbone.drop_path=0.2"]
+MAE = [*TINY, "--trainer.log_every_n_steps=1", "--trainer.checkpoint_minutes=1e-9", "--backbone.drop_path=0.2"]
 FIT = ["fit", "--method=mae", *MAE, "--runs=runs"]
 EVALUATE = ["evaluate", "RUN", "--protocols=ridge,knn,diagnostics"]
 BENCHMARK = ["benchmark", "-c", "grid.yaml", "--runs=runs"]
