@@ -14,9 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ssl_bench.benchmark.plan import Job, finished
+from ssl_bench.benchmark.plan import Job
 from ssl_bench.console import say
+from ssl_bench.errors import UserError
 from ssl_bench.records.result import read_result
+from ssl_bench.records.run import is_finished
 from ssl_bench.records.store import find_runs
 
 
@@ -74,7 +76,7 @@ def _kinds(jobs: Sequence[Job]) -> dict[Job, str]:
 
 def _config(jobs: Sequence[Job]) -> Mapping[str, Any]:
     """Of runs of one kind, the configuration of one that can begin, if there is any."""
-    ready = [job for job in jobs if job.after is None or finished(job.after)]
+    ready = [job for job in jobs if job.after is None or is_finished(job.after)]
     return (ready or list(jobs))[0].config or {}
 
 
@@ -108,7 +110,10 @@ def _recorded(runs: Path) -> dict[str, float]:
     if runs.is_dir() and any(runs.glob("*/run.json")):
         for folder in find_runs([runs]):
             for path in (folder / "results").glob("[!.]*.json"):
-                result = read_result(path)
+                try:
+                    result = read_result(path)
+                except UserError:
+                    continue  # damaged: tables name it
                 seconds[result.protocol].append(result.cost.seconds)
     return {protocol: median(values) for protocol, values in seconds.items()}
 

@@ -26,7 +26,7 @@ from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
 from ssl_bench.evaluation.recorded_results import remaining
 from ssl_bench.evaluation.targets import Target, data_options
-from ssl_bench.records.run import read_run
+from ssl_bench.records.run import is_finished
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder
 
 DEFAULT_PROTOCOLS = ("knn", "linear")
@@ -63,21 +63,16 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether its run is finished; evaluations know themselves what they have done."""
-        return self.folder is not None and finished(self.folder)
+        return self.folder is not None and is_finished(self.folder)
 
     def left(self, logs: Path) -> list[str]:
         """Protocols of an evaluation that have no result and were not left out, as the log of an earlier one says."""
-        if self.asked is None or not (self.after is None or finished(self.after)):
+        if self.asked is None or not (self.after is None or is_finished(self.after)):
             return list(self.asked.protocols) if self.asked else []
         log = logs / f"{self.log}.log"
         said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         out = re.findall(r"^(\S+): left out: ", said, re.MULTILINE)
         return [name for name in remaining(self.asked) if name not in out]
-
-
-def finished(run: Path) -> bool:
-    """Whether a run's folder says so."""
-    return (run / "run.json").exists() and read_run(run).status == "finished"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.table import DEFAULT_BY, checked_by
 from ssl_bench.records.benchmark import BenchmarkInfo, write_benchmark
-from ssl_bench.records.files import write_json, write_text
+from ssl_bench.records.files import DAY, clear_temporary, read_regular, write_json, write_text
 from ssl_bench.runtime.watchdog import marked_child
 
 DEFAULT = "demo"
@@ -44,6 +44,7 @@ examples:
   ssl-bench benchmark -c cifar10-minutes --dry-run     the plan, and how long it will take here
   ssl-bench benchmark -c my.yaml --jobs 2              a file of your own (docs/benchmarks.md)
 """
+MOST_OF_A_MARK = 1 << 20  # bytes
 SHOWN_LINES = 5  # of a failed job's log
 
 
@@ -202,6 +203,8 @@ class Grid:
     def __init__(self, benchmark: Benchmark) -> None:
         self.logs = benchmark.logs
         self.logs.mkdir(parents=True, exist_ok=True)
+        for folder in (benchmark.runs, self.logs):
+            clear_temporary(folder, DAY, ".*.tmp")
         self.done = {job.folder for job in benchmark.jobs if job.done}
         waiting = [job for job in benchmark.jobs if job.folder not in self.done]
         self.failed: dict[Job, str] = {}
@@ -274,9 +277,11 @@ class Grid:
 
     def _failure(self, job: Job) -> str | None:
         """What the same command said when it failed, if it did."""
-        mark = self._mark(job)
-        found = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {}
-        return str(found["tail"]) if found.get("argv") == list(job.argv) else None
+        try:
+            found = json.loads(read_regular(self._mark(job), MOST_OF_A_MARK))
+            return str(found["tail"]) if found["argv"] == list(job.argv) else None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None  # there is none, or it is damaged: the job is tried again
 
     def _log(self, job: Job) -> Path:
         return self.logs / f"{job.log}.log"

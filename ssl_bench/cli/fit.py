@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     from ssl_bench.config.options import DataOptions, TrainerOptions
     from ssl_bench.data.files.content import Content, folder_of_run
     from ssl_bench.data.image_summary import check_place, image_summary
-    from ssl_bench.records.run import read_run
+    from ssl_bench.records.run import is_finished
     from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
 
     parsed = parse_fit(argv, look=image_summary)
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     launch = adopt_launcher()
     known: dict[DataOptions, Content | None] = {}
     folder = folder_of_run(parsed.runs, parsed.config, known)
-    if (folder / "run.json").exists() and read_run(folder).status == "finished":
+    if is_finished(folder):
         return _already_done(folder)
     trainer = parsed.config["trainer"]
     count = 1 if launch else requested_processes(trainer["devices"], trainer["accelerator"])

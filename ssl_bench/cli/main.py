@@ -22,6 +22,7 @@ from ssl_bench.runtime.watchdog import end_with_parent
 # What the user can change at once: another place. The rest is a disk's or a network's trouble.
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LESS_MEMORY = "a smaller network, image size or --data.batch_size needs less"
 # What all processes have to say, the first says, and whoever started them ends the others before they do; and whoever
 # started them knows best which process is gone.
 FIRST_FIRST_SECONDS, CAUSE_FIRST_SECONDS = 6.0, 6.0
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     end_with_parent()
+    # A thread that waits for another gives its core away: where other jobs keep the cores busy, threads that spin
+    # instead make a forward pass of two threads take 20 to 100 times as long. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _terminated_by_sigterm():
             return _dispatch(argv)
@@ -56,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _failed(*_about(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        return _failed(f"there is not enough memory ({_first_line(error)}): {LESS_MEMORY}", 1)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
 
@@ -115,6 +123,16 @@ def _about(error: OSError) -> tuple[str, int]:
     if error.errno == errno.ENOENT:
         return f"{what}{reason}", 2
     return f"{what}{reason}; nothing that was written whole is lost, and the same command continues", 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:150]
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory is what an error is about, of the machine or of a GPU."""
+    name = type(error).__name__  # torch's own, by name: this module does not load torch
+    return name in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

@@ -143,6 +143,20 @@ class Ascending(Constraint):
         return value
 
 
+@final
+@dataclass(frozen=True)
+class TwoNumbers(Constraint):
+    """`low,high` as text, or auto."""
+
+    def described(self) -> str:
+        return "two numbers, the first below the second, 0,4095 say, or auto"
+
+    def checked(self, value: Any) -> Any:
+        if value != "auto" and two_numbers(value) is None:
+            raise ValueError(f"must be {self.described()}")
+        return value
+
+
 PositiveInt = Annotated[int, Range(min=1)]
 NonNegativeInt = Annotated[int, Range(min=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
@@ -200,6 +214,15 @@ def checked(annotation: Any, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
+
+
+def two_numbers(text: str) -> tuple[float, float] | None:
+    """`low,high`; None if it is not that, or the first is not below the second."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
 
 
 def constraints_of(annotation: Any) -> Iterator[Constraint]:

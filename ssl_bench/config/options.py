@@ -17,6 +17,7 @@ from ssl_bench.config.constraints import (
     ProperFraction,
     Range,
     Seed,
+    TwoNumbers,
     Width,
 )
 from ssl_bench.errors import UserError
@@ -94,7 +95,7 @@ class DataOptions:
     split_seed: Seed = 0
     strict: bool = False
     label_fraction: Fraction | None = None
-    value_range: str | None = None
+    value_range: Annotated[str, TwoNumbers()] | None = None
     label_column: str | None = None
 
 

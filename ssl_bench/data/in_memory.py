@@ -18,6 +18,7 @@ import PIL
 import torch
 from PIL import Image
 
+from ssl_bench.config.constraints import two_numbers
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.decode import COLOUR_16, UNREAD, BrokenImage, Check, Range, check, guess_range
@@ -70,13 +71,9 @@ def parse_range(text: str | None) -> Range | None:
     """
     if text is None or text == "auto":
         return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not (np.isfinite([low, high]).all() and low < high):
+    if (found := two_numbers(text)) is None:
         raise UserError(f"--data.value_range is {text!r}: give the values of black and white, 0,4095 say, or auto")
-    return low, high
+    return found
 
 
 def _ranges(deep: Sequence[Check], given: Range | None) -> dict[str, Range]:

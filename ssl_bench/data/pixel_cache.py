@@ -6,13 +6,14 @@ Shapes: N images, H x W pixels.
 import hashlib
 import json
 import os
+import zlib
 
 import numpy as np
 import PIL
 
 from ssl_bench.data.files.cache import cache_folder
 from ssl_bench.data.pool import EncodedPool
-from ssl_bench.records.files import replacing
+from ssl_bench.records.files import DAY, clear_temporary, replacing
 
 FEWEST = 2000  # images below which decoding takes less than a second
 LARGEST = 4 << 30  # bytes that one set may take
@@ -29,11 +30,19 @@ def read_pixels(key: str, count: int) -> np.ndarray | None:
     """(N, 3, H, W) uint8, or None where they are not kept."""
     path = cache_folder() / "pixels" / f"{key}.npy"
     try:
-        images: np.ndarray = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            images: np.ndarray = np.load(file, allow_pickle=False)
+            if file.read() != _checksum(images):
+                return None
         os.utime(path)
     except (OSError, ValueError, EOFError):
         return None
     return images if images.ndim == 4 and len(images) == count and images.dtype == np.uint8 else None
+
+
+def _checksum(images: np.ndarray) -> bytes:
+    """What stands behind the images in their file; a tenth of a second for 100,000 of 32 pixels."""
+    return zlib.crc32(np.ascontiguousarray(images).data).to_bytes(4, "little")
 
 
 def write_pixels(key: str, images: np.ndarray) -> None:
@@ -44,6 +53,8 @@ def write_pixels(key: str, images: np.ndarray) -> None:
     try:
         with replacing(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images)
+            file.write(_checksum(images))
+        clear_temporary(folder, DAY)
         used = 0
         for kept in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True):
             used += kept.stat().st_size

@@ -21,6 +21,7 @@ from ssl_bench.evaluation.input_files import (
 )
 from ssl_bench.evaluation.networks import prepare_target
 from ssl_bench.evaluation.targets import Measurement, measurements, several_data_sets
+from ssl_bench.records.files import DAY, clear_temporary
 from ssl_bench.records.run import read_run
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def _evaluate_one(
         opened[key] = _open(options)
     main = read_run(target.folder).branch if target.folder else ""
     folder, networks = prepare_target(target, opened[key], options, given, device)
+    if rank() == 0:
+        clear_temporary(folder, elsewhere_after=DAY)
     data = opened[key].without(read_left_out(folder))
     for place, frozen in enumerate(networks):
         branch = str(frozen.identity["branch"])

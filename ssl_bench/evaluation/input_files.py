@@ -21,7 +21,7 @@ from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import Target, images
 from ssl_bench.records.decoding import read_record
-from ssl_bench.records.files import write_json
+from ssl_bench.records.files import open_regular, write_json
 from ssl_bench.records.result import SplitRecord
 from ssl_bench.records.run import DataRecord
 
@@ -147,7 +147,7 @@ def _path(run_dir: Path) -> Path:
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

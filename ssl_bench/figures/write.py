@@ -23,7 +23,7 @@ from ssl_bench.figures.drawing import encoded
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
 from ssl_bench.models.weights_files import read_json
-from ssl_bench.records.files import replacing, write_json
+from ssl_bench.records.files import DAY, clear_temporary, replacing, write_json
 from ssl_bench.records.run import RunInfo, read_run
 from ssl_bench.records.store import find_runs
 
@@ -110,6 +110,7 @@ def _draw_run(folder: Path, given: Figures, device: str, opened: dict[str, Datas
             say(f"{name}: {_reason(state[name]) or 'current'}")
     if not due:
         return
+    clear_temporary(place, DAY)
     run = _open(folder, info, options, own, device, opened, given.named_classes)
     for name in due:
         why = ""

@@ -51,7 +51,8 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         text = f"{folder}: the backbone is damaged ({reason[:200]})"
-        raise UserError(f"{text}: bring {file} and backbone.json back, or train again in another --runs") from None
+        again = f"or remove {file}, and `ssl-bench fit -c {folder}/config.yaml` writes both from the last checkpoint"
+        raise UserError(f"{text}: bring {file} and backbone.json back, {again}") from None
     try:  # before anything of the described size is made
         fits = blocks_claimed(options) <= len(shapes)
         fits = fits and shapes_of(lambda: Backbone(options).model, str(described)) == shapes

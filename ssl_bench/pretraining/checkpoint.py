@@ -1,6 +1,5 @@
 """Weights that a run begins with, out of an earlier run, and those it leaves: the backbone, or the tokenizer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.models.discrete_vae import DiscreteVAE
 from ssl_bench.models.saved_backbone import write_backbone
-from ssl_bench.models.weights_files import plain_file, read_pickled, write_weights
+from ssl_bench.models.weights_files import plain_file, read_json, read_pickled, write_weights
 from ssl_bench.pretraining.last_checkpoint import fault_of
 from ssl_bench.pretraining.method import Method
 from ssl_bench.records.files import write_json
@@ -43,7 +42,10 @@ def start_from(method: Method, run: Path) -> None:
             raise UserError(f"--init {run}: {name} is {shapes}: give the options in {run}/config.yaml")
     described = run / "backbone.json"  # there when the run is finished
     if described.is_file():
-        there = any(json.loads(described.read_text(encoding="utf-8"))["pretrained_cfg"]["mean"])
+        try:
+            there = any(read_json(described, run)["pretrained_cfg"]["mean"])
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"--init {run}: backbone.json is damaged") from None
         if there != method.standardize:
             text = f"its network saw images {'less' if there else 'without subtracting'} their mean, this one would not"
             raise UserError(f"--init {run}: {text}: --method.standardize {str(there).lower()}")

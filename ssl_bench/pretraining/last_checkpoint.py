@@ -47,6 +47,8 @@ def usable_checkpoint(folder: Path) -> Path | None:
 
 def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint's file, if anything: torch writes an archive with a checksum of each entry."""
+    if not path.is_file():
+        return "it is no regular file"
     try:  # a damaged header may name a compression that zipfile lacks, for which it raises NotImplementedError
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()

@@ -11,8 +11,11 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_bench.console import say
-from ssl_bench.records.files import write_text
+from ssl_bench.errors import UserError
+from ssl_bench.records.files import read_regular, write_text
 from ssl_bench.tracking.wandb_run import WandbRun
+
+MOST_BYTES = 1 << 30  # of metrics.csv: millions of rows
 
 
 @final
@@ -73,9 +76,11 @@ class MetricsFile(Logger):
 def _read(path: Path) -> tuple[dict[int, dict[str, Any]], int]:
     """Rows of a file by their steps, and how many lines are none."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path, MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return {}, 0
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: move it away, and the same command goes on") from None
     rows: dict[int, dict[str, Any]] = {}
     damaged = 0
     try:

@@ -29,7 +29,7 @@ from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
 from ssl_bench.pretraining.trainer import make_trainer, prepare_process, quicken
 from ssl_bench.records.files import clear_temporary, write_json, write_text
-from ssl_bench.records.run import DataRecord, RunInfo, Status, read_run, write_run
+from ssl_bench.records.run import DataRecord, RunInfo, Status, is_finished, write_run
 from ssl_bench.runtime.acceleration import effective_precision
 from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import is_lost_process
@@ -79,7 +79,7 @@ def fit(
     """
     known = {} if known is None else known
     folder = folder_of_run(runs, config, known)
-    if (folder / "run.json").exists() and read_run(folder).status == "finished":
+    if is_finished(folder):
         return Fitted(folder, already_done=True)
     signals = Signals(bool(config["trainer"].get("requeue")))
     try:

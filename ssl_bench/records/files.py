@@ -13,12 +13,16 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ssl_bench.errors import UserError
+
+DAY = 86_400.0  # seconds
 
 
 def temporary_beside(path: Path, end: str = "tmp") -> Path:
@@ -67,14 +71,26 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def clear_temporary(folder: Path) -> None:
-    """Remove what killed processes left in a folder and its subfolders, not what a living one here is writing."""
-    for path in folder.rglob(".*.tmp"):
+def clear_temporary(folder: Path, elsewhere_after: float = 0.0, pattern: str = "**/.*.tmp") -> None:
+    """Remove what killed processes left in a folder, not what a living one is writing.
+
+    Args:
+        folder: A run's, or another that this program fills.
+        elsewhere_after: Seconds after which another machine's is taken to be left behind: whether its process lives
+            cannot be asked. 0 where no other machine may be writing.
+        pattern: Of names in the folder; by default also in its subfolders.
+    """
+    for path in list(folder.glob(pattern)):
         maker = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", path.name)
-        if maker is not None and maker[1] == _host() and _runs(int(maker[2])):
-            continue
         with suppress(OSError):
-            path.unlink()
+            if maker is not None and maker[1] == _host():
+                left = not _runs(int(maker[2]))
+            else:
+                left = time.time() - path.lstat().st_mtime >= elsewhere_after
+            if left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif left:
+                path.unlink()
 
 
 def _host() -> str:
@@ -106,6 +122,7 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
     temporary, old = (temporary_beside(path, end) for end in ("tmp", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporary(path.parent, DAY, f".{escape(path.name)}.*.tmp")
         temporary.mkdir()
         yield temporary
         if over:
@@ -122,29 +139,37 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file opened to be read; a link to one is followed.
+
+    Raises:
+        OSError: It cannot be read, or is a FIFO, a device or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _kind(mode), str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
 def read_regular(path: Path, most: int) -> bytes:
-    """The content of a regular file; a link to one is followed.
+    """The content of a regular file.
 
     Args:
         path: Of the file.
         most: Bytes that it may have.
 
     Raises:
-        OSError: It cannot be read, is a FIFO, a device or a folder, or is larger.
+        OSError: As `open_regular`, or it is larger.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait for a FIFO's writer
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, _kind(found.st_mode), str(path))
-        if found.st_size > most:
-            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
-        parts = [os.read(descriptor, found.st_size)]
-        while parts[-1] and sum(map(len, parts)) < found.st_size:  # the system may give less than it is asked for
-            parts.append(os.read(descriptor, found.st_size))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than {most}", str(path))
+        return file.read(size)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

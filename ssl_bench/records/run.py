@@ -119,6 +119,9 @@ class RunInfo:
     error: str | None = None
 
 
+PRODUCTS = ("backbone", "tokenizer")  # what a finished run leaves: weights, and the JSON that describes them
+
+
 def write_run(folder: Path, info: RunInfo) -> None:
     """Write `run.json`."""
     write_json(folder / "run.json", dataclasses.asdict(info))
@@ -127,3 +130,11 @@ def write_run(folder: Path, info: RunInfo) -> None:
 def read_run(folder: Path) -> RunInfo:
     """Read `run.json`."""
     return read_record(RunInfo, folder / "run.json")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended, and needs nothing written again: weights that are gone are in its checkpoint still."""
+    if not (folder / "run.json").exists() or read_run(folder).status != "finished":
+        return False
+    left = any(all((folder / f"{name}.{end}").exists() for end in ("safetensors", "json")) for name in PRODUCTS)
+    return left or not (folder / "checkpoints" / "last.ckpt").exists()

@@ -112,7 +112,9 @@ def _result_files(folder: Path) -> list[Path]:
 
 def _runs_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Run folders in a folder; one that links lead to again is not looked into twice."""
-    if os.path.lexists(folder / "run.json"):  # whatever it is: one that cannot be read is refused by its name
+    # Whatever run.json is: one that cannot be read, or is gone while results are there, is refused by its name.
+    gone = (folder / "predictions").is_dir() and _result_files(folder)
+    if os.path.lexists(folder / "run.json") or gone:
         yield folder
         return
     try:

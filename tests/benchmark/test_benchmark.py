@@ -184,6 +184,15 @@ def begun(tmp_path: Path) -> list[str]:
     return [log.stem for log in logs]
 
 
+def test_a_damaged_mark_of_a_failure_has_the_job_tried_again(tmp_path: Path) -> None:
+    jobs = [job("breaks", "list", "nonsense")]
+    first = grid(tmp_path, jobs)
+    assert grid(tmp_path, jobs) == first and (tmp_path / "logs" / "breaks.log").stat().st_size
+    for damage in (b"{", b"\xff", b"[]", b'{"argv": 1}'):
+        (tmp_path / "logs" / "breaks.failed").write_bytes(damage)
+        assert Grid(Benchmark(jobs, tmp_path, 1, False, False, False, "views")).waiting == jobs
+
+
 def test_what_fails_stops_its_followers_only(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     jobs = [

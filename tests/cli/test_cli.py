@@ -15,6 +15,16 @@ from ssl_bench.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 
+
+def test_threads_that_wait_give_their_core_away_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, then in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", told or "")  # so that it is as it was afterwards
+        if told is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        main(["list", "methods"])
+        assert os.environ["OMP_WAIT_POLICY"] == then
+
+
 QUICK = [
     ["--help"],
     ["--version"],

@@ -14,6 +14,8 @@ from paths import ROOT
 from ssl_bench.cli import main as command_line
 from ssl_bench.errors import LostProcess, RunFailed, Terminated, UserError
 
+NO_ROOM = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 99"
+
 
 def ending(error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> int:
     def fail(argv: list[str]) -> int:
@@ -27,6 +29,27 @@ def ending(error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) 
 
 def os_error(number: int, name: str | None = "runs/x") -> OSError:
     return OSError(number, os.strerror(number), name)
+
+
+def test_memory_that_torch_lacks_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def claim() -> None:
+        torch.empty(2**50)
+
+    with pytest.raises(RuntimeError) as cpu:
+        claim()
+    for error in (cpu.value, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")):
+        assert ending(lambda error=error: error, monkeypatch) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "not enough memory" in line and "--data.batch_size" in line
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        ending(lambda: RuntimeError("shapes do not fit"), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +67,12 @@ def os_error(number: int, name: str | None = "runs/x") -> OSError:
         (lambda: os_error(errno.EDQUOT), 1, "make room"),
         (lambda: os_error(errno.EIO), 1, "error: runs/x: Input/output error; nothing that was written whole is lost"),
         (lambda: os_error(errno.ENOSPC, None), 1, "error: No space left on device; make room"),
+        (
+            lambda: RuntimeError(f"{NO_ROOM}\nmore"),
+            1,
+            "not enough memory ([enforce fail at alloc_cpu",
+        ),
+        (MemoryError, 1, "error: there is not enough memory (MemoryError): a smaller network, image size or --data.b"),
         (lambda: ConnectionResetError("by the server"), 1, "error: by the server; "),
     ],
 )

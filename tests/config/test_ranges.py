@@ -2,20 +2,15 @@
 
 import types
 from collections.abc import Iterator
-from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from every_option import COMMANDS, options, parser_of
 
-from ssl_bench.benchmark.runner import parse_benchmark
-from ssl_bench.config import registry
-from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, checked, constraints_of, plain_type
-from ssl_bench.config.fit_config import fit_parser
+from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, TwoNumbers, checked, constraints_of, plain_type
 from ssl_bench.config.parser import Parser
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluate_config import parse_evaluate
 
-METHODS = sorted(registry.names("methods"))
 BAD = {
     int: ["nan", ".nan", "inf", "1.5", "x", "[1]", "true", "9" * 30, "-" + "9" * 30, "-99", "9" * 5000, "{a: 1}"],
     float: ["nan", ".nan", "1e400", "-.inf", "x", "[1]", "true", "9" * 500, "-1e300", "{a: 1}"],
@@ -23,49 +18,9 @@ BAD = {
     Literal: ["nonsense", "1e400", "[1]"],
     LocalPath: ["s3://bucket/x", "file:///x", "http://host/x", "hf://a/b", "a::b", "~nobody-of-this-name/x"],
     tuple: ["x", "{a: 1}", "[x]", "[[1]]", "1"],
+    TwoNumbers: ["0.5", "5,1", "1,1", "0,nan", "0,1,2", "x,y", "0,1e400"],
 }
 WITHOUT_RANGE: dict[str, str] = {}  # option -> why any number will do
-
-
-class Caught(Exception):
-    """A command's parser, taken just before it would parse."""
-
-
-@cache
-def parser_of(command: str) -> Parser:
-    """The parser of `benchmark`, of `fit` with a method, or of `evaluate` with a protocol."""
-    if command in METHODS:
-        return with_kept_defaults(fit_parser(command))
-
-    def caught(self: Parser, *_: Any, **__: Any) -> Any:
-        raise Caught(self)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as found:
-        patch.setattr(Parser, "parse_args", caught)
-        if command == "benchmark":
-            parse_benchmark([])
-        else:
-            parse_evaluate(["pixels", f"--protocols={command}"], {})
-    return with_kept_defaults(found.value.args[0])
-
-
-def with_kept_defaults(parser: Parser) -> Parser:
-    """A parser that is fast: otherwise it collects its defaults again for each of thousands of values."""
-    defaults = parser.get_defaults()
-    parser.get_defaults = lambda *_, **__: defaults.clone()
-    return parser
-
-
-def options(command: str) -> Iterator[tuple[str, Any]]:
-    """Name and type of each option that has one; those that are shared, of one method and one protocol alone."""
-    own = ("method.", f"{command.replace('-', '_')}.")
-    for action in parser_of(command)._actions:
-        annotation = getattr(action, "_typehint", None)
-        if annotation is not None and (command in ("knn", "benchmark", "mae") or action.dest.startswith(own)):
-            yield action.dest, annotation
-
-
-COMMANDS = (*METHODS, *sorted(registry.names("evaluations")), "benchmark")
 
 
 def kinds_of(annotation: Any) -> Iterator[Any]:
@@ -83,6 +38,8 @@ def bad_values(annotation: Any) -> Iterator[str]:
     plain = {get_origin(plain_type(kind)) or plain_type(kind) for kind in kinds}
     if any(isinstance(note, LocalPath) for note in constraints_of(annotation)):
         yield from BAD[LocalPath]  # type: ignore[index]
+    elif any(isinstance(note, TwoNumbers) for note in constraints_of(annotation)):
+        yield from BAD[TwoNumbers]  # type: ignore[index]
     elif len(plain) == 1:
         yield from BAD.get(plain.pop(), [])
     if any(isinstance(note, NonEmpty) for note in constraints_of(annotation)):

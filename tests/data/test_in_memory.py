@@ -193,6 +193,13 @@ def test_small_images_are_decoded_once(class_folders, monkeypatch, tmp_path):
     for file in kept:
         file.write_bytes(file.read_bytes()[:-10])  # a full disk
     assert torch.equal(opened(root).test.pool.images, first.test.pool.images)
+    for file in kept:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    calls.clear()
+    assert torch.equal(opened(root).pretrain.images, first.pretrain.images)
+    assert len(calls) > 2, "one flipped bit is found, and all are decoded again"
     picture(70).save(root / "train" / "a" / "000.png")
     assert not torch.equal(opened(root).pretrain.images, first.pretrain.images)
     monkeypatch.setattr(pixel_cache, "ALL", 30_000)

@@ -16,6 +16,7 @@ from ssl_bench.cli.main import main
 from ssl_bench.evaluation import input_files
 from ssl_bench.evaluation.evaluate_config import parse_evaluate
 from ssl_bench.evaluation.recorded_results import answer_from_records
+from ssl_bench.records.files import temporary_beside
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--protocols=knn,ridge,classifier", "--device=cpu"]
@@ -53,6 +54,15 @@ def test_what_is_recorded_is_said_at_once_in_the_same_words(tiny_run: Path, tmp_
     assert answered(*argv[:-3], "--protocols=knn,linear") is None
     baselines = [*capsys.readouterr().out.splitlines(), *first.out.splitlines()[1:]]
     assert answered(*baselines, *QUICK) == baselines, "baselines by their folders"
+
+
+def test_what_a_killed_evaluation_left_is_cleared(tiny_run: Path) -> None:
+    (tiny_run / "features").mkdir()
+    left = temporary_beside(tiny_run / "features" / "train.safetensors")
+    left = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no process has that number
+    left.write_bytes(bytes(1000))
+    assert main(["evaluate", str(tiny_run), "--protocols=ridge", "--device=cpu"]) == 0
+    assert not left.exists()
 
 
 def test_no_torch_and_less_than_a_second(tiny_run: Path) -> None:

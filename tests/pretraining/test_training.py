@@ -80,6 +80,22 @@ def test_the_same_command_again_is_done(tiny_run: Path, tiny_config: Config) -> 
     assert (tiny_run / "backbone.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("gone", ["backbone.safetensors", "backbone.json"])
+def test_weights_that_are_gone_are_written_again_from_the_checkpoint(
+    gone: str, tiny_run: Path, tiny_config: Config
+) -> None:
+    before, log, record = weights(tiny_run), rows(tiny_run), read_run(tiny_run)
+    (tiny_run / gone).unlink()
+    assert not fit(tiny_config(), tiny_run.parent).already_done
+    assert same(weights(tiny_run), before) and rows(tiny_run) == log
+    again = read_run(tiny_run)
+    assert (again.status, again.steps, again.epochs, again.images_seen, again.created) == (
+        *("finished", record.steps, record.epochs, record.images_seen),
+        record.created,
+    )
+    load_backbone(tiny_run)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_seed_repeats_and_another_does_not(precision: str, tiny_config: Config, tmp_path: Path) -> None:
     flag = f"--trainer.precision={precision}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from ssl_bench.records.files import clear_temporary, replacing, temporary_beside, write_text
+from ssl_bench.records.files import DAY, clear_temporary, replacing, temporary_beside, write_text, writing_folder
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
@@ -63,3 +63,28 @@ def test_leftovers_of_the_dead_go_and_files_of_the_living_stay(tmp_path: Path) -
     clear_temporary(tmp_path)
     assert not dead.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["checkpoints", "d.tmp", living.name])
+
+
+def test_what_another_machine_may_be_writing_stays_for_a_day(tmp_path: Path) -> None:
+    young, old, folder = (tmp_path / f".{name}.elsewhere-1-0a0b0c0d.tmp" for name in "abc")
+    for file in (young, old):
+        file.write_text("half")
+    folder.mkdir()
+    (folder / "weights").write_text("half")
+    for path in (old, folder):
+        os.utime(path, (0, 0))
+    clear_temporary(tmp_path, DAY)
+    assert list(tmp_path.iterdir()) == [young]
+    clear_temporary(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_clears_what_a_killed_process_left_of_it(tmp_path: Path) -> None:
+    out, other = tmp_path / "out[1]", tmp_path / ".out1.elsewhere-1-0a0b0c0d.tmp"
+    left = tmp_path / ".out[1].elsewhere-1-0a0b0c0d.tmp"
+    for path in (left, other):
+        path.mkdir()
+        os.utime(path, (0, 0))
+    with writing_folder(out) as temporary:
+        (temporary / "a").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "out[1]"]

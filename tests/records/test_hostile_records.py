@@ -141,6 +141,15 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def test_results_without_the_record_of_their_run_are_named(two: Path, capsys: Capture) -> None:
+    (two / "mae-0" / "run.json").unlink()
+    for format in ("table", "csv"):
+        assert main(["leaderboard", str(two), "--format", format]) == 0
+        assert "mae-0: cannot read run.json: No such file or directory" in capsys.readouterr().err
+    assert main(["leaderboard", str(two / "mae-0")]) == 2
+    assert "run.json: No such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("make", [fifo, loop, folder])
 def test_what_is_no_file_is_refused_at_once_by_name(two: Path, make: Callable[[Path], None], capsys: Capture) -> None:
     make(two / "mae-0" / "run.json")
@@ -251,3 +260,42 @@ def test_regular_files_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="it is a device"):
         read_regular(Path("/dev/zero"), 3)
     assert not is_inside(Path("/dev/null"), tmp_path) and not is_inside(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("make", [fifo, loop, folder])
+def test_no_file_that_a_run_goes_on_from_is_waited_for(
+    make: Callable[[Path], None], tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]
+) -> None:
+    from ssl_bench.data.files.content import Content, refuse_changed_images
+    from ssl_bench.data.files.left_out import read_left_out
+    from ssl_bench.evaluation.input_files import network_files
+    from ssl_bench.evaluation.targets import Target
+    from ssl_bench.pretraining.last_checkpoint import usable_checkpoint
+    from ssl_bench.pretraining.metrics import MetricsFile
+
+    run = tmp_path / "mae-0"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("left_out.jsonl", "metrics.csv", "backbone.safetensors", "images.json", "checkpoints/last.ckpt"):
+        make(run / name)
+    with pytest.raises(UserError, match=r"cannot read .*left_out\.jsonl: .* move it away"):
+        read_left_out(run)
+    with pytest.raises(UserError, match=r"cannot read .*metrics\.csv: .* move it away"):
+        MetricsFile(run / "metrics.csv")
+    assert network_files(Target("mae-0", run), "encoder", "encoder") is None
+    refuse_changed_images(tmp_path / "other", tiny_config(), Content("photos", "0" * 16, {}))
+    if make is loop:
+        assert usable_checkpoint(run) is None
+    else:
+        with pytest.raises(UserError, match=r"last\.ckpt is damaged \(it is no regular file\)"):
+            usable_checkpoint(run)
+
+
+@pytest.mark.parametrize("value", [{}, {"rest": 1}, {"rest": "", "root": "", "digest": "", "folders": [1]}, [], 7])
+def test_notes_on_images_that_are_none_are_passed_over(
+    value: Any, tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]
+) -> None:
+    from ssl_bench.data.files.content import Content, refuse_changed_images
+
+    (tmp_path / "mae-0").mkdir()
+    (tmp_path / "mae-0" / "images.json").write_text(json.dumps(value))
+    refuse_changed_images(tmp_path / "other", tiny_config(), Content("photos", "0" * 16, {}))

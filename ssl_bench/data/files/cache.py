@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.console import say
-from ssl_bench.records.files import replacing
+from ssl_bench.records.files import DAY, clear_temporary, replacing
 
 _said: set[str] = set()
 
@@ -39,6 +39,7 @@ def write_cached(name: str, value: dict[str, Any]) -> None:
     try:
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(value, separators=(",", ":")))
+        clear_temporary(path.parent, DAY)
     except OSError as error:
         if str(path.parent) not in _said:
             _said.add(str(path.parent))

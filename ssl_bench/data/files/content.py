@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
@@ -20,6 +20,7 @@ from ssl_bench.data.files.layout import read_layout
 from ssl_bench.data.files.listing import ImageFile, written_name
 from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.errors import UserError
+from ssl_bench.records.decoding import read_record
 from ssl_bench.records.files import write_json
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import OWN, identity, run_folder
@@ -37,6 +38,24 @@ class Content:
         folders: Folder (or parquet file) below the root -> how many files it holds, and the hash of their content.
     """
 
+    root: str
+    digest: str
+    folders: dict[str, tuple[int, str]]
+
+
+@final
+@dataclass(frozen=True)
+class _Remembered:
+    """What a run's folder says of its images.
+
+    Args:
+        rest: A hash of all else that makes it this run.
+        root: As `Content` has it.
+        digest: Likewise.
+        folders: Likewise.
+    """
+
+    rest: str
     root: str
     digest: str
     folders: dict[str, tuple[int, str]]
@@ -127,12 +146,11 @@ def _earlier(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Content, Pa
     """Runs beside a folder with the same configuration but for their images."""
     for path in sorted(folder.parent.glob(f"*/{IMAGES_FILE}")):
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            same, known = value["rest"] == _rest(config), Content(**{f.name: value[f.name] for f in fields(Content)})
-        except (OSError, ValueError, KeyError, TypeError):
+            known = read_record(_Remembered, path)
+        except UserError:
             continue  # it names no images that can be compared
-        if same and (path.parent / "run.json").exists():
-            yield known, path.parent
+        if known.rest == _rest(config) and (path.parent / "run.json").exists():
+            yield Content(known.root, known.digest, known.folders), path.parent
 
 
 def _rest(config: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Self, final
 
 from ssl_bench.errors import UserError
+from ssl_bench.records.files import read_regular
 
 LEFT_OUT = "left_out.jsonl"
+MOST_BYTES = 256 << 20  # about a million names
 MESSAGE = "broken image {}: evaluations need every image, so mend or remove it ({})"
 
 
@@ -40,15 +42,18 @@ class UnreadableImage(UserError):
 def read_left_out(folder: Path) -> dict[str, str]:
     """Name -> why, of the images that a run's folder remembers as broken."""
     try:
-        lines = (folder / LEFT_OUT).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(folder / LEFT_OUT, MOST_BYTES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        where = f"cannot read {folder / LEFT_OUT}: {error.strerror}"
+        raise UserError(f"{where}: move it away, and broken images are met again") from None
     found: dict[str, str] = {}
     for line in lines:
         try:
             entry = json.loads(line)
             found[str(entry["name"])] = str(entry["why"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # cut short by a full disk: the image is met again
     return found
 
