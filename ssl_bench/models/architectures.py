@@ -21,7 +21,12 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit_mini_patch8_32": (
         "vit_tiny_patch16_224",
         {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4},
-        "ViT, 32 px, 16 patches, 128 wide, 4 deep: 0.8 M parameters, the demo's",
+        "ViT, 32 px, 16 patches, 128 wide, 4 deep: 0.8 M parameters",
+    ),
+    "vit_shallow_patch4_32": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0},
+        "ViT, 32 px, 64 patches, 128 wide, 2 deep: 0.3 M parameters",
     ),
     "vit_pico_patch4_32": (
         "vit_tiny_patch16_224",

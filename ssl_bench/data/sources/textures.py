@@ -1,9 +1,11 @@
 """Twelve classes of generated textures, for demonstrations: raw pixels fail on them, a small network learns them.
 
-The class is the kind of pattern. Everything else is drawn anew for each image: direction, scale, phase, two colours,
-a smooth change of colour over the image, contrast, which of the two colours is in front, and noise. Brightness and
-contrast of an image's pixels are the same in every image, and its colours change from place to place, so that two crops
-of one image cannot be matched by their colour or shading: what they share is the pattern.
+The class is the kind of pattern. Everything else is drawn anew for each image: direction, scale, phase, colours, and
+noise. In each channel the pattern is multiplied by a smooth random field that changes its sign several times over an
+image, and lies on a ground that changes as smoothly: pixels of two images of a class agree by chance alone, while
+neighbouring pixels of one image tell of each other. Brightness and contrast of an image's pixels are the same in every
+image, and its colours change from place to place, so that two crops of one image cannot be matched by their colour or
+shading: what they share is the pattern.
 
 Every random number comes from uniform draws, and what a machine may round differently (sines, angles) is rounded to a
 millionth first, so that all machines make the same bytes from a seed.
@@ -24,10 +26,10 @@ S = 32
 COUNTS = {"train": 15_000, "test": 3_000}
 SEEDS = {"train": 1, "test": 2}
 CHUNK = 1000  # images made at once
-NOISE = {"easy": 8.0, "medium": 24.0, "hard": 48.0}  # largest deviation of a pixel, of 255
-PERIOD = {"easy": (6.0, 10.0), "medium": (5.0, 11.0), "hard": (4.0, 13.0)}  # pixels
+NOISE = {"easy": 4.0, "medium": 10.0, "hard": 32.0}  # largest deviation of a pixel, of 255
+PERIOD = {"easy": (5.0, 8.0), "medium": (4.5, 9.0), "hard": (4.0, 11.0)}  # pixels
 LEVEL, CONTRAST = 128.0, 44.0  # mean and standard deviation of every channel without noise
-DRIFT, BUMPS = 3.0, 16.0  # how much colours change over an image, relative to the pattern, and over how many pixels
+GROUND, BUMPS = 0.7, 12.0  # how much the ground changes, relative to the pattern, and over how many pixels
 
 Field = NDArray[np.float64]
 
@@ -210,11 +212,10 @@ def textures(count: int, seed: int, difficulty: str = "medium") -> tuple[NDArray
 
 def coloured(draws: Draws, pattern: Field, noise: float) -> NDArray[np.uint8]:
     """(N, S, S) patterns in [-1, 1] -> (N, 3, S, S) images: each channel has LEVEL and CONTRAST before noise."""
-    sign = np.where(draws.phase() < 0.5, -1.0, 1.0)
     channels = []
     for _ in range(3):
-        gain = sign * draws.uniform(0.5, 1.0)
-        channel = gain * pattern + DRIFT * 2 * (draws.smooth(BUMPS) - 0.5)
+        gain, ground = (2 * (draws.smooth(BUMPS) - 0.5) for _ in range(2))
+        channel = gain * pattern + GROUND * ground
         channel = channel - channel.mean((1, 2), keepdims=True)
         deviation = np.sqrt((channel * channel).mean((1, 2), keepdims=True))
         channels.append(LEVEL + CONTRAST * channel / np.maximum(deviation, 1e-3))

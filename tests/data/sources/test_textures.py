@@ -37,8 +37,8 @@ def test_the_same_bytes_on_all_machines(source: Source) -> None:
     assert source.train.digest() == TRAIN_DIGEST
 
 
-TEST_DIGEST = "4f207982988311d98b6dcf392d30bc55d2180c1eaab52df4aa1cf6290fedfad5"
-TRAIN_DIGEST = "25ec6ce89edf098e00a16db4f21e934da13385a0661e93f66c011df572febb09"
+TEST_DIGEST = "833ad530ca30a89402b66962ee6909edfd02e5a121238097d648e610d6571a1f"
+TRAIN_DIGEST = "99300e8865a7b39488f2fe3539c57465b2358270ad8b4f3106d5ef93390bfeb3"
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
