@@ -1,8 +1,8 @@
 """Other implementations of the methods, with which ours are compared in speed and in training.
 
 SimCLR, BYOL, DINO, iBOT, MAE and SimMIM are put together from lightly 1.6's modules and losses, as its examples do;
-SimCLRv2 and CAE, which lightly does not have, are written here from their papers, in plain float32. Options have our names, and
-losses our scale, which is the official code's: lightly halves those of SimCLR and BYOL.
+SimCLRv2 and CAE, which lightly does not have, are written here from their papers, in plain float32. Options have our
+names, and losses our scale, which is the official code's: lightly halves those of SimCLR and BYOL.
 
 Shapes: B images, N patches, K visible, M hidden, D features.
 """
