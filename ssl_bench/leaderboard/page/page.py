@@ -72,7 +72,7 @@ def html(
 <link rel="icon" href="data:,">
 <title>ssl-bench leaderboard</title>
 <style>
-{(room / "page.css").read_text(encoding="utf-8")}</style>
+{_compact(room / "page.css")}</style>
 </head>
 <body>
 <main>
@@ -83,10 +83,16 @@ def html(
 {_packed(sections)}</section>
 </main>
 <script>
-{(room / "page.js").read_text(encoding="utf-8")}</script>
+{_compact(room / "page.js")}</script>
 </body>
 </html>
 """
+
+
+def _compact(file: Path) -> str:
+    """Its lines without indentation, and without those that are comments: no text in them goes over lines."""
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith(("//", "/*")))
 
 
 def _packed(sections: str) -> str:
