@@ -3,7 +3,7 @@
 Coates, Ng and Lee, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", AISTATS 2011
 (https://proceedings.mlr.press/v15/coates11a.html): patches of 6 x 6 pixels at every place, each normalised and
 whitened; how much nearer than usual each centroid is; summed over the four quadrants; standardised. The paper has up to
-4,000 centroids, here there are 256, which take seconds. A pretrained network that is not above it has not paid.
+4,000 centroids, here there are 256, learned in seconds. A pretrained network that is not above it has not paid.
 
 Shapes: B images of 3 x s x s pixels, P patches of d values, K centroids, n x n places of a patch in an image.
 """
@@ -30,7 +30,7 @@ ITERATIONS = 20
 CONTRAST = 10 / 255**2  # added to a patch's variance, of pixels in [0, 1]
 WHITENING = 0.1  # added to the variance along each principal axis
 SPREAD = 0.01  # added to the variance of a feature
-AT_ONCE = 8192  # patches
+AT_ONCE = 8192  # patches, whose distances stay in a processor's cache
 
 
 @final
@@ -76,7 +76,7 @@ class KMeansPatches(nn.Module):
         self.register_buffer("patch_mean", patch_mean)
         self.register_buffer("whitening", whitening)
         self.register_buffer("centroids", kmeans((drawn - patch_mean) @ whitening, CENTROIDS, ITERATIONS, generator))
-        pooled = torch.cat([self._pooled(part) for part in images.split(32)])
+        pooled = self._pooled(images)
         variance, feature_mean = torch.var_mean(pooled, dim=0, correction=0)
         self.register_buffer("feature_mean", feature_mean)
         self.register_buffer("feature_std", (variance + SPREAD).sqrt())
@@ -99,6 +99,8 @@ class KMeansPatches(nn.Module):
     def _pooled(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) in [0, 1] -> (B, 4K), sums over quadrants of max(0, mean distance - distance)."""
         places = self.img_size - self.patch + 1  # n
+        if len(images) * places**2 > AT_ONCE and len(images) > 1:
+            return torch.cat([self._pooled(part) for part in images.split(max(1, AT_ONCE // places**2))])
         patches = normalised(F.unfold(images, self.patch).transpose(1, 2))  # (B, nn, d)
         white = (patches - self.patch_mean) @ self.whitening
         away = distances(white.flatten(0, 1), self.centroids)  # (Bnn, K)
