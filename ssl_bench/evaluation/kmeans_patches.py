@@ -94,7 +94,8 @@ class KMeansPatches(nn.Module):
 
     def token_grid(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) -> (B, 4, K), a token for each quadrant."""
-        return self.features(images, self.feature_types)["kmeans"].unflatten(1, (4, -1))
+        features = self.features(images, self.feature_types)["kmeans"]
+        return features.view(len(images), 4, -1)
 
     def _pooled(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) in [0, 1] -> (B, 4K), sums over quadrants of max(0, mean distance - distance)."""
