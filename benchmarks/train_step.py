@@ -4,40 +4,20 @@
 
 Forward, backward, update and, where there is one, teacher; views are ready in memory. Ours is the method's own page
 with the optimiser, teacher and attention that `ssl-bench fit` uses. Theirs is put together from lightly 1.6's modules
-and losses as its examples do, with lightly's LARS or torch's AdamW and with clipped gradients where ours has them;
-iBOT's patches are centred on all of them, as in the paper. The two
-take turns, so that whatever else the machine does slows both; the ratio is the median over rounds, with its lowest and
-highest. The peak is a large matrix product's, in the same format. The gain from bf16 and from `--compile`
+and losses (`benchmarks/peers.py`), with lightly's LARS or torch's AdamW and with clipped gradients where ours has them.
+The two take turns, so that whatever else the machine does slows both; the ratio is the median over rounds, with its
+lowest and highest. The peak is a large matrix product's, in the same format. The gain from bf16 and from `--compile`
 (`trainer.compile`) is ours over ours in fp32 and uncompiled.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from lightly.loss import DINOLoss, IBOTPatchLoss, NegativeCosineSimilarity, NTXentLoss
-from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-from lightly.models.modules.heads import (
-    BYOLPredictionHead,
-    BYOLProjectionHead,
-    DINOProjectionHead,
-    SimCLRProjectionHead,
-)
-from lightly.models.utils import (
-    deactivate_requires_grad,
-    get_at_index,
-    patchify,
-    random_block_mask,
-    random_token_mask,
-    repeat_token,
-    set_at_index,
-    update_momentum,
-)
 from lightly.utils.lars import LARS
+from peers import PEERS
 from torch import Tensor, nn
 
 from ssl_bench.config import registry
@@ -59,160 +39,6 @@ SIZES: dict[str, dict[str, object]] = {
 }
 METHODS = ("simclr", "simclrv2", "byol", "dino", "ibot", "mae", "simmim", "cae")
 Step = Callable[[list[Tensor]], None]
-
-
-class Lightly(nn.Module):
-    """lightly's parts of a method around a timm ViT; `step` gives the loss, `follow` moves a teacher."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.vit = backbone.model
-        self.dim, self.patch = backbone.dim, backbone.patch_size
-        self.tokens = backbone.grid**2 + 1
-
-    def follow(self) -> None: ...
-
-
-class LightlySimCLR(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.head = SimCLRProjectionHead(self.dim, self.dim, 128)
-        self.criterion = NTXentLoss(temperature=0.1)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        return self.criterion(*self.head(self.vit(torch.cat(views))).chunk(2))
-
-
-class LightlyBYOL(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.projector, self.predictor = BYOLProjectionHead(self.dim, 4096, 256), BYOLPredictionHead(256, 4096, 256)
-        self.teacher, self.teacher_head = copy.deepcopy(self.vit), copy.deepcopy(self.projector)
-        deactivate_requires_grad(self.teacher)
-        deactivate_requires_grad(self.teacher_head)
-        self.criterion = NegativeCosineSimilarity()
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        p0, p1 = (self.predictor(self.projector(self.vit(view))) for view in views)
-        with torch.no_grad():
-            z0, z1 = (self.teacher_head(self.teacher(view)) for view in views)
-        return self.criterion(p0, z1) + self.criterion(p1, z0)
-
-    def follow(self) -> None:
-        update_momentum(self.vit, self.teacher, 0.99)
-        update_momentum(self.projector, self.teacher_head, 0.99)
-
-
-class LightlyDINO(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.vit.dynamic_img_size = self.vit.patch_embed.dynamic_img_pad = True
-        self.vit.patch_embed.strict_img_size, self.vit.patch_embed.flatten = False, False
-        self.vit.patch_embed.output_fmt = "NHWC"
-        self.head = DINOProjectionHead(self.dim, 2048, 256, 4096)
-        self.teacher, self.teacher_head = copy.deepcopy(self.vit), DINOProjectionHead(self.dim, 2048, 256, 4096)
-        self.teacher_head.load_state_dict(self.head.state_dict())  # its weight norm cannot be copied
-        deactivate_requires_grad(self.teacher)
-        deactivate_requires_grad(self.teacher_head)
-        self.criterion = DINOLoss(output_dim=4096)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        with torch.no_grad():
-            teacher = self.teacher_head(self.teacher(torch.cat(views[:2]))).chunk(2)
-        student = [*self.head(self.vit(torch.cat(views[:2]))).chunk(2)]
-        if local := views[2:]:
-            student += self.head(self.vit(torch.cat(local))).chunk(len(local))
-        return self.criterion(list(teacher), student, epoch=0)
-
-    def follow(self) -> None:
-        update_momentum(self.vit, self.teacher, 0.996)
-        update_momentum(self.head, self.teacher_head, 0.996)
-
-
-class LightlyIBOT(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.masked = MaskedVisionTransformerTIMM(
-            self.vit, weight_initialization="skip", pos_embed_initialization="skip"
-        )
-        self.head = DINOProjectionHead(self.dim, 2048, 256, 4096)
-        self.teacher = MaskedVisionTransformerTIMM(
-            copy.deepcopy(self.vit), weight_initialization="skip", pos_embed_initialization="skip"
-        )
-        self.teacher_head = DINOProjectionHead(self.dim, 2048, 256, 4096)
-        self.teacher_head.load_state_dict(self.head.state_dict())
-        deactivate_requires_grad(self.teacher)
-        deactivate_requires_grad(self.teacher_head)
-        self.on_class, self.on_patches = DINOLoss(output_dim=4096), IBOTPatchLoss(output_dim=4096)
-        self.side = backbone.grid
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        images = torch.cat(views[:2])
-        blocks = random_block_mask((len(images), self.side, self.side))
-        mask = torch.cat([blocks.new_zeros(len(images), 1), blocks.flatten(1)], dim=1)
-        with torch.no_grad():
-            tokens = self.teacher.encode(images)
-            on_class = self.teacher_head(tokens[:, 0])
-            everywhere = self.teacher_head(tokens[:, 1:].flatten(0, 1))  # the paper's centre is of all patches
-            on_patches = everywhere[blocks.flatten()]
-        own = self.masked.encode(images, mask=mask)
-        own_class, own_patches = self.head(own[:, 0]), self.head(own[mask])
-        loss = self.on_class(list(on_class.chunk(2)), list(own_class.chunk(2)), epoch=0)
-        loss = loss + self.on_patches(on_patches, own_patches, mask=blocks)
-        self.on_patches.center.update(everywhere)
-        return loss
-
-    def follow(self) -> None:
-        update_momentum(self.masked, self.teacher, 0.996)
-        update_momentum(self.head, self.teacher_head, 0.996)
-
-
-class LightlyMAE(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.encoder = MaskedVisionTransformerTIMM(self.vit)
-        self.decoder = MAEDecoderTIMM(
-            num_patches=self.tokens - 1,
-            patch_size=self.patch,
-            embed_dim=self.dim,
-            decoder_embed_dim=512,
-            decoder_depth=8,
-            decoder_num_heads=16,
-        )
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        images = views[0]
-        keep, hidden = random_token_mask((len(images), self.tokens), mask_ratio=0.75, device=images.device)
-        encoded = self.decoder.embed(self.encoder.encode(images, idx_keep=keep))
-        full = repeat_token(self.decoder.mask_token, (len(images), self.tokens))
-        decoded = self.decoder.decode(set_at_index(full, keep, encoded.type_as(full)))
-        predicted = self.decoder.predict(get_at_index(decoded, hidden))
-        target = get_at_index(patchify(images, self.patch), hidden - 1)
-        mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        return F.mse_loss(predicted, (target - mean) / (variance + 1e-6).sqrt())
-
-
-class LightlySimMIM(Lightly):
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone)
-        self.encoder = MaskedVisionTransformerTIMM(self.vit)
-        self.decoder = nn.Linear(self.dim, self.patch**2 * 3)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        images = views[0]
-        _, hidden = random_token_mask((len(images), self.tokens), mask_ratio=0.6, device=images.device)
-        predicted = self.decoder(get_at_index(self.encoder.encode(images, idx_mask=hidden), hidden))
-        return F.l1_loss(predicted, get_at_index(patchify(images, self.patch), hidden - 1))
-
-
-RIVALS: dict[str, type[Lightly]] = {
-    "simclr": LightlySimCLR,
-    "byol": LightlyBYOL,
-    "dino": LightlyDINO,
-    "ibot": LightlyIBOT,
-    "mae": LightlyMAE,
-    "simmim": LightlySimMIM,
-}
 
 
 def main() -> None:
@@ -241,16 +67,17 @@ def main() -> None:
         for number, form in enumerate(given.formats):
             for compiled in (False, True) if given.compile else (False,):
                 ours, flops, views, recipe = our_step(name, options, form, compiled, given.batch, device)
-                theirs = None if compiled or name not in RIVALS else their_step(name, options, form, device, recipe)
+                rival = name in PEERS and PEERS[name].source == "lightly" and not compiled
+                theirs = their_step(name, options, form, device, recipe) if rival else None
                 rounds = compete([ours, *([theirs] if theirs else [])], views, given.rounds, device)
                 rate = statistics.median(given.batch / seconds[0] for seconds in rounds)
                 plain = plain or rate
                 cells = f"{name:10}{form + ('+c' if compiled else ''):8}{rate:10,.1f}{rate * flops / peaks[form]:9.0%}"
                 if theirs:
                     ratios = sorted(seconds[1] / seconds[0] for seconds in rounds)
-                    rival = statistics.median(given.batch / seconds[1] for seconds in rounds)
+                    peer = statistics.median(given.batch / seconds[1] for seconds in rounds)
                     spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-                    cells += f"{rival:10,.1f}   {spread:17}"
+                    cells += f"{peer:10,.1f}   {spread:17}"
                 else:
                     cells += f"{'':10}   {'':17}"
                 print(cells + (f"{rate / plain:.2f}" if number or compiled else ""), flush=True)
@@ -294,13 +121,13 @@ def our_step(
 def their_step(name: str, options: BackboneOptions, form: str, device: torch.device, recipe: Optim) -> Step:
     """A step of lightly's parts."""
     torch.manual_seed(0)
-    model = RIVALS[name](Backbone(options)).to(device).train()
+    model = PEERS[name](Backbone(options), **SIZES.get(name, {})).to(device).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     kind = LARS if "lars" in recipe.name else torch.optim.AdamW
     optimizer = kind(weights, lr=1e-5, weight_decay=recipe.weight_decay)
 
     def step(views: list[Tensor]) -> None:
-        model.follow()
+        model.follow(0.99)
         with autocast(form, device):
             loss = model(views)
         loss.backward()

@@ -40,6 +40,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.kmeans_patches import KMeansPatches
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluation.solvers.attention_heads import (
     AttentiveHeads,
@@ -137,9 +138,7 @@ class Attentive(Evaluation[Trained]):
         self.seed = seed
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
-        if isinstance(backbone.network, Pixels):
-            return "raw pixels are a single token: there is nothing to attend to"
-        return None
+        return f"{backbone.baseline} have no tokens of a network to attend to" if backbone.baseline else None
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Trained]:
         if len(validation) == 0:
@@ -190,7 +189,7 @@ class Attentive(Evaluation[Trained]):
     def _heads(self, backbone: FeatureExtractor, classes: int) -> dict[str, AttentiveHeads]:
         """The heads of each kind, one per learning rate."""
         network = backbone.network
-        assert not isinstance(network, Pixels)
+        assert not isinstance(network, Pixels | KMeansPatches)
         dim = network.dim
         if network.is_resnet:
             num_heads = divisor(dim, max(1, dim // 64))

@@ -25,11 +25,12 @@ from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
 from ssl_bench.evaluation.recorded_results import remaining
-from ssl_bench.evaluation.targets import Target, data_options
+from ssl_bench.evaluation.targets import NETWORKLESS, Target, data_options, parse_target
 from ssl_bench.records.run import is_finished
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder
 
 DEFAULT_PROTOCOLS = ("knn", "linear")
+BASELINES = ("random", *NETWORKLESS)
 KEYS = ("methods", "data", "backbones", "seeds", "axes", "fit", "evaluate", "baselines", "figures", "by")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
 
@@ -220,7 +221,7 @@ def _text(value: Any) -> str:
 def _evaluations(
     tree: Mapping[str, Any], images: Mapping[str, Any], jobs: Sequence[Job], runs: Path, extra: Sequence[str]
 ) -> list[Job]:
-    """A process for each run, for each random network that some started from, and for the pixels."""
+    """A process for each run, for each random network that some started from, for the pixels, and for k-means."""
     options = dict(tree.get("evaluate") or {})
     protocols = options.pop("protocols", DEFAULT_PROTOCOLS)
     for protocol in protocols:
@@ -237,10 +238,14 @@ def _evaluations(
 
     found = [evaluation(job.log, Target(str(job.folder), job.folder)) for job in jobs]
     for baseline in _list(tree, "baselines", ["random", "pixels"], empty=True):
-        if baseline not in ("random", "pixels"):
-            raise UserError(f"no baseline {baseline!r}{near(str(baseline), ['random', 'pixels'])} (random, pixels)")
+        if baseline not in BASELINES:
+            raise UserError(f"no baseline {baseline!r}{near(str(baseline), BASELINES)} ({', '.join(BASELINES)})")
         if baseline == "pixels":
             found.append(evaluation("pixels", parsed.targets[0]))
+            continue
+        if baseline == "kmeans-patches":
+            seeds = dict.fromkeys(int(json.loads(job.network)[1]) for job in jobs)
+            found += [evaluation(name, parse_target(name, {}, 0)) for name in (f"{baseline}@{seed}" for seed in seeds)]
             continue
         for number, network in enumerate(dict.fromkeys(job.network for job in jobs), 1):  # each once
             backbone, seed = json.loads(network)

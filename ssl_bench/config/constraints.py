@@ -178,8 +178,8 @@ FineTunePrecision = Literal["auto", "32-true", "bf16-mixed"]
 FeatureType = Annotated[
     str,
     Matching(
-        r"cls|avg|cls\+avg|cls_4|cls_raw|avg_raw|gap|pixels",
-        "one of cls, avg, cls+avg, cls_4, cls_raw, avg_raw, gap, pixels",
+        r"cls|avg|cls\+avg|cls_4|cls_raw|avg_raw|gap|pixels|kmeans",
+        "one of cls, avg, cls+avg, cls_4, cls_raw, avg_raw, gap, pixels, kmeans",
     ),
 ]
 RandAugment = Annotated[

@@ -24,6 +24,7 @@ EXAMPLES = """
 examples:
   ssl-bench evaluate runs/mae-...                                    k-NN and linear probe on the run's own data
   ssl-bench evaluate runs/mae-... random:runs/mae-... pixels         beside what it started from, and beside raw pixels
+  ssl-bench evaluate runs/mae-... kmeans-patches                     beside the floor that a network has to pass
   ssl-bench evaluate runs/mae-... --data cifar100 --protocols knn    transfer to other images
   ssl-bench evaluate --protocols finetune --help                     with the options of a protocol
 """
@@ -89,7 +90,10 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         usage="ssl-bench evaluate RUN... [--protocols knn,linear] [--data NAME] [--PROTOCOL.OPTION VALUE ...]",
     )
     parser.add_argument(
-        "targets", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
+        "targets",
+        nargs="*",
+        metavar="RUN",
+        help="a run folder, random:BACKBONE[@SEED], random:RUN, pixels or kmeans-patches[@SEED]",
     )
     parser.add_argument(
         "--protocols",
@@ -113,7 +117,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
     if not namespace.targets:
-        parser.error("what? name run folders, random:BACKBONE or pixels")
+        parser.error("what? name run folders, random:BACKBONE, pixels or kmeans-patches")
     tree = namespace.as_dict()
     set_by_user = {t.partition("=")[0].removeprefix("--") for t in tokens}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" in set_by_user}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.pixels import Pixels
 
 Fitted = TypeVar("Fitted")
 
@@ -78,7 +77,7 @@ class Evaluation(ABC, Generic[Fitted]):
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
-        return "raw pixels have no network to train" if self.trains and isinstance(backbone.network, Pixels) else None
+        return f"{backbone.baseline} have no network to train" if self.trains and backbone.baseline else None
 
     @abstractmethod
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Fitted]:

@@ -32,6 +32,7 @@ from ssl_bench.data.splits import Split
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, progress, rows_digest, split_name
 from ssl_bench.evaluation.feature_bank import FeatureBank, load_bank, save_bank, scales_of
+from ssl_bench.evaluation.kmeans_patches import KMeansPatches
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
@@ -47,7 +48,7 @@ class FeatureExtractor:
     feature type named `a+b` is the feature types a and b side by side, and takes no memory of its own.
 
     Args:
-        network: A Backbone, or Pixels.
+        network: A Backbone, or a baseline without one.
         mean: Of each channel of the images the network was pretrained on; part of the checkpoint, not of the protocol.
         std: Likewise.
         identity: What else tells this network from others (checkpoint, branch, method ...), plain types only.
@@ -62,7 +63,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        network: Backbone | Pixels,
+        network: Backbone | Pixels | KMeansPatches,
         mean: Sequence[float],
         std: Sequence[float],
         identity: dict[str, Any],
@@ -119,15 +120,20 @@ class FeatureExtractor:
         """A copy of the network that may learn, in train mode and on this device; this one stays as it is.
 
         Raises:
-            UserError: Raw pixels have nothing to train.
+            UserError: It is a baseline that has nothing to train.
         """
         if not isinstance(self.network, Backbone):
-            raise UserError("raw pixels have no network to train")
+            raise UserError(f"{self.baseline} have no network to train")
         return copy.deepcopy(self.network).requires_grad_(True).train()
 
     def trainable_head(self) -> nn.Module | None:
         """A copy of the head that may learn, likewise; None if there is none."""
         return copy.deepcopy(self.head).requires_grad_(True).train() if self.head else None
+
+    @property
+    def baseline(self) -> str:
+        """What stands in the place of a network, in words; empty for a network."""
+        return {Pixels: "raw pixels", KMeansPatches: "k-means patches"}.get(type(self.network), "")
 
     def features(
         self, split: Split, feature_type: str, rows: slice | Tensor = slice(None), view: int | None = None

@@ -14,6 +14,7 @@ from ssl_bench.records.run import read_run
 if TYPE_CHECKING:
     from ssl_bench.data.dataset import Dataset
     from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+    from ssl_bench.evaluation.kmeans_patches import KMeansPatches
     from ssl_bench.evaluation.pixels import Pixels
     from ssl_bench.models.backbone import Backbone
 
@@ -106,12 +107,15 @@ def run_networks(
     return networks
 
 
-def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels":
+def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels | KMeansPatches":
     import torch
 
+    from ssl_bench.evaluation.kmeans_patches import KMeansPatches
     from ssl_bench.evaluation.pixels import Pixels
     from ssl_bench.models.backbone import Backbone
 
+    if target.baseline == "kmeans-patches":
+        return KMeansPatches(data.image_size, data.mean, data.std, data.pretrain, target.seed)
     if target.backbone is None:
         return Pixels(data.image_size)
     asked = BackboneOptions(**target.backbone)
@@ -120,7 +124,12 @@ def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels":
 
 
 def _frozen_baseline(
-    network: "Backbone | Pixels", target: Target, folder: Path, data: "Dataset", workers: int, device: str
+    network: "Backbone | Pixels | KMeansPatches",
+    target: Target,
+    folder: Path,
+    data: "Dataset",
+    workers: int,
+    device: str,
 ) -> "FeatureExtractor":
     from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 

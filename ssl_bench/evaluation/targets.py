@@ -16,6 +16,7 @@ from ssl_bench.records.run import RunInfo, read_run
 # Data options that say which images.
 IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed", "value_range", "label_column")
 LOADING = ("num_workers", "download")  # and those that say how they are read
+NETWORKLESS = ("pixels", "kmeans-patches")  # baselines
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Target:
     Args:
         name: As the user wrote it.
         folder: Of its run; None for a baseline, which gets one.
-        baseline: `random` or `pixels`, None for a run.
+        baseline: `random`, `pixels` or `kmeans-patches`, None for a run.
         backbone: Options of a random backbone.
-        seed: Of a random backbone's weights.
+        seed: Of a random backbone's weights, or of k-means.
         data: Data options of a baseline that has images of its own: one that was recorded, or a run's random network.
     """
 
@@ -56,7 +57,7 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
     """The target that a user means.
 
     Args:
-        name: A run folder, random:BACKBONE[@SEED], random:RUN[@SEED] or pixels.
+        name: A run folder, random:BACKBONE[@SEED], random:RUN[@SEED], pixels or kmeans-patches[@SEED].
         backbone: Options of a random backbone.
         seed: Of a random backbone's weights, where the name has none.
 
@@ -64,11 +65,11 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
         UserError: There is no such run, or it has no network.
     """
     kind, colon, rest = name.partition(":")
-    named = kind in ("random", "pixels")  # `random:RUN`, whose path may begin with ~
+    named = kind in ("random", *NETWORKLESS)  # `random:RUN`, whose path may begin with ~
     name = f"{kind}{colon}{checked_path(rest, f'{kind}:')}" if named else checked_path(name, "RUN")
     baseline, at, number = name.partition("@")
     kind, _, network = baseline.partition(":")
-    if kind in ("random", "pixels") and not Path(name).exists():
+    if kind in ("random", *NETWORKLESS) and not Path(name).exists():
         if at and not (number.isdecimal() and number.isascii() and len(number) <= 10 and int(number) < 2**32):
             raise UserError(f"{name}: the seed after @ is a whole number from 0 to {2**32 - 1}")
         if kind == "random" and not network:
@@ -79,7 +80,7 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
         return Target(name, None, kind, options, int(number) if at else seed)
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"no run folder {name} (baselines: random:BACKBONE, pixels)")
+        raise UserError(f"no run folder {name} (baselines: random:BACKBONE, {', '.join(NETWORKLESS)})")
     if not (folder / "run.json").exists():
         raise UserError(f"{name} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
     info = read_run(folder)

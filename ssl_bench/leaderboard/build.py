@@ -127,10 +127,13 @@ def _of_baselines(runs: list[Run], by: By) -> list[Block]:
     for run in runs:
         if run.info.backbone is not None:
             groups[key_of(run.info.data.identity, architecture_of(run))].append(run)
-    pixels = [run for run in runs if run.info.backbone is None]
-    alone = [run for run in pixels if not any(_beside(group, [run]) for group in groups.values())]
-    blocks = [_block([], group + _beside(group, pixels), by) for group in groups.values()]
-    return blocks + [_block([], [run], by) for run in alone]
+    others = [run for run in runs if run.info.backbone is None]  # raw pixels, k-means
+    alone: dict[str, list[Run]] = defaultdict(list)
+    for run in others:
+        if not any(_beside(group, [run]) for group in groups.values()):
+            alone[key_of(run.info.data.identity)].append(run)
+    blocks = [_block([], group + _beside(group, others), by) for group in groups.values()]
+    return blocks + [_block([], group, by) for group in alone.values()]
 
 
 def _block(runs: list[Run], baselines: list[Run], by: By) -> Block:
@@ -225,7 +228,7 @@ def _cells(runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> tupl
             for column in those:
                 if column in found:
                     found[column].setdefault(run.info.seed, (file, result))
-    seeded = any(run.info.backbone is not None for run in runs)
+    seeded = any(run.info.method != "pixels" for run in runs)
     return tuple(_cell(results, seeded) if results else None for results in found.values())
 
 

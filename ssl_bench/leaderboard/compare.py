@@ -22,6 +22,10 @@ LEGEND = (
     "adjusted for all pairs of the table. detectable: the difference that one test of this kind finds four times in "
     "five. tie: the interval lies within ±0.3.",
 )
+WIN_RATE = (
+    "Win rate: share of the other methods that it is above, in %. Improvability: share of its error rate that the best "
+    "method does not have, in %; 0 where it is the best. Both are averaged as ranks are, and have 90 % intervals."
+)
 STAR = "* not significantly worse than the best (Holm, 5 %)."
 ONE_SEED = (
     f"one seed: the pair's interval and p are over {TEST_IMAGES_ONLY}, of two networks and of no method. Differences "
@@ -113,6 +117,13 @@ def _ranking_lines(ranking: Ranking) -> list[str]:
         for rank in ranking.ranks
     ]
     lines = [*wrapped(f"Ranks over {what}; {sets}"), "", *_ruled([heads, *rows], "<" + ">" * (len(heads) - 1))]
+    averages = [
+        [visible(rank.name)]
+        + [text for of in (rank.win_rate, rank.improvability) for text in (percent(of.mean), _interval(of.interval))]
+        for rank in ranking.ranks
+    ]
+    lines += ["", *_ruled([["method", "win rate", "90 %", "improvability", "90 %"], *averages], "<>>>>")]
+    lines += ["", *wrapped(WIN_RATE)]
     if ranking.left_out:
         lines += ["", *wrapped(f"Left out, for not every method was measured: {', '.join(ranking.left_out)}")]
     if ranking.friedman:

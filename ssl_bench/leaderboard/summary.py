@@ -3,6 +3,7 @@
 Every sentence is computed from the table and from its comparison. Of single seeds nothing is concluded.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboard.table import Block, Cell, Row
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
 SHOWN = 3  # names
-MANY = 100  # times as many seeds: beyond it a number says no more
+MANY = 100  # times as many seeds or images: beyond it a number says no more
 
 
 def summary(block: Block, compared: "BlockComparison | None") -> list[str]:
@@ -96,15 +97,10 @@ def _certainty(block: Block, compared: "BlockComparison | None", index: int, sev
         text = "Tested by intervals alone, which finds less than predictions of the same images would"
     elif beside:
         pair = max(beside, key=lambda pair: pair.difference)
-        times = (pair.detectable / pair.difference) ** 2 if pair.difference > 0 else float("inf")
-        more = (
-            f"about {times:.0f} times" if 1.5 <= times <= MANY else "somewhat" if times < 1.5 else f"over {MANY} times"
-        )
         text = (
             f"With {seeds} a difference of {100 * pair.detectable:.1f} points is found four times in five; to tell "
-            f"{pair.b} ({100 * pair.difference:.1f} below) from {pair.a} takes {more} as many"
+            f"{pair.b} ({100 * pair.difference:.1f} below) from {pair.a} takes {_needed(pair, several[0][1])}"
         )
-        text = text.replace("somewhat as many", "somewhat more")
     else:
         pair = min(pairs, key=lambda pair: pair.difference)
         low, high = (100 * end for end in pair.interval)
@@ -112,6 +108,27 @@ def _certainty(block: Block, compared: "BlockComparison | None", index: int, sev
     single = [label(row) for row in block.rows if any(cell and cell.one_seed for cell in row.cells)]
     text += f"; one seed, not compared: {joined(single, SHOWN)}" if single else ""
     return text + ("" if block.matched else "; budgets are not matched, so a difference may come from the budget")
+
+
+def _needed(pair: "Pair", cell: Cell) -> str:
+    """The seeds, or the test images, that would show a difference."""
+    found = []
+    for times, there, what in (
+        (pair.times_needed("seeds"), len(cell.seeds), "seeds of each"),
+        (pair.times_needed("images"), cell.n_test, "test images"),
+    ):
+        if times is not None and times <= MANY:
+            found.append(f"about {_rounded(max(there + 1, times * there))} {what}")
+    if len(found) == 1:
+        other = "more test images" if "seeds" in found[0] else "more seeds"
+        return f"{found[0]}, and {other} alone would not do"
+    return ", or ".join(found) or f"more than {MANY} times the seeds and test images"
+
+
+def _rounded(count: float) -> str:
+    """Up to two digits."""
+    unit = 10 ** max(0, int(math.log10(count)) - 1)
+    return f"{math.ceil(round(count / unit, 6)) * unit:,}"
 
 
 def _pairs_of_best(

@@ -15,7 +15,7 @@ LEGEND = "Accuracy in % on the test images: mean over n seeds, with the 95 % int
 TEST_IMAGES_ONLY = "test images only"
 LEGEND_OF_ONE_SEED = "Accuracy in % on the test images, with the 95 % interval."
 LEGEND_OF_PIXELS = "Accuracy in % on the test images, with the 95 % interval over test images."
-MORE_SEEDS = "three seeds or more of each (`seeds: [0, 1, 2]` in a benchmark file) would show which differences last"
+MORE_SEEDS = "three seeds or more of each (seeds: [0, 1, 2] in a benchmark file) would show which differences last"
 BUDGETS = (
     "Budgets are not matched: tests and ranks are over all rows, so a difference may come from the budget; --by views "
     "makes a table for each budget"

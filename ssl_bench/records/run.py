@@ -80,11 +80,11 @@ class RunInfo:
 
     Args:
         status: A run whose process was killed says running.
-        kind: Baselines (`random`, `pixels`) were not pretrained and have no budget; a tokenizer has no features.
-        method: As the user named it, `random` or `pixels`.
+        kind: Baselines (`random`, `pixels`, `kmeans-patches`) have no budget; a tokenizer has no features.
+        method: As the user named it, or the name of the baseline.
         data: The images it was pretrained on; those it was evaluated on, for a baseline.
         options: Its configuration, nested or dotted: what tells two runs of a method apart in a table.
-        backbone: None for raw pixels and tokenizers.
+        backbone: None for baselines without a network, and tokenizers.
         seed: Of the whole run.
         epochs: Passes over the images so far, a fraction if steps ended it; None when unknown.
         steps: Optimiser steps so far.

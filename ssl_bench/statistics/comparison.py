@@ -76,6 +76,7 @@ class Pair:
         verdict: `tie`: the interval lies within +-0.3 points, whichever is ahead. `better`: a is, adjusted p < 0.05.
             `undecided`: neither is shown. `one seed`: one of the two is a single run, so that interval and p are of
             these two networks on other test images, and of no method.
+        seed_share: Part of the difference's variance that is of seeds; the rest is of test images.
     """
 
     a: str
@@ -87,6 +88,17 @@ class Pair:
     adjusted: float | None
     detectable: float
     verdict: Verdict
+    seed_share: float = 0.0
+
+    def times_needed(self, more: Literal["seeds", "images"]) -> float | None:
+        """How many times as many seeds, or test images, would show this difference four times in five, one test alone.
+
+        None where the other's variance alone is too much for that; the quantile of so few seeds is kept, so that it is
+        a few more than needed.
+        """
+        own = self.seed_share if more == "seeds" else 1 - self.seed_share
+        left = (self.difference / self.detectable) ** 2 - (1 - own) if self.detectable > 0 else 1.0
+        return max(1.0, own / left) if left > 0 else None
 
 
 @dataclass(frozen=True)
@@ -289,17 +301,20 @@ def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, l
         exact, p = mcnemar(only_a, only_b)
         detectable = detectable_difference(paired_error(only_a, only_b, a.right.shape[2]), level)
         return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, None, detectable, verdict)
-    moved = difference + _calibrated(a, b, images, seeds, repeats)
+    errors, seed_share = _calibrated(a, b, images, seeds, repeats)
+    moved = difference + errors
     sides = (np.sum(moved <= 0), np.sum(moved >= 0))
     p = min(1.0, 2 * (int(min(sides)) + 1) / (len(moved) + 1))
     low, high = _ends(moved, level)
     error = (high - low) / 2 / detectable_difference(1.0, level, power=0.5)  # the half width as so many of it
     detectable = detectable_difference(error, level)
-    return Pair(a.name, b.name, difference, (low, high), p, None, None, detectable, verdict)
+    return Pair(a.name, b.name, difference, (low, high), p, None, None, detectable, verdict, seed_share)
 
 
-def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str) -> Floats:
+def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str) -> tuple[Floats, float]:
     """Draws of the difference's error whose percentiles cover what they promise, however few the seeds.
+
+    And the part of its variance that is of seeds and repetitions.
 
     Drawing seeds and images counts twice what a seed does to single images, once as spread of the seeds and once as
     spread of the images (Owen, "The pigeonhole bootstrap", 2007): it is taken from the images'. And the variance of few
@@ -317,10 +332,11 @@ def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: 
     own = max(0.0, total - sum(twice for _, twice, _ in parts))
     moved = seeds + images * math.sqrt(own / total) if total > 0 else seeds
     uncertain = sum(variance**2 / df for variance, _, df in parts if df)
+    share = spread / (spread + own) if spread + own > 0 else 0.0
     if uncertain == 0:
-        return moved
+        return moved, share
     df = (spread + own) ** 2 / uncertain
-    return np.asarray(moved * np.sqrt(df / np.random.default_rng(1).chisquare(df, len(moved))))
+    return np.asarray(moved * np.sqrt(df / np.random.default_rng(1).chisquare(df, len(moved)))), share
 
 
 def _weighted(values: Floats, names: Sequence[str], draws: int, seed: int) -> Floats:

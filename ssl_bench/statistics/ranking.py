@@ -1,7 +1,9 @@
 """Which method is ahead over several protocols and data sets, how sure that is, and whether protocols agree.
 
-Accuracies of different protocols and data sets are not of one scale, so ranks are averaged, never accuracies. Protocols
-that measure nearly the same (k-NN, ridge, linear) would be counted several times: they are averaged in families first.
+Accuracies of different protocols and data sets are not of one scale, so ranks are averaged, never accuracies; beside
+them the share of the error that the best method would save, improvability, and the rate of wins against other methods,
+both as TabArena has them (Erickson et al., 2025, https://arxiv.org/abs/2506.16791). Protocols that measure nearly the
+same (k-NN, ridge, linear) would be counted several times: they are averaged in families first.
 
 Symbols: M methods, P protocols, T data sets, B draws. Rank 1 is the best.
 """
@@ -44,6 +46,14 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Average:
+    """A mean over protocols and data sets, and the ends that hold it in nine of ten draws."""
+
+    mean: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Rank:
     """A method's rank.
 
@@ -53,6 +63,8 @@ class Rank:
         first: Probability that it is first.
         interval: Ranks that hold it with probability 0.9 at least.
         probabilities: Of rank 1, 2 ... M.
+        win_rate: Share of the other methods that it is above, equal ones counted half: (M - rank) / (M - 1).
+        improvability: 1 - e / E, of its error rate E and the lowest one, e; 0 where it is the best.
     """
 
     name: str
@@ -60,6 +72,8 @@ class Rank:
     first: float
     interval: tuple[int, int]
     probabilities: tuple[float, ...]
+    win_rate: Average
+    improvability: Average
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,13 @@ def ranks(scores: Floats) -> Floats:
     return np.asarray(above + (equal + 1) / 2)
 
 
+def improvability(accuracies: Floats) -> Floats:
+    """(..., M) share of each method's error rate that it has over the lowest; 0 of an error rate of 0."""
+    errors = np.clip(1 - accuracies, 0.0, None)  # draws may pass 1
+    best = errors.min(-1, keepdims=True)
+    return np.asarray(1 - np.divide(best, errors, out=np.ones_like(errors), where=errors > 0))
+
+
 def mean_ranks(tasks: Iterable[Task], scores: Iterable[Floats]) -> tuple[list[Hashable], Floats]:
     """Data sets, and (T, ..., M) mean rank of each method in each: over protocols in families, then over families.
 
@@ -95,26 +116,26 @@ def mean_ranks(tasks: Iterable[Task], scores: Iterable[Floats]) -> tuple[list[Ha
         tasks: What was measured.
         scores: (..., M) for each task.
     """
-    sums = _RankSums()
+    sums = _FamilySums()
     for task, values in zip(tasks, scores, strict=True):
-        sums.add(task, values)
+        sums.add(task, ranks(values))
     return sums.means()
 
 
 @final
-class _RankSums:
-    """Ranks summed in each family of each data set, so that those of single tasks need not be kept.
+class _FamilySums:
+    """Values summed in each family of each data set, so that those of single tasks need not be kept.
 
-    Ranks are whole numbers or halves: their sums are exact in single precision, too.
+    Single precision is enough: ranks are whole numbers or halves, whose sums are exact.
     """
 
     def __init__(self) -> None:
         self.found: dict[Hashable, dict[str, tuple[int, NDArray[np.float32]]]] = defaultdict(dict)
 
-    def add(self, task: Task, scores: Floats) -> None:
-        """Count a task's ranks."""
+    def add(self, task: Task, values: Floats) -> None:
+        """Count a task's values, (..., M)."""
         count, total = self.found[task.data].get(family(task.protocol), (0, np.zeros((), np.float32)))
-        self.found[task.data][family(task.protocol)] = count + 1, total + ranks(scores).astype(np.float32)
+        self.found[task.data][family(task.protocol)] = count + 1, total + values.astype(np.float32)
 
     def means(self) -> tuple[list[Hashable], Floats]:
         """Data sets, and (T, ..., M) as `mean_ranks` gives them."""
@@ -134,28 +155,42 @@ def rank_distribution(names: Sequence[str], tasks: Iterable[Task], level: float 
     Args:
         names: Of the M methods.
         tasks: P of them, in any number of data sets; each is looked at once.
-        level: Of the interval of ranks.
+        level: Of the intervals.
         seed: Of the draw of data sets.
     """
-    accuracies, draws_of = _RankSums(), _RankSums()
+    accuracies, draws_of, errors, errors_drawn = (_FamilySums() for _ in range(4))
     for task in tasks:
-        accuracies.add(task, task.accuracy)
-        draws_of.add(task, task.draws)
+        accuracies.add(task, ranks(task.accuracy))
+        draws_of.add(task, ranks(task.draws))
+        errors.add(task, improvability(task.accuracy))
+        errors_drawn.add(task, improvability(task.draws))
     observed, drawn = accuracies.means()[1], draws_of.means()[1]  # (T, M), (T, B, M)
     sets, draws, m = drawn.shape
     times = np.random.default_rng(seed).multinomial(sets, np.full(sets, 1 / sets), draws)  # (B, T)
-    average = np.einsum("bt,tbm->bm", times, drawn) / sets
+    average, improvable = (np.einsum("bt,tbm->bm", times, values) / sets for values in (drawn, errors_drawn.means()[1]))
     above, equal = _places(-average)  # (B, M): it holds the places above + 1 to above + equal
     place = np.arange(1, m + 1)
     held = (place > above[..., None]) & (place <= (above + equal)[..., None])  # (B, M, M)
     probabilities = (held / equal[..., None]).mean(0)  # (M, M)
-    low = np.quantile(above + 1, (1 - level) / 2, axis=0, method="inverted_cdf")
-    high = np.quantile(above + equal, (1 + level) / 2, axis=0, method="inverted_cdf")
+    tail = (1 - level) / 2
+    low = np.quantile(above + 1, tail, axis=0, method="inverted_cdf")
+    high = np.quantile(above + equal, 1 - tail, axis=0, method="inverted_cdf")
     mean = observed.mean(0)
+    wins = _averages((m - mean) / max(1, m - 1), (m - average) / max(1, m - 1), tail)
+    to_gain = _averages(errors.means()[1].mean(0), improvable, tail)
     return [
-        Rank(names[i], float(mean[i]), float(chance[0]), (int(low[i]), int(high[i])), tuple(map(float, chance)))
+        Rank(
+            *(names[i], float(mean[i]), float(chance[0]), (int(low[i]), int(high[i])), tuple(map(float, chance))),
+            *(wins[i], to_gain[i]),
+        )
         for i, chance in sorted(enumerate(probabilities), key=lambda item: float(mean[item[0]]))
     ]
+
+
+def _averages(means: Floats, draws: Floats, tail: float) -> list[Average]:
+    """Of (M,) means and (B, M) draws."""
+    ends = np.quantile(draws, (tail, 1 - tail), axis=0)
+    return [Average(float(mean), (float(low), float(high))) for mean, low, high in zip(means, *ends, strict=True)]
 
 
 def friedman(scores: Floats) -> Friedman:

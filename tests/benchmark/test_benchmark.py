@@ -62,6 +62,12 @@ def test_a_file_may_have_no_baselines(tmp_path: Path) -> None:
     assert len(benchmark.jobs) == 2 * len(benchmark.fits) and not any("pixels" in job.title for job in benchmark.jobs)
 
 
+def test_k_means_is_planned_once_for_each_seed(tmp_path: Path) -> None:
+    file = write(tmp_path, baselines=["kmeans-patches"])
+    targets = targets_of(parse_benchmark(["-c", str(file), "--runs", str(tmp_path / "runs")]))
+    assert {name for name in targets if "kmeans" in name} == {"kmeans-patches@0", "kmeans-patches@1"}
+
+
 def test_what_failed_is_told_where_no_run_began(tmp_path: Path, capfd: Capture) -> None:
     data = [{"name": "folder", "root": str(tmp_path / "nowhere")}]
     file = write(tmp_path, methods=[MAE], seeds=[0], data=data, baselines=["pixels"])

@@ -574,7 +574,7 @@ def test_tokens_that_are_not_numbers() -> None:
 
 def test_pixels_are_refused() -> None:
     pixels = FeatureExtractor(Pixels(8), (0.5,) * 3, (0.25,) * 3, {})
-    assert "single token" in str(Attentive().refusal(pixels))
+    assert "raw pixels have no tokens" in str(Attentive().refusal(pixels))
 
 
 def test_seeds() -> None:

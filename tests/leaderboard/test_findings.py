@@ -18,7 +18,7 @@ from ssl_bench.records.result import Result, write_result
 from ssl_bench.records.run import BackboneRecord, DataRecord, RunInfo, write_run
 from ssl_bench.statistics.comparison import Pair
 from ssl_bench.statistics.intervals import wilson
-from ssl_bench.statistics.ranking import Rank
+from ssl_bench.statistics.ranking import Average, Rank
 
 
 def protocol(title: str, scores: dict[str, float], better: Sequence[str], ties: Sequence[str] = ()) -> Protocol:
@@ -107,7 +107,9 @@ def test_many_reversals_are_counted() -> None:
 
 
 def test_ranks_and_what_they_leave_out() -> None:
-    ranks = tuple(Rank(name, i + 1.0, 0.8 - i / 4, (1, 2), ()) for i, name in enumerate(("dino", "mae", "byol")))
+    some = Average(0.5, (0.4, 0.6))
+    names = ("dino", "mae", "byol")
+    ranks = tuple(Rank(name, i + 1.0, 0.8 - i / 4, (1, 2), (), some, some) for i, name in enumerate(names))
     tau = ((1.0, 0.33, -0.33), (0.33, 1.0, None), (-0.33, None, 1.0))
     ranking = Ranking(("knn", "linear", "finetune"), ("frozen-global", "full-tune"), ("fewshot",), 1, ranks, tau, None)
     one = protocol("knn", {"dino": 0.9, "mae": 0.7}, ["dino>mae"])

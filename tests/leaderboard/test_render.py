@@ -175,8 +175,8 @@ pixels    n=1  38.0 ±2.1      -             -       -
 
 Accuracy in % on the test images: mean over n seeds, with the 95 % interval over seeds and test
 images. One seed (simclr and random): intervals are over test images only. Differences mean nothing
-about methods yet, since another seed may reverse them: three seeds or more of each (`seeds: [0, 1,
-2]` in a benchmark file) would show which differences last. * not significantly worse than the best
+about methods yet, since another seed may reverse them: three seeds or more of each (seeds: [0, 1,
+2] in a benchmark file) would show which differences last. * not significantly worse than the best
 of its column, at 5 %: tests from the intervals alone, Holm's correction over a column, for want of
 predictions.
 """

@@ -1,6 +1,7 @@
 """Tests and intervals of differences, against published examples, SciPy, statsmodels, and by simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,6 +231,31 @@ def test_draws_that_methods_share_are_compared_by_students_paired_test() -> None
     assert pair.p == pytest.approx(paired.pvalue, rel=0.1)
     conditions = compared([Answers("a", a), Answers("b", b)], np.arange(n) % 10, "conditions").pairs[0]
     assert np.ptp(conditions.interval) < 0.5 * np.ptp(pair.interval)
+
+
+def test_how_many_more_seeds_or_images_would_show_a_difference() -> None:
+    """The error's variance, 0.9 of it seeds', has to fall to a quarter; images alone cannot do that."""
+    pair = Pair("a", "b", 0.01, (-0.01, 0.03), 0.3, None, 0.3, 0.02, "undecided", seed_share=0.9)
+    times = pair.times_needed("seeds")
+    assert times == pytest.approx(6) and pair.times_needed("images") is None
+    assert pytest.approx((0.01 / 0.02) ** 2) == 0.9 / 6 + 0.1
+    alone = replace(pair, seed_share=0.0)
+    assert alone.times_needed("images") == pytest.approx(4) and alone.times_needed("seeds") is None
+    assert replace(pair, difference=0.03).times_needed("seeds") == 1, "what is enough is enough"
+    assert replace(pair, difference=0.0).times_needed("seeds") is None
+
+
+def test_the_part_of_seeds_in_a_differences_variance() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(2000) % 10
+    images = rng.random((1, 1, 2000)) < 0.7
+    flips = {name: [np.roll(images[0], 7 * seed * (name == "a"), 1) for seed in range(3)] for name in "ab"}
+    same = [Answers(name, np.stack(right), (0, 1, 2)) for name, right in flips.items()]
+    assert compared(same, labels).pairs[0].seed_share == pytest.approx(0, abs=0.01), "all seeds are equally accurate"
+    lucky = [seeds("a", [0.5, 0.6, 0.7]), seeds("b", [0.4, 0.5, 0.6])]
+    pair = compared(lucky, np.zeros(1000, int), draws=20_000).pairs[0]
+    spread = 2 * stats.sem([0.5, 0.6, 0.7]) ** 2
+    error = (pair.detectable / 2.8016) ** 2  # with Student's quantile of 4 degrees of freedom in place of 1.96
+    assert pair.seed_share > 0.9 and error == pytest.approx(spread / pair.seed_share * (2.776 / 1.96) ** 2, rel=0.1)
 
 
 def test_a_single_run_beside_several_seeds_adds_no_variance_of_seeds() -> None:

@@ -5,7 +5,17 @@ import pytest
 from scipy import stats
 
 from ssl_bench.config.registry import names
-from ssl_bench.statistics.ranking import FAMILIES, Task, family, friedman, kendall, mean_ranks, rank_distribution, ranks
+from ssl_bench.statistics.ranking import (
+    FAMILIES,
+    Task,
+    family,
+    friedman,
+    improvability,
+    kendall,
+    mean_ranks,
+    rank_distribution,
+    ranks,
+)
 
 # Four methods on 14 data sets, some of them equal, some always.
 SCORES = np.round(np.random.default_rng(2).normal([0.70, 0.72, 0.70, 0.73], 0.02, (14, 4)), 2)
@@ -130,3 +140,36 @@ def test_intervals_of_ranks_hold_the_rank() -> None:
             [found[name].interval[0] <= place <= found[name].interval[1] for place, name in enumerate("abcd", 1)]
         )
     assert (np.mean(held, axis=0) >= 0.9).all()
+
+
+def test_improvability_in_loops() -> None:
+    """1 - best error / error, as TabArena's leaderboard has it; the best one's is 0, an error of 0 is the best."""
+    for accuracies in (*SCORES, np.array([1.0, 1.0, 0.5]), np.array([1.02, 0.9])):
+        errors = [max(0.0, 1 - accuracy) for accuracy in accuracies]
+        loops = [1 - min(errors) / error if error else 0.0 for error in errors]
+        np.testing.assert_allclose(improvability(np.array(accuracies)), loops, atol=1e-12)
+
+
+def test_win_rate_is_the_share_of_others_that_are_below() -> None:
+    accuracies = {"knn": [0.9, 0.8, 0.8, 0.4], "finetune": [0.5, 0.8, 0.6, 0.7]}
+    found = rank_distribution("abcd", [task("x", protocol, values) for protocol, values in accuracies.items()])
+    for rank in found:
+        at = "abcd".index(rank.name)
+        shares = [
+            sum(1.0 if values[at] > other else 0.5 for i, other in enumerate(values) if i != at and values[at] >= other)
+            for values in accuracies.values()
+        ]
+        assert rank.win_rate.mean == pytest.approx(np.mean(shares) / 3)
+        gains = [1 - min(1 - v for v in values) / (1 - values[at]) for values in accuracies.values()]
+        assert rank.improvability.mean == pytest.approx(np.mean(gains), abs=1e-6)
+        assert rank.win_rate.interval == pytest.approx((rank.win_rate.mean,) * 2), "draws that are all alike"
+
+
+def test_intervals_of_win_rate_and_improvability_by_hand() -> None:
+    """b beats a in 90 of 100 draws; in the other ten a's error is half of b's."""
+    draws = np.tile([0.5, 0.75], (100, 1))
+    draws[:10, 0] = 0.875
+    b, a = rank_distribution("ab", [task("x", "knn", [0.5, 0.75], draws)])
+    assert (a.win_rate.mean, b.win_rate.mean) == (0, 1) and (a.improvability.mean, b.improvability.mean) == (0.5, 0)
+    assert a.win_rate.interval == (0, 1) and b.win_rate.interval == (0, 1)
+    assert a.improvability.interval == (0, 0.5) and b.improvability.interval == (0, 0.5)

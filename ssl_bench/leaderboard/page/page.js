@@ -223,40 +223,72 @@ for (const table of scores) {
 const SIGNS = { b: ["+", "-"], t: ["=", "="], u: ["?", "?"], o: ["", ""] };  // o: one seed, of which nothing is concluded
 const points = (hundredths) => (hundredths / 100).toFixed(2);
 const signed = (hundredths) => (hundredths > 0 ? "+" : "") + points(hundredths);
-const drawPairs = ({ names, pairs }) => {
+const VERDICTS = { "+": "better", "-": "worse", "=": "tie", "?": "undecided", "": "one seed" };
+const byPlaces = ({ pairs }) => {  // of both methods -> what is known of the first less the second
   const found = new Map();
   for (const [a, b, difference, low, high, p, verdict] of pairs) {
     const [ahead, behind] = SIGNS[verdict];
     found.set(`${a} ${b}`, { difference, low, high, p, sign: ahead });
     found.set(`${b} ${a}`, { difference: -difference, low: -high, high: -low, p, sign: behind });
   }
-  const head = (text, scope) => {
-    const cell = made("th", {}, made("bdi", { textContent: text }));
-    cell.scope = scope;
-    return cell;
-  };
-  const rows = names.map((name, a) => made("tr", {}, head(name, "row"), ...names.map((other, b) => {
+  return found;
+};
+const heading = (text, scope, title = "") => {
+  const cell = made("th", { title }, made("bdi", { textContent: text }));
+  cell.scope = scope;
+  return cell;
+};
+const grid = (caption, heads, rows) => {
+  const titles = made("thead", {}, made("tr", {}, ...heads));
+  return made("table", { className: "grid" }, made("caption", { textContent: caption }), titles, made("tbody", {}, ...rows));
+};
+const interval = (pair) => `[${signed(pair.low)}, ${signed(pair.high)}]`;
+const shaded = (cell, pair) => {
+  if (pair.sign === "+" || pair.sign === "-") cell.classList.add(pair.sign === "+" ? "p" : "n");
+  cell.style.setProperty("--p", Math.min(1, 0.3 + Math.abs(pair.difference) / 2000));
+  return cell;
+};
+// All pairs, columns by the numbers of the rows.
+const matrix = (names, found) => {
+  const rows = names.map((name, a) => made("tr", {}, heading(`${a + 1} ${name}`, "row"), ...names.map((other, b) => {
     const pair = found.get(`${a} ${b}`);
     if (!pair) return made("td", { textContent: a === b ? "" : "-" });
-    const ends = `[${signed(pair.low)}, ${signed(pair.high)}]${pair.sign ? "" : " (test images only)"}`;
-    const tooltip = `${name} less ${other}: ${signed(pair.difference)} points ${ends}, p ${pair.p}`;
-    const cell = made("td", { textContent: `${(pair.difference / 100).toFixed(1)} ${pair.sign}`.trim(), title: tooltip });
-    if (pair.sign === "+" || pair.sign === "-") cell.className = pair.sign === "+" ? "p" : "n";
-    cell.style.setProperty("--p", Math.min(1, 0.3 + Math.abs(pair.difference) / 2000));
-    return cell;
+    const only = pair.sign ? "" : " (test images only)";
+    const title = `${name} less ${other}: ${signed(pair.difference)} points ${interval(pair)}${only}, p ${pair.p}`;
+    return shaded(made("td", { textContent: `${(pair.difference / 100).toFixed(1)} ${pair.sign}`.trim(), title }), pair);
   })));
-  const caption = made("caption", { textContent: "Row less column, in points" });
-  const titles = made("tr", {}, head("method", "col"), ...names.map((name) => head(name, "col")));
-  return made("table", { className: "grid" }, caption, made("thead", {}, titles), made("tbody", {}, ...rows));
+  const heads = names.map((name, index) => heading(`${index + 1}`, "col", name));
+  return grid("Row less column, in points", [heading("method", "col"), ...heads], rows);
+};
+// One method less each other.
+const against = (names, found, own) => {
+  const rows = names.flatMap((name, other) => {
+    const pair = found.get(`${own} ${other}`);
+    if (!pair) return [];
+    const texts = [signed(pair.difference), interval(pair), `${pair.p}`];
+    const verdict = made("td", { textContent: VERDICTS[pair.sign], className: "verdict" });
+    return [made("tr", {}, heading(name, "row"), ...texts.map((textContent) => made("td", { textContent })), shaded(verdict, pair))];
+  });
+  const heads = [`${names[own]} less`, "points", "95 %", "p", "verdict"].map((text) => heading(text, "col"));
+  return grid(`${names[own]} less each other method, in points`, heads, rows);
 };
 for (const place of document.querySelectorAll(".pairs")) {
   const protocols = JSON.parse(place.querySelector("script").textContent);
   const options = protocols.map(({ title }, index) => made("option", { textContent: title, value: index }));
   const choice = made("select", {}, ...options);
-  const frame = made("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Pairs" });
-  const draw = () => frame.replaceChildren(drawPairs(protocols[choice.value]));
-  choice.addEventListener("change", draw);
-  place.append(made("p", {}, made("label", {}, "Protocol ", choice)), frame);
+  const one = made("select");
+  const [all, single] = ["matrix", "one"].map((name) => made("div", { className: `scroll ${name}`, tabIndex: 0, ariaLabel: "Pairs" }));
+  for (const frame of [all, single]) frame.setAttribute("role", "region");
+  const draw = () => {
+    const { names, pairs } = protocols[choice.value];
+    const found = byPlaces({ pairs });
+    const wanted = Math.max(0, names.indexOf(one.value));
+    one.replaceChildren(...names.map((name, index) => made("option", { textContent: name, value: name, selected: index === wanted })));
+    all.replaceChildren(matrix(names, found));
+    single.replaceChildren(against(names, found, wanted));
+  };
+  for (const select of [choice, one]) select.addEventListener("change", draw);
+  place.append(made("p", {}, made("label", {}, "Protocol ", choice), made("label", {}, "Method ", one)), all, single);
   draw();
 }
 

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: file: 'self'"
 MOST_PLAIN = 64 * 1024  # characters of run sections: fifty runs shall stay below 300 KiB
-PICTURES = (
-    score_pictures.results,
+PICTURES = (  # the first ones stand beside the table where there is room
     score_pictures.linear_against_finetuning,
+    rank_pictures.ranks,
     curve_pictures.partial_finetuning,
+    score_pictures.results,
+    rank_pictures.pairs,
     curve_pictures.label_efficiency,
     curve_pictures.online_probes,
-    rank_pictures.ranks,
     rank_pictures.protocols_agree,
-    rank_pictures.pairs,
 )
 
 
@@ -72,7 +72,7 @@ def html(
 <link rel="icon" href="data:,">
 <title>ssl-bench leaderboard</title>
 <style>
-{(here / "page.css").read_text(encoding="utf-8")}</style>
+{_compact(here / "page.css")}</style>
 </head>
 <body>
 <main>
@@ -83,10 +83,16 @@ def html(
 {_packed(sections)}</section>
 </main>
 <script>
-{(here / "page.js").read_text(encoding="utf-8")}</script>
+{_compact(here / "page.js")}</script>
 </body>
 </html>
 """
+
+
+def _compact(file: Path) -> str:
+    """Its lines without indentation, and without those that are comments: no text in them goes over lines."""
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith(("//", "/*")))
 
 
 def _packed(sections: str) -> str:
@@ -132,7 +138,8 @@ def _over_blocks(table: Table, views: Sequence[View]) -> str:
     curves = [picture for found in study.studies(table) if (picture := study.picture(table, found))]
     parts = [("compute", "Compute", pictures), ("studies", "Studies", curves)]
     return "".join(
-        f'<section>\n<h2 id="{name}" tabindex="-1">{title}</h2>\n{"".join(map(_figure, found))}</section>\n'
+        f'<section class="block">\n<h2 id="{name}" tabindex="-1">{title}</h2>\n'
+        f"{''.join(map(_figure, found))}</section>\n"
         for name, title, found in parts
         if found
     )

@@ -271,15 +271,49 @@ def test_a_runs_section_says_what_it_was(page: str, browser: Browser) -> None:
 
 
 def test_pairs_are_drawn_for_the_protocol_that_is_chosen(page: str, browser: Browser) -> None:
-    seen = "[...document.querySelectorAll('.pairs tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    seen = "[...document.querySelectorAll('.matrix tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     before = browser.run(seen)
-    assert [row[0] for row in before] == browser.run(
-        "JSON.parse(document.querySelector('.pairs script').text)[0].names"
-    )
+    names = browser.run("JSON.parse(document.querySelector('.pairs script').text)[0].names")
+    assert [row[0] for row in before] == [f"{number} {name}" for number, name in enumerate(names, 1)]
     numbers = [[cell.split()[0] for cell in row[1:] if cell] for row in before]
     assert float(numbers[0][0]) == -float(numbers[1][0])
     browser.run("const c = document.querySelector('.pairs select'); c.value = 5; c.dispatchEvent(new Event('change'))")
     assert browser.run(seen) != before
+
+
+def test_one_method_against_each_other_shows_intervals_without_a_pointer(page: str, browser: Browser) -> None:
+    seen = "[...document.querySelectorAll('.pairs .one tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    names = browser.run("JSON.parse(document.querySelector('.pairs script').text)[0].names")
+    rows = browser.run(seen)
+    assert [row[0] for row in rows] == names[1:]
+    browser.run(
+        "const m = document.querySelectorAll('.pairs select')[1]; m.value = 'mae'; m.dispatchEvent(new Event('change'))"
+    )
+    other = browser.run(seen)
+    assert {row[0] for row in other} == {*names} - {"mae"}
+    (one,) = (row for row in rows if row[0] == "mae")
+    (back,) = (row for row in other if row[0] == names[0])
+    assert float(one[1]) == -float(back[1]) and one[3] == back[3]
+    low, high = (float(end) for end in one[2].strip("[]").split(","))
+    assert low <= float(one[1]) <= high and {one[4], back[4]} in ({"better", "worse"}, {"undecided"}, {"tie"})
+
+
+@pytest.mark.parametrize("width", [360, 800, 1920])
+def test_pairs_are_read_at_any_width_without_scrolling(page: str, browser: Browser, width: int) -> None:
+    browser.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    try:
+        shown = "[...document.querySelectorAll('.pairs .scroll')].filter(s => s.offsetWidth)"
+        assert browser.run(f"{shown}.length") == (1 if width < 640 else 2)
+        assert browser.run(f"{shown}.every(s => s.scrollWidth <= s.clientWidth)")
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        tops = browser.run("[...document.querySelectorAll('.block .picture')].map(p => p.getBoundingClientRect().top)")
+        assert width == 800 or (len(set(tops)) < len(tops)) == (width == 1920), "side by side where there is room"
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")
+
+
+def test_no_backticks_in_prose(page: str, browser: Browser) -> None:
+    assert "`" not in browser.run("document.body.innerText")
 
 
 def test_hostile_names_are_text(tmp_path: Path, browser: Browser) -> None:

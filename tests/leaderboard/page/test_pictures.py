@@ -137,7 +137,7 @@ def test_tables_of_ranks_and_pairs_hold_what_compare_says(view: View) -> None:
     assert view.compared and view.compared.ranking
     ranks, pairs = rank_pictures.ranks(view), rank_pictures.pairs(view)
     assert ranks and pairs
-    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>([\d.]+)</td>', ranks.body)
+    rows = re.findall(r'<tr><th scope="row"><bdi>(\w+)</bdi></th><td>([\d.]+)</td>', ranks.body)
     assert rows == [(rank.name, f"{rank.mean:.2f}") for rank in view.compared.ranking.ranks]
     count = sum(len(protocol.pairs) for protocol in view.compared.protocols)
     single = sum(p.verdict == "one seed" for protocol in view.compared.protocols for p in protocol.pairs)
