@@ -34,7 +34,7 @@ def test_what_is_remembered_is_followed_everywhere(runs: Path, capsys: Capture) 
     write_benchmark(runs, BenchmarkInfo("views", ["ssl-bench", "benchmark", "-c", "my file.yaml"]))
     assert blocks(runs) == 2 and blocks(runs, "nothing") == 1
     page = write_page([runs], runs / "page.html").read_text(encoding="utf-8")
-    assert page.count('<section class="block">') == 2 and "benchmark -c &#x27;my file.yaml&#x27;" in page
+    assert page.count('<h2 id="block-') == 2 and "benchmark -c &#x27;my file.yaml&#x27;" in page
     assert main(["compare", str(runs), "--format=json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["blocks"]) == 2
     assert main(["compare", str(runs), "--format=json", "--by=nothing"]) == 0
