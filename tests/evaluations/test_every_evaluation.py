@@ -13,7 +13,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Scored
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
@@ -152,7 +152,10 @@ def frozen(network: str = "vit", batch_size: int = 256) -> FeatureExtractor:
 def predicted(
     protocol: Evaluation[Any], backbone: FeatureExtractor, fit: Fit[Any], test: TestSplit
 ) -> dict[str, list[int]]:
-    return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test.unlabelled())}
+    found = protocol.predict(backbone, fit, test.unlabelled())
+    if isinstance(found, Scored):
+        return {variant: statistic.sums.T.round(9).tolist() for variant, statistic in found.scores(test).items()}
+    return {p.variant: p.labels.tolist() for p in found}
 
 
 def test_every_evaluation_is_found() -> None:
@@ -174,6 +177,11 @@ def test_each_test_image_gets_a_class_from_each_variant(name: str, protocol: Eva
         backbone = frozen(network)
         fit = protocol.fit(backbone, *splits[:2])
         predictions = protocol.predict(backbone, fit, splits[2].unlabelled())
+        assert set(fit.features) <= set(backbone.feature_types)
+        assert fit.chosen.keys() >= fit.grid.keys()
+        if isinstance(predictions, Scored):
+            check_scores(name, predictions, splits[2])
+            continue
         variants = [prediction.variant for prediction in predictions]
         assert len(set(variants)) == len(variants)
         assert predictions or fit.diagnostics
@@ -181,12 +189,23 @@ def test_each_test_image_gets_a_class_from_each_variant(name: str, protocol: Eva
         for prediction in predictions:
             assert prediction.labels.shape[-1] == 30 and prediction.labels.dtype == torch.int64
             assert prediction.labels.min() >= 0 and prediction.labels.max() < CLASSES
-        assert set(fit.features) <= set(backbone.feature_types)
-        assert fit.chosen.keys() >= fit.grid.keys()
         if predictions:
             accuracy = (predictions[0].labels.numpy() == splits[2].labels).mean()
             floor = FLOOR.get(name, 0.7)
             assert accuracy > floor, f"{network}: even {accuracy:.0%} of these images is too little"
+
+
+def check_scores(name: str, predictions: Scored, test: TestSplit) -> None:
+    """A number in [0, 1] within its interval, whose mean part it is, and that says something on these images."""
+    scores = predictions.scores(test)
+    for statistic in scores.values():
+        low, high = statistic.interval(draws=200)
+        assert len(statistic.sums) == len(test) and 0 <= low <= statistic.value <= high <= 1
+        assert statistic.parts().mean() == pytest.approx(statistic.value, abs=1e-6)
+    assert all(np.isfinite(value) for value in predictions.diagnostics(test).values())
+    assert all(np.isfinite(values).all() for values in predictions.curves(test).values())
+    floor = FLOOR.get(name, 0.7)
+    assert next(iter(scores.values())).value > floor
 
 
 def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) -> None:
