@@ -54,6 +54,13 @@ CATALOGUE: dict[str, Entry] = {
     "textures-hard": Entry(
         "ssl_bench.data.sources.textures:load", 32, 12, "the same with more noise and more scales", 15_000
     ),
+    "textures-mosaic": Entry(
+        "ssl_bench.data.sources.textures_mosaic:load",
+        64,
+        12,
+        "mosaics of these textures with a class for each pixel, 64 px, 600 + 240, embedded",
+        600,
+    ),
     "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000", 50_000),
     "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000", 50_000),
     "stl10": Entry(

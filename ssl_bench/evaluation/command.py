@@ -76,7 +76,11 @@ def _evaluate_one(
         if place > 0:
             say(f"{branch}:")
             evaluations = {name: each for name, each in evaluations.items() if not each.trains}
-        refused = {name: why for name, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
+        lacking = {name: why for name, each in evaluations.items() if (why := data.lacks(each.needs)) is not None}
+        if evaluations and len(lacking) == len(evaluations):
+            name, why = next(iter(lacking.items()))
+            raise UserError(f"--protocols {name}: {why}")
+        refused = lacking | {n: why for n, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
         if alone and evaluations and len(refused) == len(evaluations):
             name, why = next(iter(refused.items()))
             raise UserError(f"--protocols {name}: {target.name}: {why}")

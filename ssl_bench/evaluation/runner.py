@@ -50,13 +50,14 @@ def evaluate(
         force: Evaluate again what is recorded.
 
     Raises:
-        UserError: The data have no labels or no test images.
+        UserError: The data have no test images, or not the labels that an evaluation needs.
         RuntimeError: An evaluation changed the backbone, or did not predict each test image.
     """
     data.require_labels()
     assert data.train is not None and data.validation is not None and data.test is not None
     results, images = [], data.test.unlabelled()
     for protocol, evaluation in evaluations.items():
+        data.require_labels(evaluation.needs)
         blank = _blank(target, data, protocol, evaluation)
         result = None if force else valid_result(run_dir, blank)
         if not _all_have(result, target.device):
