@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+MASKED = "ssl_bench.data.sources.masked:"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
 
@@ -82,6 +83,13 @@ CATALOGUE: dict[str, Entry] = {
         TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880", 3_760
     ),
     "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925", 9_469),
+    "voc2012": Entry(MASKED + "voc2012", None, 21, "PASCAL VOC 2012, a class for each pixel, 1,464 + 1,449", 1_464),
+    "oxford_pets_trimaps": Entry(
+        MASKED + "pets", None, 2, "Oxford-IIIT Pets, pet or background for each pixel, 3,680 + 3,669", 3_680
+    ),
+    "ade20k": Entry(MASKED + "ade20k", None, 150, "ADE20K, a class for each pixel, 20,210 + 2,000", 20_210),
+    "cityscapes": Entry(MASKED + "cityscapes", None, 19, "Cityscapes, a class for each pixel, 2,975 + 500", 2_975),
+    "image-masks": Entry(MASKED + "folder", None, None, "yours: images/ and masks/, a class for each pixel"),
     "folder": Entry(
         "ssl_bench.data.sources.folder:load",
         None,

@@ -22,6 +22,7 @@ from ssl_bench.data.files.listing import written_name
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit, balanced, stratified_validation
 from ssl_bench.errors import UserError, near
+from ssl_bench.records.run_folder import OWN
 
 NAMED = 1000  # files left out that a record names; all are counted
 FEW = 3  # that the console names
@@ -188,7 +189,7 @@ def load_dataset(options: DataOptions) -> Dataset:
 
 
 def _title(options: DataOptions) -> str:
-    if options.name in ("folder", "parquet") and options.root is not None:
+    if options.name in OWN and options.root is not None:
         root = Path(options.root).expanduser().resolve()
         return written_name(root.stem if root.is_file() else root.name) or options.name
     return options.name

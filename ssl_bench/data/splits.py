@@ -99,8 +99,9 @@ FIFTH = "a fifth of each class of the training images, seed 0"
 
 def split_off_test(pool: Pool) -> tuple[Pool, Pool]:
     """Train and test of a data set without official test images: FIFTH, the same for every run."""
-    assert pool.labels is not None, "labelled data only"
-    test = stratified_validation(pool.labels, 0.2, seed=0)
+    assert pool.labels is not None or pool.masks is not None, "labelled data only"
+    labels = pool.labels if pool.labels is not None else np.zeros(len(pool), dtype=np.int64)
+    test = stratified_validation(labels, 0.2, seed=0)
     return pool.take(np.flatnonzero(~test)), pool.take(np.flatnonzero(test))
 
 
