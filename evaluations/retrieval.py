@@ -3,8 +3,8 @@
 Each test image is a query, and all the others are ranked by cosine similarity of a descriptor. Mean average precision
 (mAP) is the number, by trapezoids as in the revisited Oxford and Paris benchmarks
 (`ssl_bench/evaluation/retrieval.py`); recall at k, the variants, is the part of the queries with an image of their
-class among the first k (Jegou et al., TPAMI 2011; the metric of CUB and Cars). A class with one test image has no query.
-Nothing is learned unless whitening is asked for, and nothing is chosen.
+class among the first k (Jegou et al., TPAMI 2011; the metric of CUB and Cars). A class with one test image has no
+query. Nothing is learned unless whitening is asked for, and nothing is chosen.
 
 The descriptor is the network's primary feature. Options: GeM pooling of patches (Radenovic et al., "Fine-tuning CNN
 Image Retrieval with No Human Annotation", TPAMI 2019, https://arxiv.org/abs/1711.02512), the p-th root of their mean

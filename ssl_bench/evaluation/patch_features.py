@@ -121,7 +121,7 @@ def patch_features(
         made, windows = _computed(backbone, split, grid, layers, Path(temporary))
         cost = Cost(windows, windows * backbone.flops_per_image, time.perf_counter() - start)
         backbone.spent += cost
-        backbone.used[f"patches of {split_name(split)}"] = cost
+        backbone.used[name.rpartition("-")[0]] = cost
         if backbone.cache_dir is None or not _kept(made, cost, text, Path(temporary), backbone.cache_dir / name):
             arrays = [np.array(made.halves), np.array(made.scales), made.grids, made.sizes]
             return PatchFeatures(*arrays, backbone.device)

@@ -38,16 +38,18 @@ class Segmentations(Scored):
     predict: Callable[[int], Mask]
 
     @cached_property
-    def _known(self) -> dict[int, Counts]:
-        return {}
+    def _known(self) -> list[tuple[TestSplit, Counts]]:
+        return []
 
     def counts(self, test: TestSplit) -> Counts:
         """(N, 3, K) pixels of each class in each image: rightly predicted, of it, predicted as it."""
-        if id(test) not in self._known:
+        known = next((counts for split, counts in self._known if split is test), None)
+        if known is None:
             found = np.stack([self._counts(test, place) for place in range(len(test))])
             classes = max(self.classes, int(np.flatnonzero(found.sum((0, 1))).max(initial=0)) + 1)
-            self._known[id(test)] = found[:, :, :classes]
-        return self._known[id(test)]
+            known = found[:, :, :classes]
+            self._known.append((test, known))
+        return known
 
     def _counts(self, test: TestSplit, place: int) -> Counts:
         truth, predicted = test.mask(place), self.predict(place)
