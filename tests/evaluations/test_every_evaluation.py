@@ -85,6 +85,7 @@ QUICK_ALONE: dict[str, dict[str, Any]] = {
         "randaugment": None,
         "precision": "32-true",
     },
+    "segmentation-finetune": {"epochs": 12, "warmup_epochs": 1.0, "lrs": (0.01,), "drop_path": 0.0},
     "partial-finetune": {
         "depths": (0.0, 0.5, 1.0),
         "epochs": (4,),
@@ -101,6 +102,7 @@ FLOOR = {
     "labels-1pct": 0.45,  # of accuracy: from one labelled image per class less can be learned
     "segmentation resnet": 0.3,  # whose map of these images has one place: half of the pixels at best
     "segmentation-knn resnet": 0.3,
+    "segmentation-finetune resnet": 0.3,
 }
 VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
 RESNET = BackboneOptions(name="resnet18", img_size=8, timm_args={"channels": (16, 24, 32, 48)})
@@ -218,7 +220,8 @@ def check_scores(name: str, predictions: Scored, test: TestSplit) -> None:
     assert all(np.isfinite(value) for value in predictions.diagnostics(test).values())
     assert all(np.isfinite(values).all() for values in predictions.curves(test).values())
     floor = FLOOR.get(name, 0.7)
-    assert next(iter(scores.values())).value > floor
+    first = next(iter(scores.values())).value
+    assert first > floor or name.startswith("ood "), "what features at random make of other images is anything"
 
 
 def test_the_backbone_stays_as_it_was(protocol: Evaluation[Any], splits: Any) -> None:
@@ -299,7 +302,9 @@ def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
     assert pickle.loads(pickle.dumps(hidden)).ids == hidden.ids, "processes that decode are handed it, too"
 
 
-def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_needs_no_test_image(
+    name: str, protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not of a pool that holds all of them, either: each row that is looked at is noted."""
     train, validation, test = splits
     pool = ResidentPool(
@@ -319,4 +324,5 @@ def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeyp
 
     watched = replace(pool, images=pool.images.as_subclass(Spied))
     protocol.fit(frozen(), TrainSplit(watched, train.rows), ValidationSplit(watched, validation.rows))
-    assert asked and max(asked) < 60, "the test images are the last 30"
+    assert bool(asked) == (name != "retrieval"), "which learns nothing unless whitening is asked for"
+    assert max(asked, default=0) < 60, "the test images are the last 30"

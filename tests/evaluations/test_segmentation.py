@@ -20,7 +20,9 @@ from ssl_bench.evaluation.patch_features import patch_features
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluation.segmentations import Segmentations
 from ssl_bench.evaluations.segmentation import Segmentation, nearest
+from ssl_bench.evaluations.segmentation_finetune import SegmentationFinetune
 from ssl_bench.evaluations.segmentation_knn import SegmentationKnn
+from ssl_bench.finetuning.model import groups
 from ssl_bench.models.backbone import Backbone
 
 K = 4
@@ -233,6 +235,25 @@ def test_a_head_of_several_is_the_one_trained_alone(splits: Any) -> None:
     mean, variance = features.moments()
     values = features.rows(slice(None)).double()
     assert torch.allclose(mean, values.mean(0)) and torch.allclose(variance, values.var(0, unbiased=False))
+
+
+def test_the_whole_network_learns_at_rates_that_decay(splits: Any) -> None:
+    backbone, protocol = frozen(), SegmentationFinetune(epochs=20, warmup_epochs=2.0, lrs=(3e-3,), drop_path=0.0)
+    before = backbone.state_hash()
+    fit = protocol.fit(backbone, *splits[:2])
+    assert backbone.state_hash() == before and not fit.state.training
+    own = dict(backbone.network.named_parameters())
+    changed = {name: (p - own[name]).abs().max().item() for name, p in fit.state.backbone.named_parameters()}
+    assert all(change > 0 for change in changed.values())
+    assert changed["model.patch_embed.proj.weight"] < changed["model.blocks.1.mlp.fc2.weight"]
+    grouped = groups(fit.state.requires_grad_(True), 0.65, 0.05)
+    found = {id(p): group["lr_scale"] for group in grouped for p in group["params"]}
+    named = dict(fit.state.named_parameters())
+    assert len(found) == len(named)
+    assert found[id(named["head.weight"])] == found[id(named["norm.weight"])] == 1
+    assert found[id(named["backbone.model.patch_embed.proj.weight"])] == pytest.approx(0.65**3)
+    score = protocol.predict(backbone, fit, splits[2].unlabelled()).scores(splits[2])["mIoU"].value
+    assert score > 0.6
 
 
 def test_masks_are_read_at_the_nearest_pixel(splits: Any) -> None:
