@@ -34,7 +34,7 @@ from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.patch_features import PatchFeatures, patch_features
-from ssl_bench.evaluation.segmentations import Segmentations, counts_of, mean_iou
+from ssl_bench.evaluation.segmentations import Counts, Segmentations, counts_of, mean_iou
 from ssl_bench.evaluation.solvers.probe_heads import Norm
 from ssl_bench.evaluations.segmentation_knn import class_count, upsampled
 from ssl_bench.models.backbone import Backbone
@@ -96,11 +96,12 @@ class Segmentation(Evaluation[PatchHead]):
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         network = backbone.network
-        if self.layers > 1 and not (isinstance(network, Backbone) and network.is_vit):
+        if self.layers == 1:
+            return None
+        if not isinstance(network, Backbone) or not network.is_vit:
             return f"layers {self.layers}: only ViTs have patches in every block; take 1"
-        if self.layers > 1 and self.layers > len(network.model.blocks):
-            return f"layers {self.layers}: this network has {len(network.model.blocks)} blocks"
-        return None
+        depth = len(network.model.blocks)
+        return f"layers {self.layers}: this network has {depth} blocks" if self.layers > depth else None
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[PatchHead]:
         if len(validation) == 0:
@@ -133,8 +134,8 @@ class Segmentation(Evaluation[PatchHead]):
         """The head of each learning rate, after the last step."""
         generator = torch.Generator().manual_seed(derive(self.seed, 0))
         start = 0.01 * torch.randn(classes, features.dim, generator=generator).to(features.device)
-        weights = [nn.Parameter(start.clone()) for _ in self.lrs]  # L x (K, D)
-        biases = [nn.Parameter(start.new_zeros(classes)) for _ in self.lrs]
+        weights: list[Tensor] = [nn.Parameter(start.clone()) for _ in self.lrs]  # L x (K, D)
+        biases: list[Tensor] = [nn.Parameter(start.new_zeros(classes)) for _ in self.lrs]
         groups = [{"params": pair, "lr": lr} for *pair, lr in zip(weights, biases, self.lrs, strict=True)]
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         with progress("segmentation heads", self.iterations, "steps") as bar:
@@ -189,7 +190,7 @@ def validation_iou(head: PatchHead, features: PatchFeatures, split: ValidationSp
     """Mean IoU of a head on the validation images; not finite where it has diverged."""
     if not (head.weight.isfinite().all() and head.bias.isfinite().all()):
         return float("nan")
-    counts = 0
+    counts: Counts = np.zeros((3, IGNORE), dtype=np.int64)
     for place in range(len(split)):
         predicted = upsampled(head.logits(features.of(place)), features.sizes[place].tolist())
         counts = counts + counts_of(split.mask(place), predicted)

@@ -74,7 +74,7 @@ class SegmentationModel(nn.Module):
         """(B, 3, s, s) normalised images -> (B, g, g, K) logits of patches."""
         patches = self.backbone.patch_map(images)  # (B, g, g, D)
         logits: Tensor = self.head(self.norm(patches.flatten(0, 2)))
-        return logits.unflatten(0, patches.shape[:3])
+        return logits.view(*patches.shape[:3], -1)
 
 
 @final

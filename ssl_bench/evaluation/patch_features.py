@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -123,8 +123,7 @@ def patch_features(
         backbone.spent += cost
         backbone.used[name.rpartition("-")[0]] = cost
         if backbone.cache_dir is None or not _kept(made, cost, text, Path(temporary), backbone.cache_dir / name):
-            arrays = [np.array(made.halves), np.array(made.scales), made.grids, made.sizes]
-            return PatchFeatures(*arrays, backbone.device)
+            return replace(made, halves=np.array(made.halves))  # the file goes
     found = _loaded(backbone.cache_dir / name, text, backbone)
     assert found is not None, "written a moment ago"
     return found

@@ -44,4 +44,5 @@ class Pixels(nn.Module):
     def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
         """(B, 3, h, w) -> (B, h / c, w / c, 3cc), the pixels of each cell of c x c."""
         cell = CELL if self.img_size % CELL == 0 else 1
-        return F.unfold(images, cell, stride=cell).transpose(1, 2).unflatten(1, (images.shape[2] // cell, -1))
+        cells: Tensor = F.unfold(images, cell, stride=cell)  # (B, 3cc, cells)
+        return cells.transpose(1, 2).unflatten(1, (images.shape[2] // cell, -1))  # type: ignore[no-any-return]

@@ -73,19 +73,20 @@ def folder(options: DataOptions) -> Source:
         raise UserError("--data image-masks needs --data.root: the folder that holds images/ and masks/")
     root = _root(options)
     places = {part: _place(root, part) for part in ("train", *TESTS)}
-    train, test = places["train"], next(((p, places[p]) for p in TESTS if places[p]), None)
+    train, test_name = places["train"], next((part for part in TESTS if places[part]), "")
+    test = places.get(test_name)
     if train is None and (root / "images").is_dir() and (root / "masks").is_dir():
         train = "images", "masks"
     if train is None:
         raise UserError(f"{root} holds no images/ and masks/, in train/ and test/ or by themselves")
     left_out: dict[str, str] = {}
-    pairs = _paired(root, *train, left_out)
+    pairs = _paired(root, train, left_out)
     names = root / "classes.txt"
     classes = _lines(names) if names.is_file() else _numbers(pairs)
     parts = {"train": pairs}
     if test is not None:
-        parts["test"] = _paired(root, *test[1], left_out)
-    return _source(options, root, parts, classes, left_out=left_out, test_is=f"the folder {test[0]}" if test else FIFTH)
+        parts["test"] = _paired(root, test, left_out)
+    return _source(options, root, parts, classes, left_out=left_out, test_is=f"the folder {test_name}")
 
 
 def _place(root: Path, part: str) -> tuple[str, str] | None:
@@ -96,7 +97,8 @@ def _place(root: Path, part: str) -> tuple[str, str] | None:
     return None
 
 
-def _paired(root: Path, images: str, masks: str, left_out: dict[str, str]) -> list[Pair]:
+def _paired(root: Path, place: tuple[str, str], left_out: dict[str, str]) -> list[Pair]:
+    images, masks = place
     found, others = find_images(str(root), [images]), find_images(str(root), [masks])
     left_out |= {**found.left_out, **others.left_out}
     known = {_stem(file.name, masks): file.path for file in others.files}
@@ -155,7 +157,7 @@ def ade20k(options: DataOptions) -> Source:
     root = _inside(_root(options), "ADEChallengeData2016", "images/training", "data.csail.mit.edu/places/ADEchallenge")
     left_out: dict[str, str] = {}
     parts = {
-        part: _paired(root, f"images/{name}", f"annotations/{name}", left_out)
+        part: _paired(root, (f"images/{name}", f"annotations/{name}"), left_out)
         for part, name in (("train", "training"), ("test", "validation"))
     }
     names = root / "objectInfo150.txt"
