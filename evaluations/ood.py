@@ -69,8 +69,16 @@ class Detected(Scored):
         }
 
 
+@dataclass(frozen=True)
+class Detector:
+    """What test images are held against: the classifier, and the training images with their features."""
+
+    classifier: AffineClassifier
+    train: TrainSplit
+
+
 @final
-class Ood(Evaluation[AffineClassifier]):
+class Ood(Evaluation[Detector]):
     """AUROC of telling test images from those of other data sets, by k-NN distance, energy and largest softmax.
 
     Args:
@@ -90,18 +98,16 @@ class Ood(Evaluation[AffineClassifier]):
         self.against = against
         self.root = root
         self.k = k
-        self._train: tuple[TrainSplit, ...] = ()
 
-    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[AffineClassifier]:
+    def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Detector]:
         if len(validation) == 0:
             raise UserError("the validation split, on which ood chooses, is empty: raise data.val_fraction")
-        self._train = (train,)
         feature_type = backbone.primary_feature_type
         logistic = Logistic()
         best = logistic.chosen(backbone, train, validation, feature_type)
         at_grid_boundary, boundary_tied = best.boundary(logistic.cs)
         return Fit(
-            best.classifier,
+            Detector(best.classifier, train),
             features=(feature_type,),
             chosen={"C": best.c},
             grid={"C": list(logistic.cs)},
@@ -109,7 +115,7 @@ class Ood(Evaluation[AffineClassifier]):
             boundary_tied=boundary_tied,
         )
 
-    def predict(self, backbone: FeatureExtractor, fit: Fit[AffineClassifier], test: TestImages) -> Detected:
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Detector], test: TestImages) -> Detected:
         others = {}
         for name in self.against:
             images = self._images(name)
@@ -125,13 +131,13 @@ class Ood(Evaluation[AffineClassifier]):
             raise UserError(f"--ood.against {name}: it has no test images: {data.remedy or 'name another set'}")
         return data.test.unlabelled()
 
-    def _scores(self, backbone: FeatureExtractor, classifier: AffineClassifier, images: Split) -> dict[str, Floats]:
+    def _scores(self, backbone: FeatureExtractor, detector: Detector, images: Split) -> dict[str, Floats]:
         """Name of the score -> (N,)."""
         feature_type = backbone.primary_feature_type
         features = backbone.features(images, feature_type)
-        bank = F.normalize(backbone.features(self._train[0], feature_type), dim=1)
+        bank = F.normalize(backbone.features(detector.train, feature_type), dim=1)
         similarity, _ = neighbours(lambda: [F.normalize(features, dim=1)], [bank], self.k)  # (N, k)
-        logits = classifier.logits(features)
+        logits = detector.classifier.logits(features)
         found: dict[str, Tensor] = {
             "knn": similarity[:, -1],  # of vectors of length 1 the distance falls as the cosine rises
             "energy": logits.logsumexp(1),
