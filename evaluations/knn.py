@@ -6,7 +6,8 @@ nearest, each vote weighted exp(s / T). Nothing is learned and nothing is chosen
 bank is every training image, the validation part included.
 
 The order of neighbours depends on the features' scale and on the final norm (MAE's accuracy halves with it), so the
-same votes are also counted on the features before that norm, and on features standardised over the bank.
+same votes are also counted on the features before that norm, and on features standardised over the bank. Without any
+normalisation (`-none`), the k nearest by Euclidean distance have a vote each.
 
 Ours: similarities are float32, votes float64, and of two equally near images the one first in the bank is the nearer.
 They are found without ranking the whole bank (`ssl_bench/evaluation/solvers/knn_search.py`).
@@ -25,9 +26,10 @@ from ssl_bench.config.constraints import NonEmpty, PositiveFloat, PositiveInt
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.solvers.knn_search import neighbours
+from ssl_bench.evaluation.solvers.knn_search import nearest, neighbours
 
 QUERIES = 512  # at a time
+EUCLIDEAN = "-none"  # suffix of the variants whose features are not normalised
 BANK_VALUES = 40 * 2**20  # of the bank's features at a time: 160 MiB
 
 
@@ -41,13 +43,15 @@ class Space:
     deviation: Tensor | None = None
 
     def rows(self, backbone: FeatureExtractor, splits: Sequence[Split], count: int) -> Iterator[Tensor]:
-        """(<= count, D) unit vectors at a time."""
+        """(<= count, D) vectors at a time, of length 1 but for `-none`."""
         for split in splits:
             for at in range(0, len(split), count):
                 features = backbone.features(split, self.feature_type, slice(at, at + count))
                 if self.mean is not None and self.deviation is not None:
                     features.sub_(self.mean).div_(self.deviation)
-                yield features.div_(features.norm(dim=1, keepdim=True).clamp(min=1e-12))
+                if self.suffix != EUCLIDEAN:
+                    features.div_(features.norm(dim=1, keepdim=True).clamp(min=1e-12))
+                yield features
                 del features  # before the next are there
 
 
@@ -92,6 +96,7 @@ class Knn(Evaluation[Reference]):
         spaces = [Space("", feature_type), Space("-standardised", feature_type, mean.float(), variance.sqrt().float())]
         if f"{feature_type}_raw" in backbone.feature_types:
             spaces.append(Space("-raw", f"{feature_type}_raw"))
+        spaces.append(Space(EUCLIDEAN, feature_type))
         labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
         return Fit(Reference(splits, labels, spaces), features=tuple({space.feature_type: None for space in spaces}))
 
@@ -102,8 +107,12 @@ class Knn(Evaluation[Reference]):
             dim = backbone.features(test, space.feature_type, slice(0, 1)).shape[1]
             reference = space.rows(backbone, bank.splits, max(1, BANK_VALUES // dim))
             queries = lambda space=space: space.rows(backbone, [test], QUERIES)  # noqa: E731
-            similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
-            fit.diagnostics.update(closeness(similarity, self.primary_k, space.suffix))
+            if space.suffix == EUCLIDEAN:
+                similarity, row = nearest(queries, reference, max(self.k))
+                similarity = torch.zeros_like(similarity)  # equal votes
+            else:
+                similarity, row = neighbours(queries, reference, max(self.k))  # (Q, k) each
+                fit.diagnostics.update(closeness(similarity, self.primary_k, space.suffix))
             for k, predicted in votes(similarity, bank.labels[row], classes, self.k, self.temperature).items():
                 predictions.append(Prediction(f"k{k}{space.suffix}", predicted.cpu()))
         return sorted(predictions, key=lambda p: p.variant != f"k{self.primary_k}")

@@ -10,24 +10,30 @@ Ours, and why:
 - Converged means: no entry of the gradient above 1e-5. float32 is used, float64 where that falls short.
 - The feature type is chosen too, as it is for the linear probe.
 
+How features are normalised can change which method is ahead (Marks et al., "A Closer Look at Benchmarking
+Self-Supervised Pre-training with Image Classification", IJCV 2025, https://arxiv.org/abs/2407.12210). So the primary
+feature type is also reported as it is (`-none`) and of length 1 (`-l2`), each with its own C; neither is chosen.
+
 Shapes: N images, D features, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, final
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.config.constraints import Ascending, FeatureType, PositiveFloat, PositiveInt, Rates
-from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
+from ssl_bench.data.splits import LabelledSplit, Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers import logistic
-from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier, grid_boundary, predicted_classes
+from ssl_bench.evaluation.solvers.affine_classifier import ROWS, AffineClassifier, grid_boundary, predicted_classes
+
+Normalisation: TypeAlias = Literal["none", "l2", "standardised"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,11 @@ class Head:
 
     Args:
         feature_type: Of features.
-        classifier: Of them as they are, learned from train and validation images.
+        classifier: Of them as they are, or brought to length 1 by `l2`.
         c: That was chosen, for features that are standardised.
         accuracy: On the validation split, before it was learned from, for each C that was tried.
         order: Sorts from best to worst.
+        normalisation: Of the features that it learned from.
     """
 
     feature_type: str
@@ -47,6 +54,16 @@ class Head:
     c: float
     accuracy: list[float]
     order: tuple[float, float]
+    normalisation: Normalisation = "standardised"
+
+    @property
+    def name(self) -> str:
+        """Of the variant."""
+        return self.feature_type + ("" if self.normalisation == "standardised" else f"-{self.normalisation}")
+
+    def boundary(self, cs: Sequence[float]) -> tuple[bool, bool]:
+        """Whether C lies at an end of its grid, and if so, whether the value next to it is as accurate."""
+        return grid_boundary(self.accuracy, cs.index(self.c), len(cs))
 
 
 @final
@@ -84,11 +101,14 @@ class Logistic(Evaluation[list[Head]]):
         )
         heads = [self._best(backbone, train, validation, feature_type) for feature_type in feature_types]
         best = min(heads, key=lambda head: head.order)
-        at_grid_boundary, boundary_tied = grid_boundary(best.accuracy, self.cs.index(best.c), len(self.cs))
+        at_grid_boundary, boundary_tied = best.boundary(self.cs)
+        others: tuple[Normalisation, ...] = ("none", "l2")
+        reported = [self._best(backbone, train, validation, backbone.primary_feature_type, how) for how in others]
         return Fit(
-            [best, *heads],
+            [best, *heads, *reported],
             features=feature_types,
-            chosen={"C": best.c, "features": best.feature_type} | {f"C {head.feature_type}": head.c for head in heads},
+            chosen={"C": best.c, "features": best.feature_type}
+            | {f"C {head.name}": head.c for head in [*heads, *reported]},
             grid={"C": list(self.cs), "features": list(feature_types)},
             at_grid_boundary=at_grid_boundary,
             boundary_tied=boundary_tied,
@@ -97,39 +117,84 @@ class Logistic(Evaluation[list[Head]]):
 
     def predict(self, backbone: FeatureExtractor, fit: Fit[list[Head]], test: TestImages) -> list[Prediction]:
         return [
-            Prediction(variant, predicted_classes([head.classifier], backbone, head.feature_type, test)[0])
-            for variant, head in zip(["chosen", *(head.feature_type for head in fit.state[1:])], fit.state, strict=True)
+            Prediction(variant, predicted(head, backbone, test))
+            for variant, head in zip(["chosen", *(head.name for head in fit.state[1:])], fit.state, strict=True)
         ]
 
-    def _best(
-        self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit, feature_type: str
+    def chosen(
+        self,
+        backbone: FeatureExtractor,
+        train: TrainSplit,
+        validation: ValidationSplit,
+        feature_type: str,
+        how: Normalisation = "standardised",
     ) -> Head:
-        """The classifier of one feature type: C chosen, then learned again from all images."""
-        inputs, labels, mean, deviation = standardised(backbone, [train], feature_type)
-        held_out = (backbone.features(validation, feature_type) - mean) / deviation
+        """The classifier of one feature type with the best C, learned from the training images alone."""
+        inputs, labels, mean, deviation = normalised(backbone, [train], feature_type, how)
+        held_out = (_features(backbone, validation, feature_type, how) - mean) / deviation
         answers = torch.as_tensor(validation.labels).to(backbone.device)
         classes = int(max(labels.max(), answers.max())) + 1
         scores: list[tuple[float, float]] = []  # of each C, share of wrong ones and loss
+        found: list[tuple[Tensor, Tensor]] = []
         worse = 0
         for weight, bias in logistic.path(inputs, labels, classes, self.cs, self.tolerance):
             logits = F.linear(held_out, weight, bias).double()
             wrong = float((logits.argmax(1) != answers).double().mean())
             scores.append((wrong, float(F.cross_entropy(logits, answers))))
+            found.append((weight, bias))
             worse = worse + 1 if len(scores) > 1 and scores[-1][0] > scores[-2][0] else 0
             if worse == self.patience:
                 break
         order, c = min(zip(scores, self.cs, strict=False))
-        del inputs
-        everything, labels, mean, deviation = standardised(backbone, [train, validation], feature_type)
-        weight, bias = next(logistic.path(everything, labels, classes, [c], self.tolerance))
         accuracy = [1 - wrong for wrong, _ in scores]
-        return Head(
-            feature_type,
-            AffineClassifier.of_standardised(weight, bias, mean.double(), deviation.double()),
-            c,
-            accuracy,
-            order,
-        )
+        classifier = AffineClassifier.of_standardised(*found[self.cs.index(c)], mean.double(), deviation.double())
+        return Head(feature_type, classifier, c, accuracy, order, how)
+
+    def _best(
+        self,
+        backbone: FeatureExtractor,
+        train: TrainSplit,
+        validation: ValidationSplit,
+        feature_type: str,
+        how: Normalisation = "standardised",
+    ) -> Head:
+        """The classifier of one feature type: C chosen, then learned again from all images."""
+        best = self.chosen(backbone, train, validation, feature_type, how)
+        everything, labels, mean, deviation = normalised(backbone, [train, validation], feature_type, how)
+        classes = len(best.classifier.bias)
+        weight, bias = next(logistic.path(everything, labels, classes, [best.c], self.tolerance))
+        classifier = AffineClassifier.of_standardised(weight, bias, mean.double(), deviation.double())
+        return replace(best, classifier=classifier)
+
+
+def predicted(head: Head, backbone: FeatureExtractor, test: TestImages) -> Tensor:
+    """(N,) int64 classes of the test images."""
+    if head.normalisation != "l2":
+        return predicted_classes([head.classifier], backbone, head.feature_type, test)[0]
+    parts = [
+        head.classifier(_features(backbone, test, head.feature_type, "l2", slice(at, at + ROWS))).cpu()
+        for at in range(0, len(test), ROWS)
+    ]
+    return torch.cat(parts)
+
+
+def _features(
+    backbone: FeatureExtractor, split: Split, feature_type: str, how: Normalisation, rows: slice = slice(None)
+) -> Tensor:
+    """(N, D), of length 1 where ``how`` is `l2`."""
+    features = backbone.features(split, feature_type, rows)
+    return F.normalize(features, dim=1) if how == "l2" else features
+
+
+def normalised(
+    backbone: FeatureExtractor, splits: Sequence[LabelledSplit], feature_type: str, how: Normalisation
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N, D) features of all images of the splits, their (N,) classes, and the (D,) mean and deviation taken off."""
+    if how == "standardised":
+        return standardised(backbone, splits, feature_type)
+    inputs = torch.cat([_features(backbone, split, feature_type, how) for split in splits if len(split)])
+    labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)
+    return inputs, labels, torch.zeros_like(inputs[0]), torch.ones_like(inputs[0])
 
 
 def standardised(

@@ -9,6 +9,7 @@ from ssl_bench.cli.commands import COMMANDS, command_parser
 from ssl_bench.cli.list import KINDS
 from ssl_bench.config import registry, signatures
 from ssl_bench.config.fit_config import fit_parser
+from ssl_bench.config.suites import suites
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.render import FORMATS
@@ -34,6 +35,7 @@ def script(shell: str) -> str:
     parsers["evaluate"].add_argument("--protocols", choices=list(registry.names("evaluations")))
     for name, found in registry.names("evaluations").items():
         _fields(parsers["evaluate"], name.replace("-", "_"), signatures.read(found))
+    parsers["evaluate"].add_argument("--suite", choices=list(suites()))
     parsers["import"].add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
     parsers["import"].add_argument("--format", choices=LAYOUTS)
     parsers["import"].add_argument("--backbone", choices=backbones)

@@ -6,10 +6,11 @@ from ssl_bench.cli.commands import command_parser
 from ssl_bench.config import registry
 from ssl_bench.config.method_facts import FAMILIES, method_facts
 from ssl_bench.config.method_facts import KINDS as METHOD_KINDS
+from ssl_bench.config.suites import suites
 from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
-KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks")
+KINDS = ("methods", "evaluations", "data", "backbones", "recipes", "benchmarks", "suites")
 MOST_NAMES = 12  # of a kind on one line
 FAMILIES_WIDTH = len(", ".join(FAMILIES))
 MEANT = {  # what people call the kinds -> what they are called here
@@ -17,7 +18,7 @@ MEANT = {  # what people call the kinds -> what they are called here
     **dict.fromkeys(("protocols", "protocol", "probes"), "evaluations"),
     **dict.fromkeys(("datasets", "dataset", "images"), "data"),
     **dict.fromkeys(("configs", "presets"), "recipes"),
-    **dict.fromkeys(("studies", "suites"), "benchmarks"),
+    **dict.fromkeys(("studies",), "benchmarks"),
 }
 
 
@@ -60,6 +61,9 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
         for family, names in timm_names().items():
             for name in names:
                 yield name, f"timm {family}"
+    elif kind == "suites":
+        for name, file in suites().items():
+            yield name, registry.first_line(file)
     else:
         for name, file in registry.recipes() if kind == "recipes" else registry.benchmarks():
             yield name, registry.first_line(file)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+MASKED = "ssl_bench.data.sources.masked:"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
 
@@ -54,6 +55,13 @@ CATALOGUE: dict[str, Entry] = {
     "textures-hard": Entry(
         "ssl_bench.data.sources.textures:load", 32, 12, "the same with more noise and more scales", 15_000
     ),
+    "textures-mosaic": Entry(
+        "ssl_bench.data.sources.textures_mosaic:load",
+        64,
+        12,
+        "mosaics of these textures with a class for each pixel, 64 px, 600 + 240, embedded",
+        600,
+    ),
     "cifar10": Entry(TORCHVISION, 32, 10, "CIFAR-10, 50,000 + 10,000", 50_000),
     "cifar100": Entry(TORCHVISION, 32, 100, "CIFAR-100, 50,000 + 10,000", 50_000),
     "stl10": Entry(
@@ -75,6 +83,13 @@ CATALOGUE: dict[str, Entry] = {
         TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880", 3_760
     ),
     "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925", 9_469),
+    "voc2012": Entry(MASKED + "voc2012", None, 21, "PASCAL VOC 2012, a class for each pixel, 1,464 + 1,449", 1_464),
+    "oxford_pets_trimaps": Entry(
+        MASKED + "pets", None, 2, "Oxford-IIIT Pets, pet or background for each pixel, 3,680 + 3,669", 3_680
+    ),
+    "ade20k": Entry(MASKED + "ade20k", None, 150, "ADE20K, a class for each pixel, 20,210 + 2,000", 20_210),
+    "cityscapes": Entry(MASKED + "cityscapes", None, 19, "Cityscapes, a class for each pixel, 2,975 + 500", 2_975),
+    "image-masks": Entry(MASKED + "folder", None, None, "yours: images/ and masks/, a class for each pixel"),
     "folder": Entry(
         "ssl_bench.data.sources.folder:load",
         None,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ssl_bench.data.files.listing import written_name
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit, balanced, stratified_validation
 from ssl_bench.errors import UserError, near
+from ssl_bench.records.run_folder import OWN
 
 NAMED = 1000  # files left out that a record names; all are counted
 FEW = 3  # that the console names
@@ -46,7 +47,7 @@ class Dataset:
         train: Training images without the validation part; None without labels.
         validation: The part on which anything is chosen, empty if nothing was left for it; None without labels.
         test: The official test images; None when there are none.
-        classes: Names of the classes; None without labels.
+        classes: Names of the classes, of images or of pixels; None without labels.
         image_size: Pixels of an image's side.
         mean: Of each channel of the training images.
         std: Their standard deviation.
@@ -69,12 +70,30 @@ class Dataset:
     remedy: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
 
-    def require_labels(self) -> None:
+    @property
+    def known(self) -> Literal["classes", "masks"] | None:
+        """What is known of images: their class, the class of each of their pixels, or nothing."""
+        if self.train is None:
+            return None
+        return "masks" if self.train.pool.masks is not None else "classes"
+
+    def lacks(self, needs: Literal["classes", "masks"]) -> str | None:
+        """Why what an evaluation needs is not known of these images; None where it is."""
+        if self.known in (None, needs):
+            return None
+        if needs == "masks":
+            return f"{self.title} has a class for each image, none for each pixel: --data textures-mosaic, say, has"
+        return f"{self.title} has a class for each pixel, none for each image: segmentation and segmentation-knn use it"
+
+    def require_labels(self, needs: Literal["classes", "masks"] | None = None) -> None:
         """Refuse data that evaluations cannot use.
 
         Raises:
-            UserError: There are no labels, or no test images.
+            UserError: There are no labels, not those that are needed, or no test images.
         """
+        why = self.lacks(needs) if needs is not None else None
+        if why is not None:
+            raise UserError(why)
         if self.train is None:
             raise UserError(f"{self.title} has no labels, which evaluations need: {self.remedy or 'add them'}")
         if self.test is None:
@@ -139,8 +158,8 @@ def load_dataset(options: DataOptions) -> Dataset:
     _check(source, title)
     train = validation = test = None
     if source.classes is not None:
-        assert source.train.labels is not None
-        chosen = stratified_validation(source.train.labels, options.val_fraction, options.split_seed)
+        labels = source.train.labels if source.train.labels is not None else np.zeros(len(source.train), dtype=np.int64)
+        chosen = stratified_validation(labels, options.val_fraction, options.split_seed)
         train = TrainSplit(source.train, np.flatnonzero(~chosen))
         validation = ValidationSplit(source.train, np.flatnonzero(chosen))
         if source.test is not None:
@@ -170,7 +189,7 @@ def load_dataset(options: DataOptions) -> Dataset:
 
 
 def _title(options: DataOptions) -> str:
-    if options.name in ("folder", "parquet") and options.root is not None:
+    if options.name in OWN and options.root is not None:
         root = Path(options.root).expanduser().resolve()
         return written_name(root.stem if root.is_file() else root.name) or options.name
     return options.name
@@ -186,7 +205,7 @@ def _check(source: Source, title: str) -> None:
             f"{title} has one class only ({source.classes[0]!r}): evaluations need two; to pretrain without labels, "
             "make --data.root the folder that directly holds the images"
         )
-    if source.test is not None:
+    if source.test is not None and source.train.masks is None:
         assert source.train.labels is not None and source.test.labels is not None
         unseen = np.setdiff1d(source.test.labels, source.train.labels)
         if len(unseen):
@@ -228,6 +247,7 @@ def _fingerprint(source: Source, skipped: dict[str, str]) -> dict[str, Any]:
         "sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         "sha256_covers": "; ".join(covers),
         "test_is": None if source.test is None else source.test_is,
+        **({"labels": "masks"} if source.train.masks is not None else {}),
         "skipped": describe_skipped(skipped),
         **({"value_ranges": ranges} if ranges else {}),
     }

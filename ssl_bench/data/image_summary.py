@@ -11,6 +11,7 @@ from ssl_bench.config.constraints import local_path
 from ssl_bench.config.recipes import SMALL, Images
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.errors import UserError, near
+from ssl_bench.records.run_folder import OWN
 
 LOOKED_AT = 48  # images whose size is read
 COUNTED = 200_000  # files after which counting stops
@@ -59,7 +60,7 @@ def check_place(data: Mapping[str, Any]) -> None:
     """
     if data["name"] not in CATALOGUE:
         raise UserError(f"no data set {data['name']!r}{near(data['name'], CATALOGUE)}: see `ssl-bench list data`")
-    if data["name"] in ("folder", "parquet") and data.get("root") and not Path(data["root"]).exists():
+    if data["name"] in OWN and data.get("root") and not Path(data["root"]).exists():
         raise UserError(f"no folder {data['root']}: --data.root says where the images are")
 
 

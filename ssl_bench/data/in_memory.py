@@ -128,7 +128,7 @@ def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
     key = pixels_key(pool)
     images = read_pixels(key, len(pool))
     if images is not None:
-        return ResidentPool(labels=pool.labels, ids=pool.ids, skipped=pool.skipped, images=torch.from_numpy(images))
+        return _resident(pool, images)
     images = np.empty((len(pool), 3, first.height, first.width), dtype=np.uint8)
     faults: dict[int, str] = {}
     for row in range(len(pool)):
@@ -145,7 +145,12 @@ def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
         images = np.delete(images, list(faults), axis=0)
     else:
         write_pixels(key, images)
-    return ResidentPool(labels=kept.labels, ids=kept.ids, skipped=kept.skipped, images=torch.from_numpy(images))
+    return _resident(kept, images)
+
+
+def _resident(pool: EncodedPool, images: np.ndarray) -> ResidentPool:
+    same = {"labels": pool.labels, "ids": pool.ids, "skipped": pool.skipped, "masks": pool.masks}
+    return ResidentPool(images=torch.from_numpy(images), **same)  # type: ignore[arg-type]
 
 
 def _first(pool: EncodedPool) -> Image.Image | None:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.data.decode import USUAL, Ranges, decode
+from ssl_bench.data.masks import Masks
 from ssl_bench.data.packed import Packed
 
 
@@ -29,11 +30,13 @@ class Pool(ABC):
         labels: (N,) int64 class, or None for unlabelled images.
         ids: N names that stay the same however the images are ordered or split.
         skipped: Images that were left out because they cannot be used: name -> why.
+        masks: The class of each pixel, of sets that have it in place of a class of the image.
     """
 
     labels: np.ndarray | None
     ids: list[str]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +55,7 @@ class Pool(ABC):
 
     def unlabelled(self) -> Self:
         """The same images without labels; the digest stays that of both, so that kept features are found."""
-        hidden = replace(self, labels=None)
+        hidden = replace(self, labels=None, masks=None)
         vars(hidden)["_digest"] = self.digest()
         return hidden
 
@@ -71,6 +74,8 @@ class Pool(ABC):
         for part in self._hashed():
             sha.update(part)
         sha.update(b"unlabelled" if self.labels is None else np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
+        for part in () if self.masks is None else self.masks.hashed():
+            sha.update(part)
         return sha.hexdigest()
 
     @abstractmethod
@@ -78,7 +83,8 @@ class Pool(ABC):
 
     def _part(self, rows: np.ndarray) -> dict[str, object]:
         labels = None if self.labels is None else self.labels[rows]
-        return {"labels": labels, "ids": [self.ids[row] for row in rows]}
+        masks = None if self.masks is None else self.masks.take(rows)
+        return {"labels": labels, "ids": [self.ids[row] for row in rows], "masks": masks}
 
 
 @final
@@ -161,9 +167,9 @@ class Source:
     """What a data set's files gave, before anything is split off for validation.
 
     Args:
-        train: The official training images.
+        train: The official training images, with a class each, or with masks, or without labels.
         test: The official test images; None when there are none.
-        classes: Names of the classes, in the order of the labels; None without labels.
+        classes: Names of the classes, of images or of pixels, in the order of the labels; None without labels.
         pretrain: Training images with and without labels, when there are more of them than in `train`.
         test_is: Where the test images come from, for the record.
         remedy: What would make this data set fit for evaluations, when it is not.

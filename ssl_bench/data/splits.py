@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 
+from ssl_bench.data.masks import Mask
 from ssl_bench.data.pool import Pool
 
 
@@ -43,7 +44,7 @@ class Split(ABC):
 
 
 class LabelledSplit(Split, ABC):
-    """Images whose classes may be seen."""
+    """Images whose classes may be seen, or the class of each of their pixels."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -51,6 +52,11 @@ class LabelledSplit(Split, ABC):
         assert self.pool.labels is not None, "labelled data only"
         labels: np.ndarray = self.pool.labels[self.rows]
         return labels
+
+    def mask(self, place: int) -> Mask:
+        """(H, W) class of each pixel of the image at a place of the split."""
+        assert self.pool.masks is not None, "data with masks only"
+        return self.pool.masks.mask(int(self.rows[place]))
 
 
 @final
@@ -83,7 +89,7 @@ class TestImages(Split):
     if not TYPE_CHECKING:  # mypy says it in its own words
 
         def __getattr__(self, name: str) -> Any:
-            if name == "labels":
+            if name in ("labels", "mask"):
                 raise AttributeError("test images have no labels here: predict gives classes, which are scored outside")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -93,8 +99,9 @@ FIFTH = "a fifth of each class of the training images, seed 0"
 
 def split_off_test(pool: Pool) -> tuple[Pool, Pool]:
     """Train and test of a data set without official test images: FIFTH, the same for every run."""
-    assert pool.labels is not None, "labelled data only"
-    test = stratified_validation(pool.labels, 0.2, seed=0)
+    assert pool.labels is not None or pool.masks is not None, "labelled data only"
+    labels = pool.labels if pool.labels is not None else np.zeros(len(pool), dtype=np.int64)
+    test = stratified_validation(labels, 0.2, seed=0)
     return pool.take(np.flatnonzero(~test)), pool.take(np.flatnonzero(test))
 
 

@@ -67,6 +67,11 @@ def _evaluate_one(
     image_files, key = images_files(options), repr(options)  # looked at before they are read
     if key not in opened:
         opened[key] = _open(options)
+    evaluations = {name: _instance(given, name) for name in given.protocols}
+    lacking = {name: why for name, each in evaluations.items() if (why := opened[key].lacks(each.needs)) is not None}
+    if evaluations and len(lacking) == len(evaluations):
+        name, why = next(iter(lacking.items()))
+        raise UserError(f"--protocols {name}: {why}")
     main = read_run(target.folder).branch if target.folder else ""
     folder, networks = prepare_target(target, opened[key], options, given, device)
     if rank() == 0:
@@ -79,7 +84,8 @@ def _evaluate_one(
         if place > 0:
             say(f"{branch}:")
             evaluations = {name: each for name, each in evaluations.items() if not each.trains}
-        refused = {name: why for name, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
+        refused = {n: why for n, why in lacking.items() if n in evaluations}
+        refused |= {n: why for n, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
         if alone and evaluations and len(refused) == len(evaluations):
             name, why = next(iter(refused.items()))
             raise UserError(f"--protocols {name}: {target.name}: {why}")

@@ -17,7 +17,7 @@ from ssl_bench.evaluation.targets import Target, parse_target
 DEFAULT_PROTOCOLS = "knn,linear"
 
 USUAL = (
-    *("protocols", "data.name", "data.root", "device", "branch", "force", "seed"),
+    *("protocols", "suite", "data.name", "data.root", "device", "branch", "force", "seed"),
     *("runs", "config", "wandb", "help", "help_all"),
 )
 EXAMPLES = """
@@ -26,6 +26,7 @@ examples:
   ssl-bench evaluate runs/mae-... random:runs/mae-... pixels         beside what it started from, and beside raw pixels
   ssl-bench evaluate runs/mae-... kmeans-patches                     beside the floor that a network has to pass
   ssl-bench evaluate runs/mae-... --data cifar100 --protocols knn    transfer to other images
+  ssl-bench evaluate runs/mae-... --suite small                      several data sets, one after another
   ssl-bench evaluate --protocols finetune --help                     with the options of a protocol
 """
 
@@ -99,6 +100,9 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         "--protocols",
         default=DEFAULT_PROTOCOLS,
         help="with commas (ssl-bench list evaluations), presets' files among them, or all",
+    )
+    parser.add_argument(
+        "--suite", metavar="NAME", help="protocols on several data sets (ssl-bench list suites), or a file"
     )
     parser.usual, parser.examples = USUAL, EXAMPLES
     parser.shown_groups = list(groups.values()) if chosen else []

@@ -9,13 +9,15 @@ Shapes: N images, D features, K classes.
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
-from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
+from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.statistics.bootstrap import Statistic
 
 Fitted = TypeVar("Fitted")
 
@@ -35,6 +37,25 @@ class Prediction:
     variant: str
     labels: Tensor
     repeats: Literal["draws", "conditions"] = "draws"
+
+
+class Scored(ABC):
+    """What an evaluation says of the test images when it is no class of each: masks, rankings, probabilities.
+
+    It is scored outside of the evaluation, as classes are, by its own metric: one in which more is better.
+    """
+
+    @abstractmethod
+    def scores(self, test: TestSplit) -> dict[str, Statistic]:
+        """Variant -> its number, the primary first; of each, a row of sums for each test image."""
+
+    def diagnostics(self, test: TestSplit) -> dict[str, float]:
+        """Name -> another number, recorded and never ranked."""
+        return {}
+
+    def curves(self, test: TestSplit) -> dict[str, list[float]]:
+        """Name -> a series to draw, such as a reliability curve."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -70,10 +91,14 @@ class Evaluation(ABC, Generic[Fitted]):
     Attributes:
         version: Raised whenever the same options would give other numbers.
         trains: Whether it trains copies of the backbone, which takes far longer than looking at its features.
+        metric: What its number is.
+        needs: What must be known of images: their class, or the class of each of their pixels.
     """
 
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = False
+    metric: ClassVar[str] = "accuracy"
+    needs: ClassVar[Literal["classes", "masks"]] = "classes"
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
@@ -84,8 +109,8 @@ class Evaluation(ABC, Generic[Fitted]):
         """Learn from the training images; choose, if there is anything to choose, on the validation split."""
 
     @abstractmethod
-    def predict(self, backbone: FeatureExtractor, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:
-        """Classes of the test images, the primary variant first; none if it only diagnostics."""
+    def predict(self, backbone: FeatureExtractor, fit: Fit[Fitted], test: TestImages) -> Sequence[Prediction] | Scored:
+        """Classes of the test images, the primary variant first; none if it only diagnostics; or what is scored."""
 
     def options(self) -> dict[str, Any]:
         """Option -> value; what a record says of how a number was made."""

@@ -116,6 +116,12 @@ class FeatureExtractor:
         with torch.inference_mode(), full_precision():
             return self.network.token_grid(self.normalized(images)).float()
 
+    def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
+        """(B, 3, s, s) images in [0, 1] -> (B, g, g, D) float32 features of each place, of the last blocks."""
+        self.network.eval()
+        with torch.inference_mode(), full_precision():
+            return self.network.patch_map(self.normalized(images), layers).float()
+
     def trainable(self) -> Backbone:
         """A copy of the network that may learn, in train mode and on this device; this one stays as it is.
 
@@ -220,7 +226,7 @@ class FeatureExtractor:
         return bank
 
     def _cached(self, split: Split, view: int | None, folder: Path) -> FeatureBank:
-        fields = self._fields(split, view)
+        fields = self.fields(split, view)
         path = folder / f"{_bank_name(split, view)}-{_sha256(fields)}.safetensors"
         bank = load_bank(path, fields)
         if int(self._total(torch.tensor(int(bank is not None)))) < world_size():
@@ -242,7 +248,7 @@ class FeatureExtractor:
             return bank
         return load_bank(path, fields) or bank
 
-    def _fields(self, split: Split, view: int | None) -> dict[str, Any]:
+    def fields(self, split: Split, view: int | None = None) -> dict[str, Any]:
         """All that features depend on."""
         return {
             "split": split_name(split),

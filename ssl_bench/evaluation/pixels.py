@@ -6,7 +6,10 @@ Shapes: B images of a batch, 3 x s x s pixels.
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+CELL = 4  # pixels of the side of what stands for a patch
 
 
 @final
@@ -37,3 +40,9 @@ class Pixels(nn.Module):
     def token_grid(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
         return images.flatten(1)[:, None]
+
+    def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
+        """(B, 3, h, w) -> (B, h / c, w / c, 3cc), the pixels of each cell of c x c."""
+        cell = CELL if self.img_size % CELL == 0 else 1
+        cells: Tensor = F.unfold(images, cell, stride=cell)  # (B, 3cc, cells)
+        return cells.transpose(1, 2).unflatten(1, (images.shape[2] // cell, -1))  # type: ignore[no-any-return]

@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ssl_bench
@@ -20,7 +22,7 @@ from ssl_bench.data.files.left_out import UnreadableImage
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost, rows_digest, split_name
-from ssl_bench.evaluation.evaluation import Evaluation, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Prediction, Scored
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.recorded_results import in_words, valid_result, warn_of_boundary
 from ssl_bench.records.predictions import Predictions
@@ -48,13 +50,14 @@ def evaluate(
         force: Evaluate again what is recorded.
 
     Raises:
-        UserError: The data have no labels or no test images.
+        UserError: The data have no test images, or not the labels that an evaluation needs.
         RuntimeError: An evaluation changed the backbone, or did not predict each test image.
     """
     data.require_labels()
     assert data.train is not None and data.validation is not None and data.test is not None
     results, images = [], data.test.unlabelled()
     for protocol, evaluation in evaluations.items():
+        data.require_labels(evaluation.needs)
         blank = _blank(target, data, protocol, evaluation)
         result = None if force else valid_result(run_dir, blank)
         if not _all_have(result, target.device):
@@ -100,14 +103,22 @@ def _run(
         torch.cuda.reset_peak_memory_stats(target.device)
     with full_precision():
         fit = evaluation.fit(target, train, validation)
-        predictions = evaluation.predict(target, fit, images)
+        predicted = evaluation.predict(target, fit, images)
     own = time.perf_counter() - start - (target.spent.seconds - spent.seconds)
     if target.state_hash() != state:
         raise RuntimeError(f"{blank.protocol} changed the backbone's parameters or buffers: its result is void")
-    scores = _scores(blank.protocol, predictions, test)
-    if not scores and not fit.diagnostics:
+    diagnostics, curve = dict(fit.diagnostics), dict(fit.curve)
+    if isinstance(predicted, Scored):
+        scores, predictions = _scored(blank.protocol, predicted, test)
+        diagnostics |= predicted.diagnostics(test)
+        curve |= predicted.curves(test)
+    else:
+        scores = _scores(blank.protocol, predicted, test)
+        found = {p.variant: p.labels.tolist() for p in predicted}
+        predictions = Predictions(test.ids, test.labels.tolist(), found)
+    if not scores and not diagnostics:
         raise RuntimeError(f"{blank.protocol} predicted nothing and diagnostics nothing")
-    primary = predictions[0].variant if predictions else ""
+    primary = next(iter(scores), "")
     cost = sum(target.used.values(), Cost(seconds=own))  # with the features it used, whoever computed them
     result = dataclasses.replace(
         blank,
@@ -122,15 +133,29 @@ def _run(
             fit.chosen_on if fit.grid else "none",
             boundary_tied=fit.boundary_tied,
         ),
-        curve=fit.curve,
-        diagnostics=fit.diagnostics,
+        curve=curve,
+        diagnostics=diagnostics,
         features=list(fit.features),
         cost=EvaluationCost(cost.images, float(cost.flops), cost.seconds, peak_memory(target.device)),
     )
-    return result, Predictions(test.ids, test.labels.tolist(), {p.variant: p.labels.tolist() for p in predictions})
+    return result, predictions
 
 
-def _scores(protocol: str, predictions: list[Prediction], test: TestSplit) -> dict[str, Score]:
+def _scored(protocol: str, predicted: Scored, test: TestSplit) -> tuple[dict[str, Score], Predictions]:
+    """Variant -> number with its interval, by the bootstrap over test images; and the part of each image."""
+    scores, parts = {}, {}
+    for variant, statistic in predicted.scores(test).items():
+        if len(statistic.sums) != len(test) or not np.isfinite(statistic.value):
+            raise RuntimeError(
+                f"{protocol} scored {len(statistic.sums)} of {len(test)} test images as variant {variant!r}: "
+                f"{statistic.value}"
+            )
+        scores[variant] = Score(statistic.value, statistic.interval())
+        parts[variant] = statistic.parts()
+    return scores, Predictions(test.ids, [0] * len(test), {}, parts)
+
+
+def _scores(protocol: str, predictions: Sequence[Prediction], test: TestSplit) -> dict[str, Score]:
     """Variant -> accuracy with its interval."""
     scores: dict[str, Score] = {}
     for prediction in predictions:
@@ -164,6 +189,7 @@ def _blank(target: FeatureExtractor, data: Dataset, protocol: str, evaluation: E
         data=DataRecord(data.title, data.fingerprint),
         splits={split_name(s): SplitRecord(f"{split_name(s)} {rows_digest(s)[:8]}", len(s)) for s in splits},
         geometry=target.geometry,
+        metric=evaluation.metric,
         branch=str(target.identity.get("branch", "")),
         backbone=hashlib.sha256(what.encode()).hexdigest(),
         software={"ssl_bench": ssl_bench.__version__, "torch": torch.__version__, "timm": version("timm")},

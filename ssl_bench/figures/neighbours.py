@@ -59,6 +59,8 @@ def labelled(run: OpenedRun) -> tuple[TestSplit, TrainSplit]:
     """
     if run.data.train is None or run.data.test is None:
         raise LeftOut(f"{run.data.title} has no {'labels' if run.data.train is None else 'test images'}")
+    if (why := run.data.lacks("classes")) is not None:
+        raise LeftOut(why)
     return run.data.test, run.data.train
 
 

@@ -6,8 +6,9 @@ The recipe is the published one of He et al., "Masked Autoencoders Are Scalable 
 Shapes: B images of a batch, 3 x s x s pixels, P prefix tokens, N patches, D features, K classes, L blocks.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from timm.layers.drop import DropPath
@@ -190,7 +191,16 @@ def set_drop_path(backbone: Backbone, last: float) -> None:
             setattr(module, name, DropPath(chance) if chance > 0 else nn.Identity())
 
 
-def layer_ids(model: FineTuneModel) -> tuple[dict[str, int], int]:
+class HasBackbone(Protocol):
+    """A network with a backbone in it: what is not the backbone's is the head's."""
+
+    backbone: Backbone
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As those of a module."""
+
+
+def layer_ids(model: HasBackbone) -> tuple[dict[str, int], int]:
     """Each parameter's layer, and the head's, which is the largest.
 
     0 is what makes tokens or the first map: patch embedding, positions, class token, a ResNet's stem. i is the i-th
@@ -220,7 +230,7 @@ def _layer(name: str, top: int, depths: list[int]) -> int:
     return int(part.removeprefix("layer")) if part.removeprefix("layer").isdigit() else top
 
 
-def groups(model: FineTuneModel, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+def groups(model: HasBackbone, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters by layer, with and without weight decay; `lr_scale` is the factor on their rate.
 
     No weight decay: tensors of fewer than two dimensions, tokens, positions, and a Swin's tables of relative ones.

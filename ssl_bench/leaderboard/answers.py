@@ -124,7 +124,7 @@ def _column(column: Column, cells: Sequence[tuple[Row, Cell]], ranked: set[str])
 
 
 def _answers(cell: Cell) -> tuple[Predictions, NDArray[Any]]:
-    """Predictions of a cell's first run, and (S, R, N) whether each image was classified rightly.
+    """Predictions of a cell's first run, and (S, R, N) whether each image was classified rightly (or its part).
 
     Raises:
         UserError: Predictions are missing, damaged, or not of the same images for all seeds.
@@ -136,7 +136,7 @@ def _answers(cell: Cell) -> tuple[Predictions, NDArray[Any]]:
         same = read.ids is first.ids and read.labels is first.labels
         if not same and (read.ids != first.ids or not np.array_equal(read.labels, first.labels)):
             raise UserError(f"{path} and {cell.files[0]} are not of the same test images: they cannot be compared")
-        right.append(np.asarray(read.variants["prediction"]) == read.labels)  # (R, N)
+        right.append(read.right)  # (R, N)
     if len({len(rows) for rows in right}) > 1:
         raise UserError(f"predictions beside {cell.files[0]} were not repeated as often: evaluate their runs again")
     assert first is not None

@@ -4,10 +4,12 @@ Runs stand in one block only when their numbers may be compared: same images and
 same budget of pretraining. Baselines have no budget and stand in every block of their images.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 from ssl_bench.leaderboard.grouping import (
     architecture_of,
@@ -26,7 +28,7 @@ from ssl_bench.leaderboard.grouping import (
 from ssl_bench.leaderboard.table import DEFAULT_BY, Absent, Block, Branches, By, Cell, Column, Images, Key, Row, Table
 from ssl_bench.records.result import Result, predictions_path
 from ssl_bench.records.store import Run, Unread
-from ssl_bench.statistics.intervals import mean_over_seeds
+from ssl_bench.statistics.intervals import LEVEL, mean_over_seeds
 
 
 def build(
@@ -241,9 +243,11 @@ def _cell(found: Mapping[int, tuple[Path, Result]], seeded: bool) -> Cell:
     n_test = min(result.n_test for result in results.values())
     at_grid_boundary = any(result.selected.at_grid_boundary for result in results.values())
     alone = next(iter(results.values())).interval if len(results) == 1 else None  # that of its draws, where it has some
+    known = {result.metric for result in results.values()} == {"accuracy"}
+    images = None if known else _variance(results.values())
     covers = "test images and draws" if alone and "draws" in repeats else "test images"
     return Cell(
-        *((values[0], *alone) if alone else mean_over_seeds(values, n_test)),
+        *((values[0], *alone) if alone else mean_over_seeds(values, n_test, images=images)),
         seeds=tuple(results),
         values=values,
         n_test=n_test,
@@ -253,6 +257,12 @@ def _cell(found: Mapping[int, tuple[Path, Result]], seeded: bool) -> Cell:
         repeats="draws" if "draws" in repeats else "conditions" if "conditions" in repeats else "",
         files=files,
     )
+
+
+def _variance(results: Iterable[Result]) -> float:
+    """Of a number that is no accuracy, by its test images: of the interval that each run's bootstrap gave."""
+    halves = [(high - low) / 2 for low, high in (result.interval for result in results if result.interval)]
+    return math.fsum((half / NormalDist().inv_cdf((1 + LEVEL) / 2)) ** 2 for half in halves) / len(halves)
 
 
 def _best_marked(rows: list[Row], columns: tuple[Column, ...]) -> tuple[Row, ...]:

@@ -5,6 +5,7 @@ One class, a little longer than others: what each family does differently stands
 Shapes: B images, 3 x H x W pixels, N patches, P prefix tokens, D features.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, final
@@ -236,6 +237,21 @@ class Backbone(nn.Module):
         images = images.contiguous(memory_format=self.memory_format)
         return self.model.forward_features(images).flatten(2).transpose(1, 2)  # (B, h * w, D)
 
+    def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
+        """(B, h, w, D) features of an image's places: patches after the final norm, or a network's final map.
+
+        Of a ViT, the last ``layers`` blocks side by side, the last one's last: (B, h, w, layers D).
+        """
+        if not self.is_vit:
+            assert layers == 1, "only ViTs have the same places in every block"
+            tokens = self.token_grid(images)
+            side = math.isqrt(tokens.shape[1])
+            return tokens.unflatten(1, (side, side))
+        blocks: list[Tensor] = []
+        self._trunk(self._embed(images, None, None, None), blocks, patches=True)
+        maps = torch.cat([self.model.norm(tokens)[:, self.prefix :] for tokens in blocks[-layers:]], dim=2)
+        return maps.unflatten(1, (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size))
+
     def _embed(self, images: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
         """(B, 3, H, W) -> (B, P + N or K, D): patches, positions, prefix; timm's order and weights."""
         vit = self.model
@@ -262,8 +278,11 @@ class Backbone(nn.Module):
         tokens = vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1))
         return tokens if isinstance(vit, Beit) else vit.norm_pre(tokens)
 
-    def _trunk(self, tokens: Tensor, classes: list[Tensor] | None = None) -> Tensor:
-        """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``."""
+    def _trunk(self, tokens: Tensor, classes: list[Tensor] | None = None, patches: bool = False) -> Tensor:
+        """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``.
+
+        With ``patches``, all tokens are.
+        """
         shared: dict[str, Tensor | None] = {}
         if isinstance(self.model, Beit):
             table = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
@@ -271,7 +290,9 @@ class Backbone(nn.Module):
         for block in self.model.blocks:
             tokens = block(tokens, **shared)
             if classes is not None:
-                classes.append(tokens[:, 0].clone())  # a view would keep all other tokens in memory
+                classes.append(
+                    tokens if patches else tokens[:, 0].clone()
+                )  # a view would keep all other tokens in memory
         return tokens
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:

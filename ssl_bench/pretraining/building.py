@@ -42,7 +42,7 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
     if "statistics" in wanted:  # what undoes the views' normalisation
         given["statistics"] = data.mean, data.std
     if "classes" in wanted:  # of a stage that learns from labels
-        data.require_labels()
+        data.require_labels("classes")
         given["classes"] = len(data.classes or ())
     method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
     if config["init"] is not None:
@@ -61,7 +61,7 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
 
 def _labelled(data: Dataset, method: Method) -> Dataset:
     """What a method that learns from labels trains on."""
-    data.require_labels()
+    data.require_labels("classes")
     names = method.evaluated_classifier.names if method.evaluated_classifier is not None else None
     if names is not None and names != data.classes:
         raise UserError(f"{data.title} has other classes than the network that is to name them: choose its data set")

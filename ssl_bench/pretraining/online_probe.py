@@ -81,7 +81,7 @@ class OnlineProbe(pl.Callback):
         pool = data.train.pool if data.train is not None else data.pretrain
         self.bank: LabelledSplit = TrainSplit(pool, _evenly(rows, options.images))
         self.queries: LabelledSplit | None = None
-        if data.validation is not None and len(data.validation):
+        if data.validation is not None and len(data.validation) and data.known == "classes":
             few = _evenly(data.validation.rows, max(1, options.images // 4))
             self.queries = ValidationSplit(data.validation.pool, few)
         self._leave_out(read_left_out(folder) if folder is not None else {})

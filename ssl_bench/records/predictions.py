@@ -1,8 +1,8 @@
-"""`predictions/<protocol>.parquet`: the predicted class of each test image."""
+"""`predictions/<protocol>.parquet`: the predicted class of each test image, or its part of another number."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,31 @@ class Predictions:
         ids: A name for each image.
         labels: Its class.
         variants: Variant -> a class per image; or of what was repeated, one such list after the other.
+        scores: Where the number is no accuracy: variant -> the part of each image, whose mean is the number.
     """
 
     ids: Sequence[str]
     labels: "Sequence[int] | NDArray[Any]"
     variants: "Mapping[str, Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]]"
+    scores: "Mapping[str, NDArray[Any]]" = field(default_factory=dict)
+
+    @property
+    def right(self) -> "NDArray[Any]":
+        """(R, N) whether each image was classified rightly, or (1, N) its part of what is no accuracy.
+
+        Of the primary variant of predictions that were read.
+        """
+        import numpy as np
+
+        if self.scores:
+            return np.asarray(self.scores["score"])[None]
+        return np.asarray(np.asarray(self.variants["prediction"]) == self.labels)
 
 
 def read_predictions(path: Path) -> Predictions:
     """Read the predictions of one result: of its primary variant, called `prediction`, as an array (R, N).
+
+    Where the number is no accuracy, the parts of its images, called `score`, as an array (N,).
 
     Raises:
         UserError: There are none, or they are damaged.
@@ -51,6 +67,9 @@ def read_predictions(path: Path) -> Predictions:
         if source.metadata.num_rows * (len(names) + 2) > MOST_VALUES:
             raise ValueError(f"{source.metadata.num_rows} rows of {len(names)} predictions are too many")
         ids, labels = _images(source, content)
+        if not names and "score" in source.schema_arrow.names:
+            column = source.read(columns=["score"], use_threads=False).column("score")
+            return Predictions(ids, labels, {}, {"score": _floats(column, "score")})
         table = source.read(columns=names, use_threads=False)
         # Arrow's own `to_numpy` imports pandas, which takes longer than all else here.
         rows = [_integers(table.column(name), name) for name in names]
@@ -113,19 +132,37 @@ def _integers(column: Any, name: str) -> "NDArray[Any]":
     return np.from_dlpack(column.cast(pa.int64()).combine_chunks())
 
 
+def _floats(column: Any, name: str) -> "NDArray[Any]":
+    """A column of finite numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_floating(column.type) or column.null_count:
+        raise ValueError(f"{name} is not a number for each image")
+    values = np.from_dlpack(column.cast(pa.float64()).combine_chunks())
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} is not finite")
+    return values
+
+
 def write_predictions(path: Path, primary: str, predictions: Predictions) -> None:
-    """A column per variant, the primary's called `prediction`; per repetition `prediction#0`, `prediction#1` ..."""
+    """A column per variant, the primary's called `prediction` or `score`; of repetitions `prediction#0` and so on."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet
 
-    assert not primary or primary in predictions.variants, f"no predictions of the primary variant {primary}"
-    assert not {"id", "label", "prediction"} & predictions.variants.keys(), "a variant has the name of a column"
+    assert not primary or primary in {**predictions.variants, **predictions.scores}, (
+        f"no predictions of the primary variant {primary}"
+    )
+    own = {"id", "label", "prediction", "score"}
+    assert not own & {**predictions.variants, **predictions.scores}.keys(), "a variant has the name of a column"
     columns = {"id": pa.array(predictions.ids, pa.string()), "label": pa.array(predictions.labels, pa.int64())}
     for variant, labels in sorted(predictions.variants.items(), key=lambda item: item[0] != primary):
         name = "prediction" if variant == primary else variant
         repeated = len(labels) > 0 and np.ndim(labels) == 2
         for number, row in enumerate(labels if repeated else [labels]):
             columns[f"{name}#{number}" if repeated else name] = pa.array(row, pa.int64())
+    for variant, parts in sorted(predictions.scores.items(), key=lambda item: item[0] != primary):
+        columns["score" if variant == primary else variant] = pa.array(parts, pa.float64())
     with replacing(path) as temporary, open(temporary, "wb") as file:  # pyarrow opens no path that is not Unicode
         pyarrow.parquet.write_table(pa.table(columns), file, compression="zstd")

@@ -95,6 +95,7 @@ class Result:
         diagnostics: Name -> a number that describes the features and is never ranked.
         features: Types of features used.
         geometry: How an image became the backbone's input.
+        metric: What the value is; in every metric more is better.
         branch: Which network of the method: encoder, online, teacher.
         backbone: Hash of the architecture and the weights.
         cost: Of the evaluation.
@@ -116,6 +117,7 @@ class Result:
     diagnostics: dict[str, Measured] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)
+    metric: str = "accuracy"
     branch: str = ""
     backbone: str = ""
     cost: EvaluationCost = EvaluationCost()

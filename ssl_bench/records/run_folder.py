@@ -21,7 +21,7 @@ NOT_IDENTITY = (
     ("trainer", "requeue"),
 )
 
-OWN = ("folder", "parquet")  # sets that are someone's own images
+OWN = ("folder", "parquet", "image-masks")  # sets that are someone's own images
 
 
 def identity(config: dict[str, Any], content: str | None = None) -> str:
@@ -56,7 +56,7 @@ def identity(config: dict[str, Any], content: str | None = None) -> str:
 
 
 def data_title(data: dict[str, Any]) -> str:
-    """What to call the images: the set's name, or the folder's for `folder` and `parquet`."""
+    """What to call the images: the set's name, or the folder's for someone's own."""
     if data["name"] in OWN and data.get("root"):
         return Path(data["root"]).resolve().name
     return str(data["name"])

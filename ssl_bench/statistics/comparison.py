@@ -35,7 +35,8 @@ class Answers:
 
     Args:
         name: Of the method.
-        right: (S, R, N) whether each test image was classified rightly.
+        right: (S, R, N) whether each test image was classified rightly; or the part of each image in a number
+            that is no accuracy, whose mean the number is.
         seeds: Of the S runs. The same name and seed is the same run, whatever the protocol.
         one_seed: Whether this is one run where another seed would give another: it stands for itself, and nothing that
             is found of it is found of its method.
@@ -296,7 +297,7 @@ def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, l
     """A pair before Holm, of its draws (B,)."""
     difference = float(a.shares.mean() - b.shares.mean())
     verdict: Verdict = "one seed" if a.one_seed or b.one_seed else "undecided"
-    if a.right.shape[:2] == b.right.shape[:2] == (1, 1):
+    if a.right.shape[:2] == b.right.shape[:2] == (1, 1) and a.right.dtype == bool == b.right.dtype:
         only_a, only_b = (int(np.sum(x.right & ~y.right)) for x, y in ((a, b), (b, a)))
         exact, p = mcnemar(only_a, only_b)
         detectable = detectable_difference(paired_error(only_a, only_b, a.right.shape[2]), level)

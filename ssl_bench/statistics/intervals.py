@@ -23,7 +23,9 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return _wilson(correct / n, n, _normal(level))
 
 
-def mean_over_seeds(values: Sequence[float], n_test: int, level: float = LEVEL) -> tuple[float, float, float]:
+def mean_over_seeds(
+    values: Sequence[float], n_test: int, level: float = LEVEL, images: float | None = None
+) -> tuple[float, float, float]:
     """Mean accuracy of a method and its interval, for new seeds and new test images of the same kind.
 
     One seed: Wilson's interval, which knows nothing of seeds. S >= 2 seeds with mean p and standard deviation s:
@@ -45,14 +47,24 @@ def mean_over_seeds(values: Sequence[float], n_test: int, level: float = LEVEL) 
     That is for seeds that err on the same images. Where they err on different ones, s already holds part of B, which
     accuracies alone cannot tell, and the interval is too wide rather than too narrow: 97 to 100 % as long as seeds
     differ by no more than the images' chance. `over_images` has the answers themselves, and counts it once.
+
+    Args:
+        values: Of each seed.
+        n_test: Test images.
+        level: Of the interval.
+        images: B of a number that is no accuracy, for which p (1 - p) / n is not the images' variance.
     """
     count, mean = len(values), math.fsum(values) / len(values)
     z = _normal(level)
-    low, high = _wilson(mean, n_test, z)
+    if images is None:
+        low, high = _wilson(mean, n_test, z)
+        images = mean * (1 - mean) / n_test
+    else:
+        low, high = max(0.0, mean - z * math.sqrt(images)), min(1.0, mean + z * math.sqrt(images))
     seeds = math.fsum((value - mean) ** 2 for value in values) / (count * (count - 1)) if count > 1 else 0.0
     if seeds == 0:
         return mean, low, high
-    t = student_t(level, _degrees_of_freedom(count, mean * (1 - mean) / n_test / seeds))
+    t = student_t(level, _degrees_of_freedom(count, images / seeds))
     below = t * math.sqrt(seeds + ((mean - low) / z) ** 2)
     above = t * math.sqrt(seeds + ((high - mean) / z) ** 2)
     return mean, max(0.0, mean - below), min(1.0, mean + above)

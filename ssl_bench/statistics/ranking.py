@@ -23,6 +23,7 @@ FAMILIES = {
     "frozen-token": ("attentive",),
     "low-label": ("fewshot", "labels-1pct", "labels-10pct", "finetune-1pct", "finetune-10pct"),
     "full-tune": ("partial-finetune", "finetune"),
+    "dense": ("segmentation", "segmentation-knn", "segmentation-finetune"),
     "robustness": ("robustness", "robustness-finetune"),
 }
 

@@ -12,6 +12,7 @@ FILES = sorted((registry.folder("configs") / "methods").rglob("*.yaml"))
 EVALUATIONS = sorted((registry.folder("configs") / "evaluations").rglob("*.yaml"))
 BENCHMARKS = sorted((registry.folder("configs") / "benchmarks").rglob("*.yaml"))
 STUDIES = sorted((registry.folder("configs") / "studies").rglob("*.yaml"))
+SUITES = sorted((registry.folder("configs") / "suites").rglob("*.yaml"))  # tests/config/test_suites.py parses them
 
 
 def method_of(file: Path) -> str:
@@ -22,7 +23,7 @@ def method_of(file: Path) -> str:
 def test_none_is_missing() -> None:
     assert len(FILES) >= 6  # as published, CIFAR-10, demo, for each method
     assert BENCHMARKS
-    assert set(FILES + EVALUATIONS + BENCHMARKS + STUDIES) == set(registry.folder("configs").rglob("*.yaml"))
+    assert set(FILES + EVALUATIONS + BENCHMARKS + STUDIES + SUITES) == set(registry.folder("configs").rglob("*.yaml"))
     assert set(registry.names("methods")) <= {file.stem for file in FILES}
 
 

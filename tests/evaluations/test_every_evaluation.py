@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
@@ -12,9 +13,10 @@ import torch
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions
+from ssl_bench.data.masks import ResidentMasks
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, Scored
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
@@ -72,6 +74,7 @@ QUICK_ALONE: dict[str, dict[str, Any]] = {
         "randaugment": None,
         "precision": "32-true",
     },
+    "ood": {"against": ("digits",)},
     "robustness": {"views": 0, "seeds": 1},
     "robustness-finetune": {
         "epochs": 4,
@@ -84,6 +87,7 @@ QUICK_ALONE: dict[str, dict[str, Any]] = {
         "randaugment": None,
         "precision": "32-true",
     },
+    "segmentation-finetune": {"epochs": 12, "warmup_epochs": 1.0, "lrs": (0.01,), "drop_path": 0.0},
     "partial-finetune": {
         "depths": (0.0, 0.5, 1.0),
         "epochs": (4,),
@@ -96,7 +100,12 @@ QUICK_ALONE: dict[str, dict[str, Any]] = {
         "precision": "32-true",
     },
 }
-FLOOR = {"labels-1pct": 0.45}  # of accuracy: from one labelled image per class less can be learned
+FLOOR = {
+    "labels-1pct": 0.45,  # of accuracy: from one labelled image per class less can be learned
+    "segmentation resnet": 0.3,  # whose map of these images has one place: half of the pixels at best
+    "segmentation-knn resnet": 0.3,
+    "segmentation-finetune resnet": 0.3,
+}
 VIT = BackboneOptions(name="vit_nano_patch4_32", img_size=8, patch_size=4, width=24, depth=1, num_heads=2)
 RESNET = BackboneOptions(name="resnet18", img_size=8, timm_args={"channels": (16, 24, 32, 48)})
 NAMES = registry.all_evaluations()
@@ -128,22 +137,28 @@ def quick_one(name: str) -> Evaluation[Any]:
 
 
 @pytest.fixture
-def splits() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
-    return coloured()
+def splits(protocol: Evaluation[Any]) -> tuple[TrainSplit, ValidationSplit, TestSplit]:
+    return coloured(protocol.needs == "masks")
 
 
 @cache
-def coloured() -> tuple[TrainSplit, ValidationSplit, TestSplit]:
-    """Noisy images whose colour tells their class: what is learned can be seen."""
+def coloured(dense: bool) -> tuple[TrainSplit, ValidationSplit, TestSplit]:
+    """Noisy images whose colour tells their class: what is learned can be seen.
+
+    Where each pixel has a class (`dense`), the left and the right half of an image have one each.
+    """
     rng = np.random.default_rng(0)
     labels = np.arange(90) % CLASSES
-    bright = np.eye(CLASSES)[labels][:, :, None, None]  # one channel
+    masks = np.repeat(labels[:, None, None], 8, 1).repeat(8, 2).astype(np.uint8)
+    masks[:, :, 4:] = ((labels + 1) % CLASSES)[:, None, None]
+    bright = np.eye(CLASSES)[masks if dense else labels[:, None, None]].transpose(0, 3, 1, 2)  # one channel
     images = np.clip(60 + 120 * bright + 25 * rng.normal(size=(90, 3, 8, 8)), 0, 255)
     pools = [
         ResidentPool(
             images=torch.tensor(images[rows], dtype=torch.uint8),
-            labels=labels[rows],
+            labels=None if dense else labels[rows],
             ids=[f"{name}/{i}" for i in range(n)],
+            masks=ResidentMasks(values=torch.from_numpy(masks[rows])) if dense else None,
         )
         for name, rows, n in (("train", slice(0, 60), 60), ("test", slice(60, 90), 30))
     ]
@@ -166,27 +181,33 @@ class Fitted:
 
     backbone: FeatureExtractor
     fit: Fit[Any]
-    predictions: list[Prediction]
+    predictions: list[Prediction] | Scored
     before: str
     after: str
-
-    def by_variant(self) -> dict[str, list[int]]:
-        return {p.variant: p.labels.tolist() for p in self.predictions}
 
 
 @cache
 def fitted(name: str, network: str) -> Fitted:
-    protocol, (train, validation, test), backbone = quick_one(name), coloured(), frozen(network)
+    protocol, backbone = quick_one(name), frozen(network)
+    train, validation, test = coloured(protocol.needs == "masks")
     before = backbone.state_hash()
     fit = protocol.fit(backbone, train, validation)
-    predictions = list(protocol.predict(backbone, fit, test.unlabelled()))
+    predictions = protocol.predict(backbone, fit, test.unlabelled())
+    predictions = predictions if isinstance(predictions, Scored) else list(predictions)
     return Fitted(backbone, fit, predictions, before, backbone.state_hash())
 
 
 def predicted(
     protocol: Evaluation[Any], backbone: FeatureExtractor, fit: Fit[Any], test: TestSplit
 ) -> dict[str, list[int]]:
-    return {p.variant: p.labels.tolist() for p in protocol.predict(backbone, fit, test.unlabelled())}
+    return by_variant(protocol.predict(backbone, fit, test.unlabelled()), test)
+
+
+def by_variant(found: Iterable[Prediction] | Scored, test: TestSplit) -> dict[str, list[int]]:
+    """What is said of each image, (..., N), by variant."""
+    if isinstance(found, Scored):
+        return {variant: statistic.sums.T.round(9).tolist() for variant, statistic in found.scores(test).items()}
+    return {p.variant: p.labels.tolist() for p in found}
 
 
 def test_every_evaluation_is_found() -> None:
@@ -207,6 +228,11 @@ def test_each_test_image_gets_a_class_from_each_variant(name: str, splits: Any) 
     for network in ("vit", "resnet", *(() if name in NEED_A_NETWORK else ("pixels",))):
         found = fitted(name, network)
         backbone, fit, predictions = found.backbone, found.fit, found.predictions
+        assert set(fit.features) <= set(backbone.feature_types)
+        assert fit.chosen.keys() >= fit.grid.keys()
+        if isinstance(predictions, Scored):
+            check_scores(f"{name} {network}", predictions, splits[2])
+            continue
         variants = [prediction.variant for prediction in predictions]
         assert len(set(variants)) == len(variants)
         assert predictions or fit.diagnostics
@@ -214,12 +240,24 @@ def test_each_test_image_gets_a_class_from_each_variant(name: str, splits: Any) 
         for prediction in predictions:
             assert prediction.labels.shape[-1] == 30 and prediction.labels.dtype == torch.int64
             assert prediction.labels.min() >= 0 and prediction.labels.max() < CLASSES
-        assert set(fit.features) <= set(backbone.feature_types)
-        assert fit.chosen.keys() >= fit.grid.keys()
         if predictions:
             accuracy = (predictions[0].labels.numpy() == splits[2].labels).mean()
             floor = FLOOR.get(name, 0.7)
             assert accuracy > floor, f"{network}: even {accuracy:.0%} of these images is too little"
+
+
+def check_scores(name: str, predictions: Scored, test: TestSplit) -> None:
+    """A number in [0, 1] within its interval, whose mean part it is, and that says something on these images."""
+    scores = predictions.scores(test)
+    for statistic in scores.values():
+        low, high = statistic.interval(draws=200)
+        assert len(statistic.sums) == len(test) and 0 <= low <= statistic.value <= high <= 1
+        assert statistic.parts().mean() == pytest.approx(statistic.value, abs=1e-6)
+    assert all(np.isfinite(value) for value in predictions.diagnostics(test).values())
+    assert all(np.isfinite(values).all() for values in predictions.curves(test).values())
+    floor = FLOOR.get(name, 0.7)
+    first = next(iter(scores.values())).value
+    assert first > floor or name.startswith("ood "), "what features at random make of other images is anything"
 
 
 def test_the_backbone_stays_as_it_was(name: str) -> None:
@@ -230,7 +268,7 @@ def test_the_backbone_stays_as_it_was(name: str) -> None:
 
 
 def test_fitting_twice_gives_the_same(name: str, protocol: Evaluation[Any], splits: Any) -> None:
-    once, second = fitted(name, "vit").by_variant(), frozen()
+    once, second = by_variant(fitted(name, "vit").predictions, splits[2]), frozen()
     torch.manual_seed(1)  # whatever else drew random numbers
     fit = protocol.fit(second, *splits[:2])
     assert predicted(protocol, second, fit, splits[2]) == once
@@ -240,13 +278,16 @@ def test_fitting_twice_gives_the_same(name: str, protocol: Evaluation[Any], spli
 def test_predictions_do_not_depend_on_the_batch(name: str, protocol: Evaluation[Any], splits: Any) -> None:
     train, validation, test = splits
     at_once = fitted(name, "vit")  # batches of 256
-    found = at_once.by_variant()
+    found = by_variant(at_once.predictions, test)
     for size in (1, 7):
         fit = protocol.fit(frozen(batch_size=size), train, validation)
         assert predicted(protocol, frozen(batch_size=size), fit, test) == found, size
     backbone, fit = frozen(), at_once.fit
     shuffled = np.random.default_rng(0).permutation(30)
     other = predicted(protocol, backbone, fit, TestSplit(test.pool, test.rows[shuffled]))
+    if name == "retrieval":  # images are ranked among themselves
+        assert all(np.array_equal(other[v], np.array(found[v])[..., shuffled]) for v in other)
+        return
     alone = [predicted(protocol, backbone, fit, TestSplit(test.pool, test.rows[at : at + 1])) for at in range(30)]
     for variant, labels in found.items():
         found_labels = np.array(labels)  # (30,) or (R, 30)
@@ -283,6 +324,7 @@ def test_predict_is_handed_no_labels(name: str) -> None:
     assert hints["test"] is TestImages
 
 
+@pytest.mark.parametrize("name", ["knn"])
 def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
     hidden = splits[2].unlabelled()
     with pytest.raises(AttributeError, match="test images have no labels here: predict gives classes"):
@@ -294,13 +336,16 @@ def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
     assert pickle.loads(pickle.dumps(hidden)).ids == hidden.ids, "processes that decode are handed it, too"
 
 
-def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_needs_no_test_image(
+    name: str, protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not of a pool that holds all of them, either: each row that is looked at is noted."""
     train, validation, test = splits
     pool = ResidentPool(
         images=torch.cat([train.pool.images, test.pool.images]),
-        labels=np.concatenate([train.pool.labels, test.pool.labels]),
+        labels=None if train.pool.masks else np.concatenate([train.pool.labels, test.pool.labels]),
         ids=train.pool.ids + test.pool.ids,
+        masks=train.pool.masks and ResidentMasks(values=torch.cat([train.pool.masks.values, test.pool.masks.values])),
     )
     asked: set[int] = set()
 
@@ -313,4 +358,5 @@ def test_fit_needs_no_test_image(protocol: Evaluation[Any], splits: Any, monkeyp
 
     watched = replace(pool, images=pool.images.as_subclass(Spied))
     protocol.fit(frozen(), TrainSplit(watched, train.rows), ValidationSplit(watched, validation.rows))
-    assert asked and max(asked) < 60, "the test images are the last 30"
+    assert bool(asked) == (name != "retrieval"), "which learns nothing unless whitening is asked for"
+    assert max(asked, default=0) < 60, "the test images are the last 30"

@@ -77,12 +77,25 @@ def test_standardised_and_raw_variants(problem: Callable) -> None:
     raw, _ = clusters(800, 9, 5, seed=3)
     values = {"cls": torch.tensor(features), "cls_raw": torch.tensor(raw)}
     found = predicted(*problem(values, labels, 500, 100), k=(5, 20))
-    assert list(found) == ["k20", "k5", "k5-standardised", "k20-standardised", "k5-raw", "k20-raw"]
+    names = ["k20", "k5", "k5-standardised", "k20-standardised", "k5-raw", "k20-raw", "k5-none", "k20-none"]
+    assert list(found) == names
     scaled = StandardScaler().fit(features[:600].astype(np.float64)).transform(features.astype(np.float64))
     for suffix, space in {"": features, "-standardised": scaled, "-raw": raw}.items():
         expected = brute_force(space[:600], labels[:600], space[600:], (5, 20), 0.07)
         for k in (5, 20):
             np.testing.assert_array_equal(found[f"k{k}{suffix}"], expected[k])
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_features_as_they_are_against_scikit_learn(problem: Callable, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    features, labels = clusters(900, 16, 5, seed=4)
+    features *= np.geomspace(0.1, 10, 16, dtype=np.float32)
+    features += 30  # far from 0, where float32 has few digits for differences
+    monkeypatch.setattr(search, "ROWS", 100)
+    found = predicted(*problem({"cls": torch.tensor(features)}, labels, 500, 200), k=(1, 20))
+    oracle = KNeighborsClassifier(k, algorithm="brute").fit(features[:700].astype(np.float64), labels[:700])
+    np.testing.assert_array_equal(found[f"k{k}-none"], oracle.predict(features[700:].astype(np.float64)))
+    assert (found[f"k{k}-none"] != found[f"k{k}"]).any()
 
 
 def test_official_accuracies_of_dino() -> None:

@@ -167,9 +167,15 @@ def test_the_page_from_end_to_end(problem: Callable) -> None:
     scaler = StandardScaler().fit(good[:600])
     model = oracle(best).fit(scaler.transform(good[:600]), labels[:600])
     found = {p.variant: p.labels.numpy() for p in protocol.predict(backbone, fit, test)}
-    assert list(found) == ["chosen", "avg", "cls"]
+    assert list(found) == ["chosen", "avg", "cls", "avg-none", "avg-l2"]
     np.testing.assert_array_equal(found["chosen"], model.predict(scaler.transform(good[600:])))
     np.testing.assert_array_equal(found["chosen"], found["cls"])
+    plain = values["avg"].numpy()
+    for how, inputs in (("none", plain), ("l2", plain / np.linalg.norm(plain, axis=1, keepdims=True))):
+        scores = [oracle(c).fit(inputs[:400], labels[:400]).score(inputs[400:600], labels[400:600]) for c in CS]
+        assert scores[CS.index(fit.chosen[f"C avg-{how}"])] == max(scores)
+        model = oracle(fit.chosen[f"C avg-{how}"]).fit(inputs[:600], labels[:600])
+        np.testing.assert_array_equal(found[f"avg-{how}"], model.predict(inputs[600:]))
 
 
 @pytest.mark.parametrize(

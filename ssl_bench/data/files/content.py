@@ -17,7 +17,7 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.layout import read_layout
-from ssl_bench.data.files.listing import ImageFile, written_name
+from ssl_bench.data.files.listing import ImageFile, find_images, written_name
 from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.errors import UserError
 from ssl_bench.records.decoding import read_record
@@ -72,6 +72,9 @@ def content_of(options: DataOptions) -> Content | None:
     if options.name == "folder":
         layout = read_layout(options)
         rows = list(zip(layout.files, digests_of(layout.root, layout.files), strict=True))
+    elif options.name == "image-masks":
+        found = find_images(str(Path(options.root or "").expanduser()))
+        rows = list(zip(found.files, digests_of(Path(options.root or "").expanduser(), found.files), strict=True))
     else:
         base, shards = find_shards(options)
         parts = (digests_of_shards(base, split, paths) for split, paths in shards.items())

@@ -1,7 +1,7 @@
 """Parquet files in Hugging Face's image layout: a column of {bytes, path}, and one of labels where there are any."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.digests import read_whole
 from ssl_bench.data.files.shards import digests_of_shards, find_shards
 from ssl_bench.data.in_memory import usable
+from ssl_bench.data.masks import IGNORE, EncodedMasks
 from ssl_bench.data.packed import ArrowBytes
 from ssl_bench.data.pool import EncodedPool, Source
 from ssl_bench.data.sources.parquet_labels import Labels, Value, classes_of, joined, label_column, numbered, read_labels
@@ -20,6 +21,7 @@ from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
 
 IMAGES = ("image", "img")
+MASKS = ("mask", "annotation", "segmentation_mask", "semantic_mask", "segmentation", "label", "labels")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def load(options: DataOptions) -> Source:
     _fits_memory([file for files in shards.values() for file in files])
     schema = _schema(shards["train"][0])
     image = _image_column(schema, shards["train"][0])
+    mask = mask_column(schema, image, options.label_column)
+    if mask is not None:
+        return _with_masks(options, base, shards, mask)
     label = label_column(shards["train"], schema, image, options.label_column)
     train = _read("train", base, shards["train"], label)
     test = _read("test", base, shards["test"], label) if "test" in shards else None
@@ -74,6 +79,40 @@ def load(options: DataOptions) -> Source:
         return Source(train=pool, test=None, classes=classes, remedy=f"add labelled test-*.parquet to {root}")
     first, second = split_off_test(pool)
     return Source(train=first, test=second, classes=classes, test_is=FIFTH)
+
+
+def mask_column(schema: pa.Schema, image: str, asked: str | None) -> str | None:
+    """The column whose images are masks: the one that is asked for, or one of a usual name; None without one."""
+    names = [asked] if asked is not None else MASKS
+    return next((n for n in names if n in schema.names and n != image and _holds_images(schema.field(n).type)), None)
+
+
+def _with_masks(options: DataOptions, base: Path, shards: dict[str, list[Path]], column: str) -> Source:
+    """Images with a class for each pixel; the validation files are the test's where there are no test files."""
+    parts = {"train": shards["train"]}
+    other = next((name for name in ("test", "validation") if name in shards), None)
+    if other is not None:
+        parts["test"] = shards[other]
+    pools, classes = [], 0
+    for part, files in parts.items():
+        table = _read(part, base, files, None)
+        chunks = []
+        for file in files:
+            if column not in _schema(file).names:
+                raise UserError(f"{file} has no column {column!r}, which other files have")
+            chunks += _contents(file, pq.read_table(file, columns=[column])[column], column)[0].chunks
+        masks = EncodedMasks(encoded=ArrowBytes(chunks), names=table.ids)
+        for row in range(len(masks)) if part == "train" else ():
+            values = masks.mask(row)
+            known = values[values != IGNORE]
+            classes = max(classes, 1 + (int(known.max()) if len(known) else -1))
+        pools.append(replace(_pool(table, ()), masks=masks))
+    train, *tests = usable(pools, options)
+    names = tuple(map(str, range(classes)))
+    if tests:
+        return Source(train=train, test=tests[0], classes=names, test_is=f"the {other} files")
+    train, test = split_off_test(train)
+    return Source(train=train, test=test, classes=names, test_is=FIFTH)
 
 
 def _labelled(table: Table | None) -> bool:

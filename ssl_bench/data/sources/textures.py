@@ -41,13 +41,14 @@ class Draws:
         rng: Where it is drawn.
         n: N.
         period: Least and largest, in pixels.
+        side: S.
     """
 
-    def __init__(self, rng: np.random.Generator, n: int, period: tuple[float, float]) -> None:
-        self.rng, self.n = rng, n
+    def __init__(self, rng: np.random.Generator, n: int, period: tuple[float, float], side: int = S) -> None:
+        self.rng, self.n, self.side = rng, n, side
         self.period = self.uniform(*period)  # (N, 1, 1)
         angle = self.uniform(0.0, 2 * np.pi)
-        y, x = np.mgrid[:S, :S] - (S - 1) / 2
+        y, x = np.mgrid[:side, :side] - (side - 1) / 2
         self.u = rounded(np.cos(angle)) * x + rounded(np.sin(angle)) * y  # (N, S, S)
         self.v = rounded(np.cos(angle)) * y - rounded(np.sin(angle)) * x
 
@@ -61,14 +62,15 @@ class Draws:
 
     def polar(self) -> tuple[Field, Field]:
         """(N, S, S) distance from a random place on the image, and angle around it, in turns."""
-        x, y = self.u - self.uniform(-12, 12), self.v - self.uniform(-12, 12)
+        most = 0.375 * self.side
+        x, y = self.u - self.uniform(-most, most), self.v - self.uniform(-most, most)
         return np.sqrt(x * x + y * y), rounded(np.arctan2(y, x) / (2 * np.pi))
 
     def smooth(self, cells: float) -> Field:
         """(N, S, S) smooth random field in [0, 1], its bumps about `cells` pixels apart."""
-        knots = int(np.ceil(S / cells)) + 2
+        knots = int(np.ceil(self.side / cells)) + 2
         grid = self.rng.random((self.n, knots, knots))
-        at = np.arange(S)[None] / cells + self.rng.random((self.n, 1))
+        at = np.arange(self.side)[None] / cells + self.rng.random((self.n, 1))
         low = at.astype(np.int64)
         part = at - low
         part = part * part * part * (part * (6 * part - 15) + 10)
@@ -158,9 +160,9 @@ def hatches(d: Draws) -> Field:
 
 
 def confetti(d: Draws) -> Field:
-    found = np.full((d.n, S, S), -1.0)
-    for _ in range(14):
-        x, y = d.u - d.uniform(-20, 20), d.v - d.uniform(-20, 20)
+    found, most = np.full((d.n, d.side, d.side), -1.0), 0.625 * d.side
+    for _ in range(14 * (d.side // S) ** 2):
+        x, y = d.u - d.uniform(-most, most), d.v - d.uniform(-most, most)
         turn = d.uniform(0, 2 * np.pi)
         cosine, sine = rounded(np.cos(turn)), rounded(np.sin(turn))
         along, beside = np.abs(cosine * x + sine * y), np.abs(cosine * y - sine * x)

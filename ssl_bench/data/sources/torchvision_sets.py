@@ -65,13 +65,13 @@ def load(options: DataOptions) -> Source:
     """
     parts = SETS[options.name]
     root = Path(options.root).expanduser() if options.root else default_root()
-    opened = [_open(options, root, parts.cls, arguments) for arguments in parts.train]
+    opened = [open_set(options, root, parts.cls, arguments) for arguments in parts.train]
     classes = _classes(opened[0])
     train = _pool(opened, root, "train", options)
     if parts.test is None:
         train, test = split_off_test(train)
         return Source(train=train, test=test, classes=classes, test_is=FIFTH)
-    test = _pool([_open(options, root, parts.cls, parts.test)], root, "test", options)
+    test = _pool([open_set(options, root, parts.cls, parts.test)], root, "test", options)
     assert train.labels is not None
     labelled = np.flatnonzero(train.labels >= 0)
     if len(labelled) == len(train):
@@ -79,7 +79,12 @@ def load(options: DataOptions) -> Source:
     return Source(train=train.take(labelled), test=test, classes=classes, pretrain=train)
 
 
-def _open(options: DataOptions, root: Path, name: str, arguments: dict[str, Any]) -> Any:
+def open_set(options: DataOptions, root: Path, name: str, arguments: dict[str, Any]) -> Any:
+    """An object of a class of torchvision.datasets, its files downloaded where that is asked for.
+
+    Raises:
+        UserError: They are not there and may not be downloaded, or cannot be.
+    """
 
     # isort: split
     from torchvision import datasets

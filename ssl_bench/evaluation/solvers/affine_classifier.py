@@ -29,9 +29,13 @@ class AffineClassifier:
         own = weight.double() / deviation
         return cls(own, bias.double() - own @ mean)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, D) -> (N, K) float64."""
+        return F.linear(features.double(), self.weight, self.bias)
+
     def __call__(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) classes."""
-        return F.linear(features.double(), self.weight, self.bias).argmax(1)
+        return self.logits(features).argmax(1)
 
 
 def predicted_classes(

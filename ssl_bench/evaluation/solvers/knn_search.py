@@ -67,6 +67,32 @@ def neighbours(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], 
     return torch.cat([similarity for similarity, _ in best]), torch.cat([row for _, row in best])
 
 
+@full_precision()
+def nearest(queries: Callable[[], Iterable[Tensor]], bank: Iterable[Tensor], k: int) -> Found:
+    """The same by Euclidean distance, of vectors of any length, and without a coarse search.
+
+    Vectors are moved by the mean of the bank's first chunk, which changes no distance and keeps float32 exact enough.
+
+    Returns:
+        (Q, k) minus half of the squared distances, but for what all rows share, falling; and (Q, k) rows.
+    """
+    best: list[Found] = []
+    offset, centre = 0, None
+    for chunk in bank:
+        centre = chunk.mean(0) if centre is None else centre
+        for rows in chunk.split(ROWS):
+            rows = torch.cat([rows - centre, -(rows - centre).square().sum(1, keepdim=True) / 2], 1)  # (n, D + 1)
+            for at, query in enumerate(query for given in queries() for query in given.split(QUERIES)):
+                moved = torch.cat([query - centre, query.new_ones(len(query), 1)], 1)
+                similarity, row = ranked(rows, moved, k)
+                if at < len(best):
+                    best[at] = merged(best[at], (similarity, row + offset), k)
+                else:
+                    best.append((similarity, row + offset))
+            offset += len(rows)
+    return torch.cat([similarity for similarity, _ in best]), torch.cat([row for _, row in best])
+
+
 def merged(first: Found, second: Found, k: int) -> Found:
     """The k best of two lists of (q, some), all rows of the second being the higher."""
     similarity, row = (torch.cat(both, 1) for both in zip(first, second, strict=True))

@@ -32,7 +32,11 @@ def classes(run: Run) -> Classes | None:
     """Those of a run's most telling protocol on its own images; None where predictions or classes are missing."""
     results = {result.protocol: result for result in run.results if result.data.identity == run.info.data.identity}
     found = [results[name] for name in MAIN if name in results]
-    found += [result for result in results.values() if result.value is not None and result.protocol not in MAIN]
+    found += [
+        result
+        for result in results.values()
+        if result.value is not None and result.metric == "accuracy" and result.protocol not in MAIN
+    ]
     return _classes(run, found[0]) if found else None
 
 
