@@ -35,7 +35,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 75 (another process is at it), 130 (Ctrl-C), 143."""
+    """Run a command; give its exit code: 0, 1 (failed), 2 (bad input), 75 (taken), 130 (Ctrl-C), 143 (SIGTERM)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     end_with_parent()
     try:
