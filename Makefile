@@ -1,5 +1,6 @@
 # make demo    sets everything up, pretrains on embedded images, evaluates, writes the leaderboard
 # make test    sets everything up, runs the fast tests; make slow the others
+# make cluster-tests   the tests on a real SLURM (Debian: slurm-wlm munge; as root) and a real Ray
 # make lint    ruff
 # make types   mypy --strict
 PYTHON ?= python3
@@ -9,7 +10,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types wheel clean
+.PHONY: demo test slow cluster-tests lint types wheel clean
 
 demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
@@ -19,6 +20,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+cluster-tests: $(READY)
+	$(BIN)/pip install -q -c constraints.txt ".[ray]"
+	$(BIN)/python -m pytest -q -m slow tests/benchmark/test_slurm.py tests/benchmark/test_ray.py tests/benchmark/test_grid.py
 
 lint: $(READY)
 	$(BIN)/pip install -q -c constraints.txt ".[lint]"

@@ -139,6 +139,15 @@ def take(path: Path) -> Claim | None:
                 return None  # another process takes it over
 
 
+def end_job_claim(path: Path, job: str) -> None:
+    """Remove the claim that a batch system's job has, once that has ended."""
+    holder = read_holder(path)
+    if holder is not None and holder.job == job:
+        with suppress(OSError), _gate(path, holder.token) as opened:
+            if opened:
+                path.unlink()
+
+
 def living_holder(path: Path) -> Holder | None:
     """Who has a claim; None where nobody has, or where the process that had it is gone or has been silent for long."""
     found = read_holder(path)
@@ -256,16 +265,28 @@ def _is_stale(path: Path, holder: Holder) -> bool:
     return not holder.job and (holder.gone or _age(path) > STALE_SECONDS)
 
 
-def _age(path: Path) -> float:
-    """Seconds since a file was renewed, by the clock of its file system; 0 where that cannot be asked."""
-    probe = temporary_beside(path)
+def disk_time(beside: Path) -> float:
+    """What time it is by the clock of a path's file system.
+
+    Raises:
+        OSError: Its folder cannot be written.
+    """
+    probe = temporary_beside(beside)
     try:
-        with open(probe, "xb") as asked, open(path, "rb") as file:  # opening it asks the server
-            return os.fstat(asked.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return 0.0
+        with open(probe, "xb") as file:
+            return os.fstat(file.fileno()).st_mtime
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was renewed, by the clock of its file system; 0 where that cannot be asked."""
+    try:
+        with open(path, "rb") as file:  # opening it asks the server
+            renewed = os.fstat(file.fileno()).st_mtime
+        return disk_time(path) - renewed
+    except OSError:
+        return 0.0
 
 
 @final
