@@ -64,7 +64,9 @@ def drawn(grid: Grid) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=counts(grid), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=counts(grid), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), expand=True
+    )
     for heading, share in (("job", 2), ("", 1), ("says", 3)):
         table.add_column(heading, ratio=share, no_wrap=True, overflow="ellipsis")
     running = [(job, active) for job, active in grid.active.items() if active.running]

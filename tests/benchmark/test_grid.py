@@ -301,6 +301,28 @@ def test_a_run_of_a_lost_machine_is_tried_until_its_claim_is_stale(
     assert (tmp_path / "a.log").read_text() == "attempt 0\nattempt 1\nattempt 2\n"
 
 
+def test_a_cancelled_task_asks_its_process_to_end_and_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import signal, sys, time; signal.signal(15, lambda *_: (print('saved'), sys.exit(143)))"
+    program += "; print('up', flush=True); time.sleep(60)"
+    monkeypatch.setattr(Task, "command", [sys.executable, "-c", program])
+    task = Task((), Path("a.log"), Path("a.claim"), tmp_path)
+
+    def cancel(child: "subprocess.Popen[bytes]") -> None:
+        poll = child.poll
+
+        def cancelled() -> int | None:
+            if "up" in (tmp_path / "a.log").read_text():
+                child.poll = poll  # type: ignore[method-assign]
+                raise KeyboardInterrupt
+            return None
+
+        child.poll = cancelled  # type: ignore[method-assign]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until_free(task, os.environ, cancel)
+    assert (tmp_path / "a.log").read_text() == "up\nsaved\n"
+
+
 def simulated(tmp_path: Path, machines: int, count: int, kills: int) -> None:
     """Machines of eight workers share a grid; machines and workers are killed all the while, and begun again."""
     runs, attempts, chance = tmp_path / "runs", tmp_path / "attempts", random.Random(0)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ssl_bench.benchmark.grid import Grid
 from ssl_bench.benchmark.plan import Job
 from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
+from ssl_bench.records.claim import NAME, read_holder
 from ssl_bench.records.run import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -52,6 +52,15 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
+def raylet(node: Any) -> int:
+    """Process of a node that starts its workers."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def task(folder: Path, name: str, *argv: str) -> Task:
     (folder / "logs").mkdir(exist_ok=True)
     return Task(argv, folder / "logs" / f"{name}.log", folder / "logs" / f"{name}.claim")
@@ -64,11 +73,13 @@ def test_a_run_whose_node_is_killed_goes_on_on_another(cluster: Any, tmp_path: P
     given = task(tmp_path, "fit", "fit", "--method=mae", f"--runs={tmp_path}", *LONG)
     executor.submit([given])
     assert executor.states() == {"fit": State("waiting")}  # there is no node for it yet
-    node = cluster.add_node(num_cpus=1)
-    wait_until(lambda: given.log.exists() and "epoch " in given.log.read_text(), seconds=PATIENCE)
+    nodes = {raylet(node): node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))}
+    wait_until(lambda: list(tmp_path.glob("*/checkpoints/last.ckpt")), seconds=PATIENCE)
     assert executor.states() == {"fit": State("running")}
-    cluster.add_node(num_cpus=1)
-    cluster.remove_node(node, allow_graceful=False)
+    (claim,) = tmp_path.glob(f"*/{NAME}")
+    first = read_holder(claim)
+    assert first is not None
+    cluster.remove_node(nodes[parent(parent(first.process))], allow_graceful=False)
     wait_until(lambda: "going on from step" in given.log.read_text(), seconds=PATIENCE)
     assert executor.states() == {"fit": State("running")}
     assert "1 jobs were stopped" in executor.stop()
@@ -88,4 +99,3 @@ def test_a_grid_on_ray(cluster: Any, tmp_path: Path) -> None:
     assert [job.title for job in failed] == ["breaks"] and "nothing called" in next(iter(failed.values()))
     assert all("mae" in (tmp_path / "logs" / f"{i}.log").read_text() for i in range(6))
     assert not list((tmp_path / "logs").glob("*.claim"))
-    time.sleep(0.1)

@@ -15,6 +15,7 @@ from ssl_bench.records.claim import STALE_SECONDS
 from ssl_bench.runtime.watchdog import marked_child
 
 DEAF = 'trap "" USR2; exec "$@"'  # SLURM sends SIGUSR2 to all processes of a job, and it would end this one
+STOP_SECONDS = 60.0  # in which a run saves itself
 AGAIN_SECONDS = 10.0  # between attempts at a run that a machine had which is gone
 
 
@@ -117,11 +118,26 @@ def run_until_free(
             child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own, cwd=task.cwd)
         if started is not None:
             started(child)
-        while (code := child.poll()) is None:  # a signal's handler may look at it, too
-            time.sleep(0.2)
+        try:
+            while (code := child.poll()) is None:  # a signal's handler may look at it, too
+                time.sleep(0.2)
+        except BaseException:  # this attempt is cancelled
+            end_gently([child])
+            raise
         if code != Taken.exit_code or time.monotonic() > end:
             return code
         time.sleep(AGAIN_SECONDS)
+
+
+def end_gently(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """Ask processes to save and end, and wait for that."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def last_line(log: Path, most: int = 4096) -> str:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from ssl_bench.benchmark.executors.executor import Executor, State, Task
+from ssl_bench.benchmark.executors.executor import Executor, State, Task, end_gently
 from ssl_bench.errors import UserError
 from ssl_bench.runtime.watchdog import marked_child
-
-STOP_SECONDS = 60.0  # in which a run saves itself
 
 
 @final
@@ -60,13 +58,7 @@ class LocalExecutor(Executor):
 
     def stop(self) -> str:
         running = [process for _, process in self.processes.values()]
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        end_gently(running)
         return f"{len(running)} jobs were stopped; each continues from its last checkpoint"
 
     def detach(self, argv: Sequence[str], logs: Path) -> str:

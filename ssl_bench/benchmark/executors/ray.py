@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
-from ssl_bench.benchmark.executors.executor import Executor, State, Task, run_until_free
+from ssl_bench.benchmark.executors.executor import STOP_SECONDS, Executor, State, Task, run_until_free
 from ssl_bench.benchmark.executors.options import RayOptions
 from ssl_bench.errors import RunFailed, UserError
 
@@ -72,26 +72,26 @@ class RayExecutor(Executor):
         return found
 
     def stop(self) -> str:
-        count = len(self.running)
-        for reference, _ in self.running.values():
-            self.ray.cancel(reference, force=True)  # the run notices that its parent is gone, and saves itself
-        return f"{count} jobs were stopped; each continues from its last checkpoint" if count else ""
+        references = [reference for reference, _ in self.running.values()]
+        for reference in references:
+            self.ray.cancel(reference)  # an exception in the task, which ends its process and waits for it
+        if references:
+            self.ray.wait(references, num_returns=len(references), timeout=STOP_SECONDS)
+        return f"{len(references)} jobs were stopped; each continues from its last checkpoint" if references else ""
 
     def detach(self, argv: Sequence[str], logs: Path) -> str:
         from ray.job_submission import JobSubmissionClient
 
+        if self.options.address == "local":
+            raise UserError("--detach leaves a benchmark to a cluster: `--executor.address auto` or `host:port`")
+        log = logs.absolute() / "benchmark.log"
         command = shlex.join([sys.executable, "-m", "ssl_bench", *argv])
-        log = logs / "benchmark.log"
-        self._connect()
-        dashboard = self.ray.get_runtime_context().gcs_address if self.options.address == "local" else None
-        address = dashboard or f"http://{self.ray._private.worker.global_worker.node.webui_url or ''}"
+        entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {command} > {shlex.quote(str(log))} 2>&1"
         try:
-            job = JobSubmissionClient(address).submit_job(
-                entrypoint=f"cd {shlex.quote(os.getcwd())} && {command} > {shlex.quote(str(log.absolute()))} 2>&1"
-            )
-        except (ConnectionError, RuntimeError) as error:
+            job = JobSubmissionClient(self.options.address).submit_job(entrypoint=entrypoint)
+        except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            text = f"--detach: Ray's job server does not answer ({reason}): start the cluster's dashboard"
+            text = f"--detach: Ray's job server does not answer ({reason}); its head node runs it with the dashboard"
             raise RunFailed(text) from None
         return f"Ray job {job} carries on; it says how far it is in {log}; `ray job stop {job}` ends it"
 

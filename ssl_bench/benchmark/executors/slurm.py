@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +27,7 @@ LATE_SECONDS = 30.0  # for a file of another machine to be seen here, once its j
 MARGIN_SECONDS = 8.0  # between the end of a run that saved itself and the end of its time
 KILLED_SECONDS = 120.0  # in which SLURM ends a job that it has sent SIGTERM
 MOST_TIMEOUTS = 1000  # times that a job may be queued again: each continues from the last checkpoint
+KEPT = ("SLURM_CONF",)  # which cluster it is
 PHASES = {"PENDING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "SPECIAL_EXIT": "waiting"}
 
 
@@ -55,21 +57,20 @@ class SlurmExecutor(Executor):
             part = tasks[start : start + self.options.array_size]
             for task in part:
                 task.log.unlink(missing_ok=True)
-            jobs = self._sbatch([SlurmTask(task, self.options.signal) for task in part], "ssl-bench", self.parallel)
+            jobs = self._sbatch([SlurmTask(task, self.options.signal) for task in part], self.options, self.parallel)
             self.jobs |= {task.name: job for task, job in zip(part, jobs, strict=True)}
             submitted += [f"{PREFIX}{job}" for job in jobs]
         return submitted
 
-    def _sbatch(self, functions: "Sequence[SlurmTask]", name: str, parallel: int | None) -> list[str]:
+    def _sbatch(self, functions: "Sequence[SlurmTask]", o: SlurmOptions, parallel: int | None) -> list[str]:
         submitit = _submitit()
-        o = self.options
         executor = submitit.SlurmExecutor(self.folder / "%j", max_num_timeout=MOST_TIMEOUTS)
         given: dict[str, Any] = {"partition": o.partition, "account": o.account, "qos": o.qos}
         given |= {"constraint": o.constraint, "setup": list(o.setup) or None, "array_parallelism": parallel or 100_000}
         given |= {"mem": f"{round(o.memory * 1024)}MB" if o.memory else None, "gpus_per_node": o.gpus or None}
         requeue = {"requeue": True, "open-mode": "append"}
         executor.update_parameters(
-            job_name=name,
+            job_name="ssl-bench",
             time=o.time,
             nodes=1,
             ntasks_per_node=1,
@@ -80,9 +81,9 @@ class SlurmExecutor(Executor):
             **{name: value for name, value in given.items() if value is not None},
         )
         try:
-            if len(functions) == 1:
-                return [str(executor.submit(functions[0]).job_id)]
-            with executor.batch():
+            kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+            with submitit.helpers.clean_env(), executor.batch():  # this may be a job itself
+                os.environ.update(kept)
                 jobs = [executor.submit(function) for function in functions]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
             reason = " ".join(str(error).split())[-300:]
@@ -135,7 +136,8 @@ class SlurmExecutor(Executor):
 
     def detach(self, argv: Sequence[str], logs: Path) -> str:
         task = Task(tuple(argv), logs / "benchmark.log", logs / "benchmark.claim")
-        (job,) = self._sbatch([SlurmTask(task, self.options.signal)], "ssl-bench-benchmark", None)
+        options = replace(self.options, gpus=0, cpus=1, memory=None)  # it waits and looks
+        (job,) = self._sbatch([SlurmTask(task, options.signal)], options, None)
         return f"SLURM job {job} carries on; it says how far it is in {task.log}"
 
 
