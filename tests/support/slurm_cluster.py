@@ -93,4 +93,8 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
         for process in reversed(processes):
             process.terminate()
         for process in processes:
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # slurmd waits for what it has been told to end
+                process.kill()
+                process.wait()
