@@ -1,5 +1,6 @@
 # make demo    sets everything up, pretrains on embedded images, evaluates, writes the leaderboard
 # make test    sets everything up, runs the fast tests; make slow the others
+# make cluster-tests   the tests on a real SLURM (Debian: slurm-wlm munge; as root) and a real Ray
 # make lint    ruff
 # make types   mypy --strict
 # make mutants PACKAGE=data   tries careless changes of a package, and names those that no test notices
@@ -10,7 +11,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow mutants lint types wheel clean
+.PHONY: demo test slow cluster-tests mutants lint types wheel clean
 
 demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
@@ -23,6 +24,10 @@ slow: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python tests/support/mutants.py $(PACKAGE) $(if $(SAMPLE),--sample $(SAMPLE))
+
+cluster-tests: $(READY)
+	$(BIN)/pip install -q -c constraints.txt ".[ray]"
+	$(BIN)/python -m pytest -q -m slow tests/benchmark/test_slurm.py tests/benchmark/test_ray.py tests/benchmark/test_grid.py
 
 lint: $(READY)
 	$(BIN)/pip install -q -c constraints.txt ".[lint]"

@@ -16,6 +16,12 @@ class LostProcess(RunFailed):
     """Another process that shares the work is gone; whoever started them knows which, and may say so first."""
 
 
+class Taken(RunFailed):
+    """Another process works on this run: the command line prints who, and exits with a code that says `try again`."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class Terminated(BaseException):
     """SIGTERM came: the command line exits with code 143."""
 

@@ -6,17 +6,20 @@ A method's entry may have followers, `then: [...]`: runs on the same images, net
 A little above 300 lines, as one file format is read in one module.
 """
 
+import copy
 import hashlib
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.config import class_paths, registry
+from ssl_bench.config.constraints import Seed, checked
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
 from ssl_bench.config.options import DataOptions
@@ -112,13 +115,14 @@ def plan(
     fits: dict[Path | None, Job] = {}
     evaluations: dict[str, Job] = {}
     known: dict[DataOptions, Content | None] = {}  # images are looked at once
+    parsed: dict[tuple[str, ...], dict[str, Any]] = {}
     for images in data:
         jobs: dict[Path | None, Job] = {}
         for stage, backbone, point in itertools.product(methods, backbones, points):
             given = {**shared, **images, **backbone, "runs": str(runs)}
             for options in (given, point, *_options(stage)):
                 class_paths.check(options, dict.fromkeys(options, "the benchmark file"), named_classes)
-            for job in _jobs(stage, given, point, runs, extra, None, known):
+            for job in _jobs(stage, given, point, runs, extra, None, known, parsed):
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
         _check_protocols(tree, named_classes)
         for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
@@ -180,6 +184,7 @@ def _jobs(
     extra: Sequence[str],
     before: Job | None,
     known: dict[DataOptions, Content | None],
+    parsed: dict[tuple[str, ...], dict[str, Any]],
 ) -> Iterator[Job]:
     """A stage's job and its followers'; what an axis varies is varied in the first, and in all if it is the seed's."""
     if "backbone.name" in stage.options:
@@ -193,7 +198,7 @@ def _jobs(
         options["init"] = previous
     options = {name: previous if value == PREVIOUS else value for name, value in options.items()}
     argv = tuple(f"--{key}={_text(value)}" for key, value in options.items() if value is not None)
-    config = parse_fit(argv, look=image_summary).config
+    config = _config(argv, options.get("seed"), parsed)
     if "backbone" not in config:
         what = f"methods: {method} makes a tokenizer, which is not evaluated"
         raise UserError(f"{what}: run `ssl-bench fit` for it first, and name its folder as a tokenizer")
@@ -211,7 +216,17 @@ def _jobs(
     job = Job("  ".join(parts), ("fit", *argv, *extra), folder.name, folder, after, start, config)
     yield job
     for follower in stage.then:
-        yield from _jobs(follower, {**given, **network}, point, runs, extra, job, known)
+        yield from _jobs(follower, {**given, **network}, point, runs, extra, job, known, parsed)
+
+
+def _config(argv: Sequence[str], seed: Any, parsed: dict[tuple[str, ...], dict[str, Any]]) -> dict[str, Any]:
+    """Configuration of a run. Parsing takes 50 ms: runs that differ in their seed alone are parsed once."""
+    but_seed = tuple(flag for flag in argv if not flag.startswith("--seed="))
+    if but_seed in parsed and type(seed) is int:
+        with suppress(ValueError):
+            return {**copy.deepcopy(parsed[but_seed]), "seed": checked(Seed, seed)}
+    parsed[but_seed] = parse_fit(argv, look=image_summary).config
+    return parsed[but_seed]
 
 
 def _text(value: Any) -> str:

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
     from ssl_bench.config.options import DataOptions, TrainerOptions
     from ssl_bench.data.files.content import Content, folder_of_run
     from ssl_bench.data.image_summary import check_place, image_summary
+    from ssl_bench.records.claim import refuse_if_taken
     from ssl_bench.records.run import is_finished
     from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
 
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
     folder = folder_of_run(parsed.runs, parsed.config, known)
     if is_finished(folder):
         return _already_done(folder)
+    if launch is None or launch.rank == 0:  # which has it before the others ask
+        refuse_if_taken(folder)
     trainer = parsed.config["trainer"]
     count = 1 if launch else requested_processes(trainer["devices"], trainer["accelerator"])
     if launch is None or launch.launcher != "--trainer.devices":

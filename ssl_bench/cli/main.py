@@ -16,7 +16,7 @@ from types import FrameType
 
 import ssl_bench
 from ssl_bench.cli.commands import COMMANDS, refuse
-from ssl_bench.errors import LostProcess, RunFailed, Terminated, UserError, near
+from ssl_bench.errors import LostProcess, RunFailed, Taken, Terminated, UserError, near
 from ssl_bench.runtime.watchdog import end_with_parent
 
 # What the user can change at once: another place. The rest is a disk's or a network's trouble.
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; give its exit code: 0, 1 (it failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM)."""
+    """Run a command; give its exit code: 0, 1 (failed), 2 (bad input), 75 (taken), 130 (Ctrl-C), 143 (SIGTERM)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     end_with_parent()
     # A thread that waits for another gives its core away: where other jobs keep the cores busy, threads that spin
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(str(error), 2)
     except LostProcess as error:
         return _failed(str(error), 1, CAUSE_FIRST_SECONDS)
+    except Taken as error:
+        return _failed(str(error), Taken.exit_code)
     except RunFailed as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from ssl_bench.records.renamed import OPTIONS
 
 ENVIRONMENT = "SSL_BENCH_"
 NO_OPTIONS = ("SSL_BENCH_CACHE",)  # variables of that beginning that are none of a command's options
-NAMED = ("method", "backbone", "data")  # `--data cifar10` is short for `--data.name cifar10`
+NAMED = ("method", "backbone", "data", "executor")  # `--data cifar10` is short for `--data.name cifar10`
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,16 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def stack(layers: Iterable[tuple[str, dict[str, Any]]]) -> Layers:
-    """Layers over one another; one that names another backbone drops what earlier ones said of theirs."""
+    """Layers over one another; one that names another backbone or executor drops what earlier ones said of theirs."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
         layer = {current_name(f"{k}.name" if k in NAMED else k, origin): v for k, v in layer.items()}
-        named = layer.get("backbone.name")
-        if named is not None and values.get("backbone.name", named) != named:
-            for key in [k for k in values if k.startswith("backbone.")]:
-                del values[key], origins[key]
+        for group in ("backbone", "executor"):
+            named = layer.get(f"{group}.name")
+            if named is not None and values.get(f"{group}.name", named) != named:
+                for key in [k for k in values if k.startswith(f"{group}.")]:
+                    del values[key], origins[key]
         values |= layer
         origins |= dict.fromkeys(layer, origin)
     return Layers(values, origins)

@@ -1,6 +1,7 @@
 """All targets of one `evaluate` command through its protocols."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from ssl_bench.config import registry
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.files.left_out import UnreadableImage, add_left_out, read_left_out
-from ssl_bench.errors import UserError
+from ssl_bench.errors import Taken, UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
 from ssl_bench.evaluation.input_files import (
     ImagesInput,
@@ -21,6 +22,7 @@ from ssl_bench.evaluation.input_files import (
 )
 from ssl_bench.evaluation.networks import prepare_target
 from ssl_bench.evaluation.targets import Measurement, measurements, several_data_sets
+from ssl_bench.records.claim import claimed
 from ssl_bench.records.files import DAY, clear_temporary
 from ssl_bench.records.run import read_run
 
@@ -31,10 +33,14 @@ if TYPE_CHECKING:
 
 
 def run_evaluate(given: Evaluate) -> Iterator[str]:
-    """Evaluate all targets; yields each folder when it is done. Several processes, however started, share the work."""
-    from ssl_bench.runtime.distributed import distributed_context, rank
-    from ssl_bench.tracking.wandb_results import logged
+    """Evaluate all targets; yields each folder when it is done. Several processes, however started, share the work.
 
+    Raises:
+        Taken: Other commands work on some of the targets; all others are evaluated before.
+    """
+    from ssl_bench.runtime.distributed import distributed_context, rank
+
+    taken: list[str] = []
     measured = measurements(given.targets, given.data)
     with distributed_context(given.device) as device:
         if line := several_data_sets(measured):
@@ -42,15 +48,40 @@ def run_evaluate(given: Evaluate) -> Iterator[str]:
         opened: dict[str, Dataset] = {}
         for number, each in enumerate(measured, 1):
             say(f"[{number}/{len(measured)}] {each.target.name}")
-            folder = _evaluate_one(given, each, opened, device, alone=len(measured) == 1)
+            try:
+                with ExitStack() as held:
+                    folder = _evaluate_one(given, each, opened, device, len(measured) == 1, held)
+            except Taken as error:
+                taken.append(str(error))
+                continue
             if rank() == 0:
-                with logged(folder, given.wandb):  # all that the folder holds by now
-                    pass
                 yield str(folder)
+    if taken:
+        raise Taken("; ".join(taken))
+
+
+def _hold(held: ExitStack, folder: Path, device: str) -> None:
+    """Claim a run folder, for all processes of this command.
+
+    Raises:
+        Taken: Another command has it.
+    """
+    import torch
+
+    from ssl_bench.runtime.distributed import all_reduce_sum, rank
+
+    refusal = None
+    if rank() == 0:
+        try:
+            held.enter_context(claimed(folder))
+        except Taken as error:
+            refusal = str(error)
+    if float(all_reduce_sum(torch.tensor([float(refusal is not None)], device=device))) > 0:
+        raise Taken(refusal or f"{folder} is taken, as the first process says")
 
 
 def _evaluate_one(
-    given: Evaluate, measured: Measurement, opened: "dict[str, Dataset]", device: str, alone: bool
+    given: Evaluate, measured: Measurement, opened: "dict[str, Dataset]", device: str, alone: bool, held: ExitStack
 ) -> Path:
     """Evaluate the networks of a target on its images; gives its folder.
 
@@ -60,8 +91,10 @@ def _evaluate_one(
         opened: Images that are open already; these are put there.
         device: Where networks run.
         alone: Whether it is all that was asked for: then it is an error if no protocol can be run on it.
+        held: Gets the claim of the folder.
     """
     from ssl_bench.runtime.distributed import rank
+    from ssl_bench.tracking.wandb_results import logged
 
     target, options = measured.target, measured.data
     image_files, key = images_files(options), repr(options)  # looked at before they are read
@@ -72,8 +105,12 @@ def _evaluate_one(
     if evaluations and len(lacking) == len(evaluations):
         name, why = next(iter(lacking.items()))
         raise UserError(f"--protocols {name}: {why}")
+    if target.folder:
+        _hold(held, target.folder, device)
     main = read_run(target.folder).branch if target.folder else ""
     folder, networks = prepare_target(target, opened[key], options, given, device)
+    if not target.folder:
+        _hold(held, folder, device)
     if rank() == 0:
         clear_temporary(folder, elsewhere_after=DAY)
     data = opened[key].without(read_left_out(folder))
@@ -102,6 +139,9 @@ def _evaluate_one(
             }
             network = {branch: NetworkInput(digest, first.backbone, first.geometry)}
             write_inputs(folder, options, ImagesInput(files, first.data, first.splits, network, refusals))
+    if rank() == 0:
+        with logged(folder, given.wandb):  # all that the folder holds by now
+            pass
     return folder
 
 

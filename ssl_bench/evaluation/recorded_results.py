@@ -99,15 +99,27 @@ def answer_from_records(given: Evaluate) -> Iterator[str] | None:
 
     Nothing is loaded: files that are the same as when the results were made are known by their digests.
     """
-    if given.force or several_processes():  # which would have to agree
+    if several_processes():  # which would have to agree
+        return None
+    found = _complete(given)
+    return None if found is None else _said(given, measurements(given.targets, given.data), found)
+
+
+def all_recorded(given: Evaluate) -> bool:
+    """Whether an `evaluate` has nothing to evaluate: every result is there, and no file has changed since."""
+    return _complete(given) is not None
+
+
+def _complete(given: Evaluate) -> list[Recorded] | None:
+    """What is recorded, if nothing is left to be evaluated."""
+    if given.force:
         return None
     try:
-        measured = measurements(given.targets, given.data)
-        found = [_unchanged(given, each) for each in measured]
+        found = [_unchanged(given, each) for each in measurements(given.targets, given.data)]
     except UserError:
         return None  # whatever it is, evaluating says it
     whole = [each for each in found if each is not None and each.complete]
-    return _said(given, measured, whole) if len(whole) == len(measured) else None
+    return whole if len(whole) == len(found) else None
 
 
 def _said(given: Evaluate, measured: Sequence[Measurement], found: Sequence[Recorded]) -> Iterator[str]:

@@ -6,7 +6,7 @@ checkpoint. Of several processes the first alone writes.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkp
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
 from ssl_bench.pretraining.trainer import make_trainer, prepare_process, quicken
+from ssl_bench.records.claim import claimed
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import DataRecord, RunInfo, Status, is_finished, write_run
 from ssl_bench.runtime.acceleration import effective_precision
@@ -73,6 +74,7 @@ def fit(
         UserError: The configuration does not fit the data or the network.
         DivergenceError: The loss is no longer a number.
         LostProcess: Another process of the run is gone.
+        Taken: Another command trains this run.
         OSError: The folder cannot be written; its last good state is still there.
         KeyboardInterrupt: Ctrl-C; the run continues from where it stopped when started again.
         Terminated: SIGTERM; likewise.
@@ -82,8 +84,11 @@ def fit(
     if is_finished(folder):
         return Fitted(folder, already_done=True)
     signals = Signals(bool(config["trainer"].get("requeue")))
+    launch = adopt_launcher()
     try:
-        with signals.handled():
+        with signals.handled(), claimed(folder) if launch is None or launch.rank == 0 else nullcontext():
+            if is_finished(folder):  # by another command, a moment ago
+                return Fitted(folder, already_done=True)
             _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals)
     except Stopped as stop:
         raise (KeyboardInterrupt() if stop.wish is Wish.INTERRUPT else Terminated()) from None

@@ -12,8 +12,10 @@ from PIL import Image
 from tiny import TINY
 from wandb_server import WandbServer
 
+from ssl_bench.benchmark.executors.local import LocalExecutor, gpu_count
+from ssl_bench.benchmark.grid import Grid
 from ssl_bench.benchmark.plan import Job, plan
-from ssl_bench.benchmark.runner import Benchmark, Grid, _gpus, find_file, parse_benchmark
+from ssl_bench.benchmark.runner import Benchmark, find_file, parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
 from ssl_bench.config.class_constants import class_constant
@@ -177,8 +179,9 @@ def test_from_a_file_to_the_leaderboard_and_wandb(
 
 def grid(tmp_path: Path, jobs: list[Job], slots: int = 1, retry: bool = False) -> dict[str, str]:
     """Title of what failed -> the end of its log."""
-    benchmark = Benchmark(jobs, tmp_path, slots, dry_run=False, estimate=False, retry_failed=retry, by="views")
-    return {job.title: tail for job, tail in Grid(benchmark).run().items()}
+    found = Grid(jobs, tmp_path / "logs", LocalExecutor(slots), retry).run()
+    assert not list((tmp_path / "logs").glob("*.claim"))
+    return {job.title: tail for job, tail in found.items()}
 
 
 def job(name: str, *argv: str, folder: Path | None = None, after: Path | None = None) -> Job:
@@ -235,49 +238,51 @@ def test_what_is_behind_another_waits_for_its_end(tmp_path: Path) -> None:
         assert begun(tmp_path / str(slots)) == ["breaks", "behind it"]
 
 
-def test_slots_work_side_by_side_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[float, float, str]] = []
+class Process:
+    """Takes a moment; its environment is noted when it starts, and the time when it has ended."""
 
-    class Process:
-        def __init__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> None:
-            self.env = env
+    made: list["Process"] = []
 
-        def wait(self) -> int:
-            start = time.monotonic()
-            time.sleep(0.2)
-            seen.append((start, time.monotonic(), self.env["OMP_NUM_THREADS"]))
-            return 0
+    def __init__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str], cwd: Path) -> None:
+        self.env, self.begin, self.end = env, time.monotonic(), float("inf")
+        self.made.append(self)
 
-    monkeypatch.setattr("ssl_bench.benchmark.runner.subprocess.Popen", Process)
-    monkeypatch.setattr("ssl_bench.benchmark.runner.os.cpu_count", lambda: 8)
+    def poll(self) -> int | None:
+        if time.monotonic() - self.begin < 0.3:
+            return None
+        self.end = min(self.end, time.monotonic())
+        return 0
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
+    monkeypatch.setattr(Process, "made", [])
+    monkeypatch.setattr("ssl_bench.benchmark.executors.local.subprocess.Popen", Process)
+    monkeypatch.setattr("ssl_bench.benchmark.executors.local.os.cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return Process.made
+
+
+def test_slots_work_side_by_side_and_share_the_cores(tmp_path: Path, processes: list[Process]) -> None:
     assert grid(tmp_path, [job(str(i)) for i in range(6)], slots=2) == {}
-    at_a_time = [sum(begin <= start < end for begin, end, _ in seen) for start, _, _ in seen]
-    assert len(seen) == 6 and max(at_a_time) == 2  # never three at once
+    at_a_time = [sum(p.begin <= each.begin < p.end for p in processes) for each in processes]
+    assert len(processes) == 6 and max(at_a_time) == 2  # never three at once
     assert at_a_time.count(2) >= 2
-    assert {threads for _, _, threads in seen} == {"4"}
+    assert {each.env["OMP_NUM_THREADS"] for each in processes} == {"4"}
 
 
-def test_each_slot_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    class Process:
-        def __init__(self, command: list[str], stdout: object, stderr: object, env: dict[str, str]) -> None:
-            seen.append(env["CUDA_VISIBLE_DEVICES"])
-
-        def wait(self) -> int:
-            time.sleep(0.1)
-            return 0
-
-    monkeypatch.setattr("ssl_bench.benchmark.runner.subprocess.Popen", Process)
-    monkeypatch.setattr("ssl_bench.benchmark.runner._gpus", lambda: 2)
+def test_each_slot_has_a_gpu_of_its_own(
+    tmp_path: Path, processes: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssl_bench.benchmark.executors.local.gpu_count", lambda: 2)
     assert grid(tmp_path, [job(str(i)) for i in range(6)], slots=3) == {}
+    seen = [each.env["CUDA_VISIBLE_DEVICES"] for each in processes]
     assert set(seen[:3]) == {"0", "1"} and set(seen) == {"0", "1"}
 
 
 def test_gpus_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert _gpus() == 0
+    assert gpu_count() == 0
 
 
 # Data

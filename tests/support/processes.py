@@ -57,9 +57,11 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
     return said
 
 
-def wait_until(happened: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
+def wait_until(
+    happened: Callable[[], object], process: "subprocess.Popen[str] | None" = None, seconds: float = SECONDS
+) -> None:
     """Until something is so, while a process lives."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None, process.communicate()

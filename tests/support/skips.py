@@ -9,6 +9,8 @@ ALLOWED = (
     "IMAGENET_SUBSETS names no folder",  # lists that come with google-research/simclr
     "finds processes in /proc",
     "needs Chromium",
+    "needs Ray",
+    "needs SLURM, munge and root",
     "needs a CUDA device",
     "the CIFAR-10 parquet files are not here",
     "the sample of 62 photographs is not here",

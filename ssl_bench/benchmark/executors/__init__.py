@@ -1,0 +1,1 @@
+"""Where the jobs of a benchmark run: an executor per module; the module's name is the one of `--executor`."""
