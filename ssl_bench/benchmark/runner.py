@@ -115,6 +115,7 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     runs = Path(given.runs)
     wandb_options(given)  # one that is wrong is found now
     named = [name.strip() for name in given.classes.split(",") if name.strip()]
+    class_paths.name_classes(*named)
     jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given), named)
     by = checked_by(str(tree.get("by", DEFAULT_BY)))
     return Benchmark(jobs, runs, given.jobs, given.dry_run, given.estimate, given.retry_failed, by, tuple(argv))

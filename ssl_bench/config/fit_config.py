@@ -38,8 +38,8 @@ examples:
 """
 
 
-def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
-    """Options of pretraining; with a method, that method's too."""
+def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registry.Found | None = None) -> Parser:
+    """Options of pretraining; with a method, that method's too, and with a class of the user's, that network's."""
     description = "Pretrain a backbone. The last line of standard output is the run's folder."
     usage = f"{prog} --method NAME [--data NAME] [--backbone NAME] [-c FILE] [--GROUP.OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description, usage=usage)
@@ -54,7 +54,7 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
         optim = made()
         parser.add_class_arguments(cls, "method", skip={"optim"})
     if pretrains:
-        parser.add_class_arguments(BackboneOptions, "backbone")
+        parser.add_class_arguments(signatures.read_network(network) if network else BackboneOptions, "backbone")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(Optim, "optim")
     parser.set_defaults({f"optim.{k}": v for k, v in asdict(optim).items()})
@@ -141,13 +141,16 @@ def parse_fit(
     _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
-    parser = fit_parser(method)
+    network = _own_network(layers)
+    parser = fit_parser(method, network=network)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
     # The parser knows --print_config for its help alone: jsonargparse would take the flag for one of its own.
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
     if method is None:
         parser.error(f"which method? --method {' | '.join(registry.names('methods'))}")
     config = plain(namespace)
+    if network is not None:
+        config["backbone"] = _as_arguments(config["backbone"])
     Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
         config=config,
@@ -165,6 +168,30 @@ def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: S
     """Class paths of files alone are refused; a tokenizer that a flag names (``own``) stands above those of files."""
     values = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
     class_paths.check(values, layers.origins, named_classes)
+
+
+def _own_network(layers: Layers) -> registry.Found | None:
+    """The class that the backbone is of, if it is the user's own; what a file says of its arguments becomes options."""
+    name = str(layers.values.get("backbone.name", ""))
+    if not class_paths.is_class_path(class_paths.BACKBONE, name):
+        return None
+    inner = "backbone.timm_args."
+    for key in [key for key in layers.values if key.startswith(inner)]:
+        option = f"backbone.{key.removeprefix(inner)}"
+        layers.values[option], layers.origins[option] = layers.values.pop(key), layers.origins.pop(key)
+    layers.values.pop("backbone.timm_args", None)  # none of them
+    common = {field.name for field in fields(BackboneOptions)} - set(signatures.NETWORK)
+    own = {field.name for field in fields(signatures.read_network(registry.class_at(name, "backbone")))}
+    for option in common - own:  # left alone in a configuration that was written out
+        layers.values.pop(f"backbone.{option}", None)
+    return registry.class_at(name, "backbone")
+
+
+def _as_arguments(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the user's network as `BackboneOptions` has them: its constructor's in `timm_args`."""
+    ours = {name: value for name, value in chosen.items() if name in signatures.NETWORK}
+    args = {name: value for name, value in chosen.items() if name not in ours}
+    return asdict(BackboneOptions(**ours, timm_args=args or None))
 
 
 # Options of the user's that say what of a recipe still fits.

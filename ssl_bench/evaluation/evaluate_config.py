@@ -105,6 +105,8 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
     parser.add_argument("--device", type=Device, default="auto", metavar="NAME", help="where networks run")
     parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
+    theirs = "classes of yours that networks of runs are of (my_package.net.Net), with commas: their code will run"
+    parser.add_argument("--classes", default="", metavar="CLASS,...", help=theirs)
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
     common_arguments(parser)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
@@ -112,6 +114,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         parser.set_defaults({option: value for _, values in presets for option, value in values.items()})
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
+    class_paths.name_classes(*(name.strip() for name in str(namespace.classes).split(",")))
     if not namespace.targets:
         parser.error("what? name run folders, random:BACKBONE or pixels")
     tree = namespace.as_dict()

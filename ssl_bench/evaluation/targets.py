@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.config import class_paths
 from ssl_bench.config.layers import checked_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.errors import UserError
@@ -75,6 +76,7 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
             raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
         if kind == "random" and (Path(network) / "run.json").exists():
             return _random_network_of(name, Path(network), int(number) if at else None)
+        class_paths.name_classes(network)  # by the user, if it is one
         options = {**backbone, "name": network} if network else None
         return Target(name, None, kind, options, int(number) if at else seed)
     folder = Path(name)

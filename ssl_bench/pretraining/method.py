@@ -45,6 +45,7 @@ class Method(pl.LightningModule, ABC):
     no_weight_decay: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
     backbone: Backbone
+    start: Mapping[str, Any] | None = None  # `ssl_bench.models.pretrained.Start` of a run that begins with weights
 
     def __init__(self, backbone: Backbone | None, optim: Optim) -> None:
         super().__init__()
