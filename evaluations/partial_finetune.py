@@ -52,10 +52,11 @@ from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import FineTuneModel, Recipe, depth_of, refused_pooling
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, refused_pooling
 from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
 from ssl_bench.finetuning.training import SELECTION, Diverged
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import depth_of
 from ssl_bench.runtime.precision import full_precision
 
 Pooling = Literal["avg", "cls"]

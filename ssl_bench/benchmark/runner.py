@@ -24,7 +24,7 @@ from jsonargparse import Namespace
 
 import ssl_bench
 from ssl_bench.benchmark.plan import Job, plan
-from ssl_bench.config import registry
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.constraints import PositiveInt
 from ssl_bench.config.layers import read_yaml, split_argv
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options

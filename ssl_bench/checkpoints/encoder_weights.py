@@ -31,7 +31,9 @@ def encoder_weights(path: Path, as_they_are: bool = False) -> Weights:
     format = None if as_they_are else _format(names, str(path))
     if format is None:
         prefix = _common(names)
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+        tensors = {
+            name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)
+        }
         return Weights(str(path), tensors)
     match = recognise(format, names, str(path))
     kind = match.kind

@@ -5,6 +5,7 @@ import os
 from typing import Any, cast
 
 from ssl_bench.cli.commands import COMMANDS, import_torch, path, refuse, typed
+from ssl_bench.config import class_paths
 from ssl_bench.config.constraints import Device, PositiveInt
 
 

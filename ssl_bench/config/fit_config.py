@@ -20,7 +20,7 @@ from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import Layers, environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
-from ssl_bench.config.recipes import Images, Recipe, fit_to, recipe_for, recipe_named
+from ssl_bench.config.recipes import CONTINUE, Images, Recipe, fit_to, recipe_for, recipe_named
 
 USUAL = (
     *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
@@ -134,9 +134,17 @@ def parse_fit(
     data = {"name": users.get("data.name", DataOptions.name), "root": set_by_user.get("data.root")}
     explains = "--help" in flags or "-h" in flags or "--help-all" in flags
     images = look(data) if look is not None and not explains else Images(str(data["name"]))
-    recipe = recipe_named(str(asked)) if asked else recipe_for(method, images) if method else None
+    own_recipe = asked in (None, CONTINUE)
+    recipe = (recipe_for(method, images) if method else None) if own_recipe else recipe_named(str(asked))
     notes: list[str] = []
     start = _start(method, recipe, images, set_by_user, notes) if method else []
+    begins = _begins_with_weights(set_by_user)
+    if begins:  # whose network is as it is
+        start = [(origin, {k: v for k, v in each.items() if not k.startswith("backbone.")}) for origin, each in start]
+    continues = asked == CONTINUE or (begins and asked is None)
+    if continues:
+        overlay = recipe_named(CONTINUE)
+        start.append((f"recipe {CONTINUE}", flatten(read_yaml(overlay.file), str(overlay.file))))
     layers = stack([*start, *given])
     _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
@@ -155,7 +163,7 @@ def parse_fit(
     return FitConfig(
         config=config,
         runs=Path(namespace.runs),
-        recipe=recipe.name if recipe else None,
+        recipe=" + ".join([*([recipe.name] if recipe else []), *([CONTINUE] if continues else [])]) or None,
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
         images=images,
@@ -197,8 +205,15 @@ def _as_arguments(chosen: Mapping[str, Any]) -> dict[str, Any]:
 # Options of the user's that say what of a recipe still fits.
 WATCHED = (
     *("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr"),
-    *("trainer.accumulate_grad_batches", "trainer.max_epochs"),
+    *("trainer.accumulate_grad_batches", "trainer.max_epochs", "backbone.pretrained", "backbone.weights"),
 )
+
+
+def _begins_with_weights(given: Mapping[str, Any]) -> bool:
+    """Whether a run begins with weights of others rather than random ones."""
+    asked = str(given.get("backbone.pretrained") or "").lower()
+    hub = str(given.get("backbone.name") or "").startswith(("hf-hub:", "local-dir:"))
+    return bool(given.get("backbone.weights")) or asked == "true" or (hub and asked != "false")
 
 
 def _start(

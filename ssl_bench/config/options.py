@@ -127,6 +127,8 @@ class Optim:
         milestones: Epochs at which steps_simmim divides the rate by ten.
         clip: Largest gradient norm; None leaves gradients alone.
         clip_per: The norm is of all gradients together (model) or of each tensor (tensor, DINO).
+        layer_decay: Factor on the rate per block or stage of the backbone, from its output down; for continuing from
+            weights. All layers learn alike when not given.
     """
 
     name: Literal["adamw", "sgd", "lars", "lars_tf", "larc"] = "adamw"
@@ -145,6 +147,7 @@ class Optim:
     milestones: Annotated[tuple[PositiveFloat, ...], Ascending()] = ()
     clip: PositiveFloat | None = None
     clip_per: Literal["model", "tensor"] = "model"
+    layer_decay: Fraction | None = None
 
     def __post_init__(self) -> None:
         floor = self.min_lr if self.schedule != "steps_simmim" else 0.0  # which has none

@@ -24,6 +24,7 @@ EXAMPLES = """
 examples:
   ssl-bench evaluate runs/mae-...                                    k-NN and linear probe on the run's own data
   ssl-bench evaluate runs/mae-... random:runs/mae-... pixels         beside what it started from, and beside raw pixels
+  ssl-bench evaluate timm:vit_small_patch14_dinov2.lvd142m --data cifar10     published weights
   ssl-bench evaluate runs/mae-... --data cifar100 --protocols knn    transfer to other images
   ssl-bench evaluate --protocols finetune --help                     with the options of a protocol
 """
@@ -89,7 +90,10 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         usage="ssl-bench evaluate RUN... [--protocols knn,linear] [--data NAME] [--PROTOCOL.OPTION VALUE ...]",
     )
     parser.add_argument(
-        "targets", nargs="*", metavar="RUN", help="a run folder, random:BACKBONE[@SEED], random:RUN or pixels"
+        "targets",
+        nargs="*",
+        metavar="RUN",
+        help="a run folder, random:BACKBONE[@SEED], random:RUN, timm:NAME or pixels",
     )
     parser.add_argument(
         "--protocols",

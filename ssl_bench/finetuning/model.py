@@ -7,7 +7,7 @@ Shapes: B images of a batch, 3 x s x s pixels, P prefix tokens, N patches, D fea
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
 import torch
 from timm.layers.drop import DropPath
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.stages import stages
+from ssl_bench.models.stages import blocks, layers
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.seeds import derive
 
@@ -172,21 +172,6 @@ class FineTuneModel(nn.Module):
         return logits
 
 
-def blocks(backbone: Backbone) -> list[nn.Module]:
-    """The residual blocks of a ViT, Swin or ResNet, the first first."""
-    network: Any = backbone.model
-    if backbone.is_swin:
-        return [block for stage in network.layers for block in stage.blocks]
-    if backbone.is_resnet:
-        return [block for number in (1, 2, 3, 4) for block in getattr(network, f"layer{number}")]
-    return list(network.blocks)
-
-
-def depth_of(backbone: Backbone) -> int:
-    """L, the parts that can be tuned from the output down: blocks, or stages of a network known by its features."""
-    return 1 + max(stages(backbone.model).values()) if backbone.is_pooled else len(blocks(backbone))
-
-
 def set_drop_path(backbone: Backbone, last: float) -> None:
     """Stochastic depth of each block: 0 at the first, growing linearly to ``last``; whatever there was goes.
 
@@ -195,7 +180,9 @@ def set_drop_path(backbone: Backbone, last: float) -> None:
     names = ("drop_path", "drop_path1", "drop_path2", "drop_path3")
     every = blocks(backbone) if not backbone.is_pooled else _holders(backbone, names)
     for block, chance in zip(every, torch.linspace(0, last, len(every)).tolist(), strict=True):
-        for module, name in [(m, n) for m in block.modules() for n in names if isinstance(getattr(m, n, None), nn.Module)]:
+        for module, name in [
+            (m, n) for m in block.modules() for n in names if isinstance(getattr(m, n, None), nn.Module)
+        ]:
             setattr(module, name, DropPath(chance) if chance > 0 else nn.Identity())
 
 
@@ -205,37 +192,9 @@ def _holders(backbone: Backbone, names: tuple[str, ...]) -> list[nn.Module]:
 
 
 def layer_ids(model: FineTuneModel) -> tuple[dict[str, int], int]:
-    """Each parameter's layer, and the head's, which is the largest.
-
-    0 is what makes tokens or the first map: patch embedding, positions, class token, a ResNet's stem. i is the i-th
-    block, counted through a Swin's stages, whose merging of patches belongs to the block before it, or a ResNet's stage
-    i, or that of `ssl_bench.models.stages`. All else is the head's (MAE `util/lr_decay.py`, SimMIM `optimizer.py`). Unlike here, SimMIM's code gives a Swin's
-    absolute positions the head's rate: they are in none of its rules.
-    """
-    backbone, network = model.backbone, cast(Any, model.backbone.model)
-    if backbone.is_pooled:
-        found, top = stages(network), depth_of(backbone)
-        names = [name for name, _ in model.named_parameters()]
-        return {name: found.get(name.removeprefix("backbone.model."), top) for name in names}, top
-    top = (4 if backbone.is_resnet else len(blocks(backbone))) + 1
-    depths = [len(stage.blocks) for stage in network.layers] if backbone.is_swin else []
-    return {
-        name: _layer(name.removeprefix("backbone.model."), top, depths) for name, _ in model.named_parameters()
-    }, top
-
-
-def _layer(name: str, top: int, depths: list[int]) -> int:
-    part, *rest = name.split(".")
-    if part in ("cls_token", "reg_token", "mask_token", "pos_embed", "absolute_pos_embed", "patch_embed", "norm_pre", "rope"):
-        return 0
-    if part == "blocks":
-        return int(rest[0]) + 1
-    if part == "layers":  # timm's stage begins with the merging that ends the stage before in the papers' code
-        before = sum(depths[: int(rest[0])])
-        return before + int(rest[2]) + 1 if rest[1] == "blocks" else before
-    if part in ("conv1", "bn1"):
-        return 0
-    return int(part.removeprefix("layer")) if part.removeprefix("layer").isdigit() else top
+    """Each parameter's layer, numbered as `ssl_bench.models.stages.layers` does, and the head's, the largest."""
+    own, top = layers(model.backbone)
+    return {name: own.get(name.removeprefix("backbone."), top) for name, _ in model.named_parameters()}, top
 
 
 def groups(model: FineTuneModel, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:

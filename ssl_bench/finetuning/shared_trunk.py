@@ -27,10 +27,10 @@ from ssl_bench.data.splits import Split, ValidationSplit
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches
-from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, depth_of, optimizer
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, optimizer
 from ssl_bench.finetuning.training import POINTS, SELECTION, Diverged, accuracy, autocast, mixed, update
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.stages import stages
+from ssl_bench.models.stages import blocks, depth_of, stages
 from ssl_bench.runtime.acceleration import write_out_attention
 from ssl_bench.runtime.precision import full_precision
 

@@ -303,9 +303,7 @@ class Backbone(nn.Module):
         shared = {} if table is None else {"shared_rel_pos_bias": table()}  # (heads, P + N, P + N)
         return [shared] * len(blocks)
 
-    def _trunk(
-        self, tokens: Tensor, shared: list[dict[str, Tensor]], classes: list[Tensor] | None = None
-    ) -> Tensor:
+    def _trunk(self, tokens: Tensor, shared: list[dict[str, Tensor]], classes: list[Tensor] | None = None) -> Tensor:
         """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``."""
         for block, given in zip(self.model.blocks, shared, strict=True):
             tokens = block(tokens, **given)

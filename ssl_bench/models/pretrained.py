@@ -22,12 +22,18 @@ from torch import Tensor, nn
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.timm_arguments import FIXED, patch_size_in
+from ssl_bench.models.timm_arguments import FIXED, family_of, patch_size_in
 from ssl_bench.models.weights_files import checksum
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 CLASSIFIER = re.compile(r"(?:head|head_dist|fc|classifier|last_linear)(?:\.\w+)*")
-OURS = {"img_size": "img_size", "patch_size": "patch_size", "embed_dim": "width", "depth": "depth", "num_heads": "num_heads"}
+OURS = {
+    "img_size": "img_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Weights:
         tensors: By timm's names, or by those of the user's own class.
         mean: That their network's input has subtracted, three numbers; None where it is not known.
         std: That it is divided by, likewise.
+        img_size: Pixels of the images that it was made for, likewise.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    img_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,9 @@ def network_of(options: BackboneOptions, image_size: int | None = None) -> Backb
         found = _described(found)
     elif starts and "." in options.name and timm.is_model(options.name.partition(".")[0]):
         found = replace(found, name=options.name.partition(".")[0])
+    if is_pretrained(options) and options.small_stem is None and timm.is_model(found.name):
+        resnet = family_of(found.name) == "resnet"  # whose published weights have the stem of large images
+        found = replace(found, small_stem=False if resnet else None)
     if options.img_size is not None or image_size is None:
         return replace(found, img_size=options.img_size)
     patch = found.patch_size or patch_size_in(found.name)
@@ -114,10 +125,13 @@ def timm_weights(name: str) -> Weights:
     except Exception as error:
         known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")[:4]) if ":" not in name else ""
         choice = f"; timm has weights for {known}" if known else ""
-        raise UserError(f"no weights for --backbone {name}: {_brief(error)}{choice}; or --backbone.weights FILE") from None
+        raise UserError(
+            f"no weights for --backbone {name}: {_brief(error)}{choice}; or --backbone.weights FILE"
+        ) from None
     cfg = donor.pretrained_cfg
     tag = f".{cfg['tag']}" if cfg.get("tag") and "." not in name and ":" not in name else ""
-    return Weights(f"timm:{name}{tag}", donor.state_dict(), *(tuple(map(float, cfg[key])) for key in ("mean", "std")))
+    mean, std = (tuple(map(float, cfg[key])) for key in ("mean", "std"))
+    return Weights(f"timm:{name}{tag}", donor.state_dict(), mean, std, int(cfg["input_size"][-1]))
 
 
 def start(backbone: Backbone, weights: Weights) -> Start:
@@ -127,62 +141,73 @@ def start(backbone: Backbone, weights: Weights) -> Start:
         UserError: Some of its parameters have none, or of another shape.
     """
     model: Any = backbone.model
-    own = {name: tensor for name, tensor in model.state_dict().items()}
-    computed = {name for name, _ in model.named_buffers()} - {name for name in own if re.search(r"running|num_batch", name)}
+    own: dict[str, Tensor] = model.state_dict()
+    learned = {name for name, _ in model.named_parameters()} | {name for name in own if "running_" in name}
     given, adapted = dict(weights.tensors), []
     if "norm.weight" in own and "norm.weight" not in given and "fc_norm.weight" in given:
-        given |= {f"norm.{part}": given.pop(f"fc_norm.{part}") for part in ("weight", "bias") if f"fc_norm.{part}" in given}
+        given = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in given.items()}
         adapted.append("the norm of pooled features is that of the tokens")
-    fitted: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        if name in computed and name not in given:
-            fitted[name] = tensor
-        elif name in given:
-            fitted[name], line = _fitted(name, given[name], tensor, backbone)
-            adapted += [line] if line else []
-    lacking = [name for name in own if name not in fitted]
-    if lacking:
+    if lacking := [name for name in own if name in learned and name not in given]:
         raise UserError(f"{weights.source} has no {_some(lacking)} of {backbone.options.name}: is it of this network?")
-    unused = [name for name in given if name not in own and name not in computed and not CLASSIFIER.fullmatch(name)]
-    if len(unused) < len(given) - len(fitted):
-        adapted.append("its classifier is left out")
-    if unused:
+    fitted = dict(own)  # what is computed from sizes stays as it is here
+    for name in own:
+        if name in given and (name in learned or given[name].shape == own[name].shape):
+            fitted[name], line = _fitted(name, given[name], own[name], backbone)
+            adapted += [line] if line else []
+    extra = [name for name in given if name not in own]
+    if unused := [name for name in extra if not CLASSIFIER.fullmatch(name)]:
         adapted.append(f"{_some(unused)} left out")
+    if len(extra) > len(unused):
+        adapted.append("its classifier left out")
     with torch.no_grad():
         model.load_state_dict(fitted)
-    return Start(weights.source, checksum({name: tensor.cpu() for name, tensor in weights.tensors.items()}), tuple(dict.fromkeys(adapted)))
+    digest = checksum({name: tensor.cpu() for name, tensor in weights.tensors.items()})
+    return Start(weights.source, digest, tuple(dict.fromkeys(adapted)))
 
 
 def _fitted(name: str, given: Tensor, own: Tensor, backbone: Backbone) -> tuple[Tensor, str]:
     """A weight in the shape that it has here, and a line on what was done; the line is empty if nothing was."""
     there, here = tuple(given.shape), tuple(own.shape)
-    if there == here or (name.endswith("relative_position_index") and there != here):
-        return (given, "") if there == here else (own, "")
-    if name == "pos_embed" and given.ndim == own.ndim == 3 and there[2] == here[2]:
-        prefix = here[1] - backbone.grid**2
-        side = math.isqrt(max(0, there[1] - prefix))
-        if side * side + prefix == there[1]:
-            grid = [backbone.grid, backbone.grid]
-            resampled = resample_abs_pos_embed(given.float(), grid, [side, side], prefix)
-            return resampled, f"positions {side} x {side} -> {backbone.grid} x {backbone.grid}"
-    if name.endswith("relative_position_bias_table") and there[1] == here[1]:
+    if there == here:
+        return given, ""
+    found = None
+    if name == "pos_embed" and len(there) == len(here) == 3 and there[2] == here[2]:
+        found = _positions(given, here[1] - backbone.grid**2, backbone.grid)
+    elif name.endswith("relative_position_bias_table") and there[1] == here[1]:
         window = (math.isqrt(here[0]) + 1) // 2
         resized = resize_rel_pos_bias_table(given.float(), (window, window), here)
-        return resized, f"relative positions {there[0]} -> {here[0]}"
-    if len(there) == len(here) == 4 and there[0] == here[0] and "patch_embed" in name:
-        fitted, lines = given, []
-        if there[1] != here[1]:
-            fitted, lines = _channels(fitted, here[1]), [f"channels {there[1]} -> {here[1]}"]
-        if there[2:] != here[2:]:
-            fitted = resample_patch_embed(fitted.float(), list(here[2:]))
-            lines.append(f"patches of {there[2]} -> {here[2]} pixels")
-        return fitted, ", ".join(lines)
-    if len(there) == len(here) == 4 and there[0] == here[0] and there[2:] == here[2:] and here[1] == 3 and name == _first(backbone.model):
-        return _channels(given, 3), f"channels {there[1]} -> 3"
+        found = resized, f"relative positions {there[0]} -> {here[0]}"
+    elif name == _first(backbone.model) and there[0] == here[0]:
+        found = _convolution(given, here)
+    if found is not None and found[0].shape == own.shape:
+        return found
     raise UserError(
-        f"{name} is {there} in the weights and {here} in {backbone.options.name}: options of --backbone that change it"
-        " (width, patch_size, small_stem) must be left as its weights have them"
+        f"{name} is {there} in the weights and {here} in {backbone.options.name}: leave options of --backbone that"
+        " change it (width, depth, small_stem) as its weights have them"
     )
+
+
+def _positions(given: Tensor, prefix: int, grid: int) -> tuple[Tensor, str] | None:
+    """(1, P + N, D) positions of another grid, the prefix's unchanged."""
+    side = math.isqrt(max(0, given.shape[1] - prefix))
+    if prefix < 0 or side * side + prefix != given.shape[1]:
+        return None
+    resampled = resample_abs_pos_embed(given.float(), [grid, grid], [side, side], prefix)
+    return resampled, f"positions {side} x {side} -> {grid} x {grid}"
+
+
+def _convolution(given: Tensor, here: tuple[int, ...]) -> tuple[Tensor, str] | None:
+    """(D, C, p, p) of the first convolution, for other channels and patches of another size."""
+    fitted, lines = given, []
+    if given.shape[1] != here[1]:
+        fitted = _channels(fitted, here[1])
+        lines.append(f"channels {given.shape[1]} -> {here[1]}")
+    if given.shape[2:] != here[2:]:
+        if here[2] < 4 or given.shape[2] % 2:  # a stem of 3 x 3 for 7 x 7 is another network
+            return None
+        fitted = resample_patch_embed(fitted.float(), list(here[2:]))
+        lines.append(f"patches of {given.shape[2]} -> {here[2]} pixels")
+    return fitted, ", ".join(lines)
 
 
 def _channels(weight: Tensor, channels: int) -> Tensor:

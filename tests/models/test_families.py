@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import timm
 import torch
 from paths import ROOT
 from small import build, views_of
@@ -19,12 +18,9 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.finetuning.model import FineTuneModel, depth_of, groups
-from ssl_bench.finetuning.shared_trunk import Top, states
 from ssl_bench.models.architectures import timm_names
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import write_backbone
-from ssl_bench.models.stages import stages
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
 
 VIT = {"patch_size": 8, "width": 48, "depth": 2, "num_heads": 3}
