@@ -46,8 +46,9 @@ class Backbone(nn.Module):
         self.options = options
         created = create_network(options)
         self.model, self.architecture, self.args = created.model, created.architecture, created.args
-        self.timm_can_build = created.family != "own"  # whether `timm.create_model(architecture, **args)` gives it
-        family = type(self.model)
+        self.own = created.family == "own"  # a class of the user's, whatever it is derived from
+        self.timm_can_build = not self.own  # whether `timm.create_model(architecture, **args)` gives it
+        family = nn.Module if self.own else type(self.model)
         if issubclass(family, Beit):
             self.img_size: int = self.model.patch_embed.img_size[0]
             self.patch_size: int = self.model.patch_embed.patch_size[0]
@@ -101,20 +102,20 @@ class Backbone(nn.Module):
     @property
     def is_vit(self) -> bool:
         """Whether the network has one token per patch from first to last: a plain ViT, BEiT or EVA."""
-        if isinstance(self.model, Beit | Eva):
-            return True
+        if self.own or isinstance(self.model, Beit | Eva):
+            return not self.own
         plain = isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed)
         return plain and type(self.model)._pos_embed is VisionTransformer._pos_embed
 
     @property
     def is_resnet(self) -> bool:
         """Whether the network is a ResNet, which has no patches."""
-        return isinstance(self.model, ResNet)
+        return isinstance(self.model, ResNet) and not self.own
 
     @property
     def is_swin(self) -> bool:
         """Whether the network embeds patches, which can be masked, and merges them later."""
-        return isinstance(self.model, SwinTransformer | SwinTransformerV2)
+        return isinstance(self.model, SwinTransformer | SwinTransformerV2) and not self.own
 
     @property
     def is_pooled(self) -> bool:

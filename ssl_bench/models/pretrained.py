@@ -27,13 +27,7 @@ from ssl_bench.models.weights_files import checksum
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 CLASSIFIER = re.compile(r"(?:head|head_dist|fc|classifier|last_linear)(?:\.\w+)*")
-OURS = {
-    "img_size": "img_size",
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "num_heads",
-}
+OURS = {"patch_size": "patch_size", "embed_dim": "width", "depth": "depth", "num_heads": "num_heads"}
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,10 @@ def network_of(options: BackboneOptions, image_size: int | None = None) -> Backb
         found = replace(found, small_stem=False if resnet else None)
     if options.img_size is not None or image_size is None:
         return replace(found, img_size=options.img_size)
-    patch = found.patch_size or patch_size_in(found.name)
-    return replace(found, img_size=math.ceil(image_size / patch) * patch if starts and patch else image_size)
+    patch = found.patch_size or (found.timm_args or {}).get("patch_size") or patch_size_in(found.name)
+    return replace(
+        found, img_size=math.ceil(image_size / patch) * patch if starts and isinstance(patch, int) else image_size
+    )
 
 
 def _described(options: BackboneOptions) -> BackboneOptions:
@@ -107,11 +103,13 @@ def _described(options: BackboneOptions) -> BackboneOptions:
         _, name, args = load(place)
     except Exception as error:
         raise UserError(f"--backbone {options.name}: {_brief(error)}") from None
-    args = dict(args or {})
-    ours = {ours: args.pop(theirs) for theirs, ours in OURS.items() if theirs in args}
-    ours = {name: value for name, value in ours.items() if getattr(options, name) is None}
-    rest = {name: value for name, value in args.items() if name not in FIXED | {"global_pool", "drop_path_rate"}}
-    return replace(options, name=str(name), **ours, timm_args={**rest, **(options.timm_args or {})} or None)
+    kept = {
+        name: value
+        for name, value in dict(args or {}).items()
+        if name not in FIXED | {"global_pool", "drop_path_rate", "img_size"}
+        and (name not in OURS or getattr(options, OURS[name]) is None)  # the user's word is above the folder's
+    }
+    return replace(options, name=str(name), timm_args={**kept, **(options.timm_args or {})} or None)
 
 
 def timm_weights(name: str) -> Weights:
@@ -203,7 +201,7 @@ def _convolution(given: Tensor, here: tuple[int, ...]) -> tuple[Tensor, str] | N
         fitted = _channels(fitted, here[1])
         lines.append(f"channels {given.shape[1]} -> {here[1]}")
     if given.shape[2:] != here[2:]:
-        if here[2] < 4 or given.shape[2] % 2:  # a stem of 3 x 3 for 7 x 7 is another network
+        if here[2] % 2 or given.shape[2] % 2:  # a stem of 3 x 3 for 7 x 7 is another network
             return None
         fitted = resample_patch_embed(fitted.float(), list(here[2:]))
         lines.append(f"patches of {given.shape[2]} -> {here[2]} pixels")

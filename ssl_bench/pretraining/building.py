@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.config import registry
@@ -16,7 +17,6 @@ from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.pretrained import Weights, is_pretrained, network_of, start, timm_weights
 from ssl_bench.pretraining.checkpoint import start_from
-from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.method import Method
 
 
@@ -80,10 +80,10 @@ def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
     Raises:
         UserError: They do not fit.
     """
+    copies = [module for module in method.modules() if isinstance(module, Backbone) and _equal(module, method.backbone)]
     begun = start(method.backbone, weights)
-    for teacher in (part for part in method.children() if isinstance(part, EMATeacher)):
-        for copied in (module for module in teacher.modules() if isinstance(module, Backbone)):
-            copied.load_state_dict(method.backbone.state_dict())
+    for copied in copies:
+        copied.load_state_dict(method.backbone.state_dict())
     adapted = [*begun.adapted]
     if weights.mean is not None and weights.std is not None and (weights.mean, weights.std) != (data.mean, data.std):
         data = replace(data, mean=cast(RGB, weights.mean), std=cast(RGB, weights.std))
@@ -92,6 +92,11 @@ def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
     size = method.backbone.img_size
     say("; ".join([f"starting from {begun.source} (sha256 {begun.digest[:8]}) at {size} pixels", *adapted]))
     return data
+
+
+def _equal(one: Backbone, other: Backbone) -> bool:
+    own, theirs = one.state_dict(), other.state_dict()
+    return own.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
 
 
 def _labelled(data: Dataset, method: Method) -> Dataset:
