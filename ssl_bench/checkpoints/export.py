@@ -44,7 +44,7 @@ def export(run: Path, out: Path, format: str = "timm", license: str | None = Non
     if format in BY_TIMM and not backbone.timm_can_build:
         what = "its 3x3 first convolution" if getattr(backbone, "small_stem", False) else "some of its parts"
         text = f"timm has no argument for {what} ({backbone.options.name}, {backbone.img_size} px)"
-        raise UserError(f"{run}: {text}, so no folder would load: --format torchscript or onnx")
+        raise UserError(f"{run}: {text}, so no folder would load: --format torchscript or onnx, or docs/checkpoints.md")
     replaced = out.is_dir() and any(out.iterdir())
     if out.exists() and (not out.is_dir() or (replaced and not _own(out))):
         raise UserError(f"-o {out} holds something else: name a new folder")

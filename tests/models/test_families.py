@@ -12,16 +12,23 @@ import pytest
 import torch
 from paths import ROOT
 from small import build, views_of
+from torch import Tensor, nn
 
 from ssl_bench.checkpoints.export import export
 from ssl_bench.config import registry
-from ssl_bench.config.options import BackboneOptions
+from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.finetuning.model import FineTuneModel, Recipe
+from ssl_bench.finetuning.shared_trunk import Top, states
 from ssl_bench.models.architectures import timm_names
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import write_backbone
+from ssl_bench.models.stages import depth_of, stages
+from ssl_bench.optim.optimizers import StepSchedule, build_optimizer
+from ssl_bench.pretraining.layer_rates import decayed_by_layer
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
 
 VIT = {"patch_size": 8, "width": 48, "depth": 2, "num_heads": 3}
@@ -182,6 +189,109 @@ def test_a_member_of_each_family_is_pretrained_evaluated_and_exported(
         write_backbone(run, backbone, (0.5,) * 3, (0.25,) * 3)
         write_run(run, RunInfo("finished", "pretrained", "dino", DataRecord("digits", {}), {}))
         export(run, tmp_path / "out")
+
+
+EVAS = ("eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_ape_224")
+
+
+class Keep(nn.Module):
+    """What timm drops patches with, told which to keep."""
+
+    def __init__(self, keep: Tensor, prefix: int) -> None:
+        super().__init__()
+        self.keep, self.prefix = keep, prefix
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        kept = tokens[:, self.prefix :].take_along_dim(self.keep[..., None], 1)
+        return torch.cat([tokens[:, : self.prefix], kept], 1), self.keep
+
+
+@pytest.mark.parametrize("name", EVAS)
+def test_tokens_of_an_eva_are_those_of_timm(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneOptions(name, img_size=32, **VIT)).eval()
+    keep = torch.stack([torch.randperm(16)[:5] for _ in range(2)])
+    other = [(48, None)] if backbone.model.pos_embed is None else []  # absolute ones are resampled as DINO does
+    for size, kept in ((32, None), (32, keep), *other):
+        images = torch.rand(2, 3, size, size)
+        backbone.model.patch_drop = None if kept is None else Keep(kept, backbone.prefix)
+        with torch.no_grad():
+            expected = backbone.model.forward_features(images)
+            torch.testing.assert_close(backbone.tokens(images, keep=kept), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(method, EVAS[0]) for method in ("mae", "cae", "simmim", "ibot", "beit", "dinov2", "ijepa")]
+    + [(method, EVAS[1]) for method in ("simmim", "ibot", "beit", "dinov2")],
+)
+def test_an_eva_hides_patches(method: str, name: str) -> None:
+    plain = {"class_token": False} if method == "ijepa" else {}
+    learner = build(method, BackboneOptions(name, img_size=32, **VIT, timm_args=plain or None))
+    loss = learner.loss(views_of(learner, 4))
+    loss.backward()
+    assert loss.isfinite()
+    assert learner.backbone.model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "swinv2_tiny_window8_256"])
+def test_a_method_that_hides_patches_names_those_that_take_any_network(name: str) -> None:
+    options = BackboneOptions(name, img_size=32, **(SWIN if "swin" in name else {}))
+    with pytest.raises(UserError, match="simclr"):
+        build("mae", options)
+
+
+def test_stages_of_a_network() -> None:
+    found = stages(Backbone(BackboneOptions("test_convnext", img_size=32)).model)
+    ends = {name.partition(".blocks")[0] if "blocks" in name else name: stage for name, stage in found.items()}
+    assert ends["stem.0.weight"] == 0 and ends["head.norm.weight"] == 4
+    assert [ends[f"stages.{number}"] for number in range(4)] == [1, 2, 3, 4]
+    inner = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    net = nn.Sequential(nn.ModuleDict({"a": nn.Linear(2, 2)}), nn.ReLU(), inner)
+    first, second = ("0.a.weight", "0.a.bias"), ("2.0.weight", "2.0.bias", "2.1.weight", "2.1.bias")
+    assert stages(net) == dict.fromkeys(first, 0) | dict.fromkeys(second, 1)
+
+
+def test_partial_fine_tuning_by_stages_leaves_what_is_below_alone() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneOptions("test_efficientnet", img_size=32))
+    model = FineTuneModel(backbone, CLASSES)
+    found, total = stages(backbone.model), depth_of(backbone)
+    recipe = Recipe(epochs=1, warmup_epochs=0, lr=1.0, drop_path=0.0, precision="32-true")
+    top = Top(model, 1, recipe)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    top.train()
+    images = torch.rand(4, 3, 32, 32)
+    state = states(backbone, images, [1])[1]
+    torch.nn.functional.cross_entropy(top.logits(state), torch.tensor([0, 1, 0, 1])).backward()
+    assert top.optimizer is not None
+    for group in top.optimizer.param_groups:
+        group["lr"] = 0.1
+    top.optimizer.step()
+    moved = {name for name, tensor in backbone.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    learned = {name for name, stage in found.items() if stage == total - 1}
+    norms = {name for name in moved if "running" in name or "num_batches" in name}
+    assert learned and moved - norms == learned
+    assert norms and all(f"{name.rpartition('.')[0]}.weight" in learned for name in norms)
+
+
+@pytest.mark.parametrize(("name", "layers_below"), [("test_convnext", 5), ("vit_pico_patch4_32", 3)])
+def test_rates_of_pretraining_fall_from_the_output_down(name: str, layers_below: int) -> None:
+    method = build("simclr", name)
+    plain = method.parameter_groups()
+    found = decayed_by_layer(method.backbone, plain, 0.5)
+    of = {id(parameter): group for group in found for parameter in group["params"]}
+    assert len(of) == sum(len(group["params"]) for group in plain) == sum(len(group["params"]) for group in found)
+    own = dict(method.named_parameters())
+    first = "stem.0.weight" if name == "test_convnext" else "patch_embed.proj.weight"
+    assert of[id(own[f"backbone.model.{first}"])]["lr_scale"] == 0.5**layers_below
+    heads = [
+        parameter for each, parameter in own.items() if not each.startswith("backbone.") and parameter.requires_grad
+    ]
+    assert heads and all(of[id(parameter)]["lr_scale"] == 1 for parameter in heads)
+    optimizer = build_optimizer(method, Optim("adamw"), groups=found)
+    StepSchedule(Optim("adamw", base_lr=1.0, warmup_epochs=0), 256, 10, 10).apply(optimizer, 0)
+    assert {round(group["lr"], 6) for group in optimizer.param_groups} >= {1.0, round(0.5**layers_below, 6)}
 
 
 def test_the_documentation_has_these_families_and_names_the_others() -> None:
