@@ -71,6 +71,9 @@ class Backbone(nn.Module):
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.embed_dim
+            if self.img_size < self.patch_size:
+                rule = f"is smaller than a patch of {options.name}: try {self.patch_size}"
+                raise UserError(f"--backbone.img_size {self.img_size} {rule}")
         elif issubclass(family, ResNet):
             self.img_size = options.img_size or 224
             self.dim = self.model.num_features

@@ -8,6 +8,7 @@ Shapes: P prefix tokens, N patches, D features.
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
-from ssl_bench.models.timm_arguments import FIXED, family_of, patch_size_in
+from ssl_bench.models.timm_arguments import FIXED, family_of
 from ssl_bench.models.weights_files import checksum
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
@@ -90,10 +91,12 @@ def network_of(options: BackboneOptions, image_size: int | None = None) -> Backb
         found = replace(found, small_stem=False if resnet else None)
     if options.img_size is not None or image_size is None:
         return replace(found, img_size=options.img_size)
-    patch = found.patch_size or (found.timm_args or {}).get("patch_size") or patch_size_in(found.name)
-    return replace(
-        found, img_size=math.ceil(image_size / patch) * patch if starts and isinstance(patch, int) else image_size
-    )
+    if starts:
+        with torch.device("meta"):
+            probe = Backbone(replace(found, img_size=None))
+        patch = probe.patch_size if probe.is_vit else 1
+        image_size = math.ceil(image_size / patch) * patch
+    return replace(found, img_size=image_size)
 
 
 def _described(options: BackboneOptions) -> BackboneOptions:
@@ -173,7 +176,9 @@ def _fitted(name: str, given: Tensor, own: Tensor, backbone: Backbone) -> tuple[
         found = _positions(given, here[1] - backbone.grid**2, backbone.grid)
     elif name.endswith("relative_position_bias_table") and there[1] == here[1]:
         window = (math.isqrt(here[0]) + 1) // 2
-        resized = resize_rel_pos_bias_table(given.float(), (window, window), here)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm hands torch a tensor that it must copy first
+            resized = resize_rel_pos_bias_table(given.float(), (window, window), here)
         found = resized, f"relative positions {there[0]} -> {here[0]}"
     elif name == _first(backbone.model) and there[0] == here[0]:
         found = _convolution(given, here)

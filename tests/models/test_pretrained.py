@@ -79,6 +79,7 @@ def test_patches_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> N
     assert "patches of 14 -> 8 pixels" in adapted
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
 def test_windows_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> None:
     place = folder_of(tmp_path, "swin_tiny_patch4_window7_224", **SWIN, window_size=4)
     own = {"depths": [2, 2], "num_heads": [2, 3], "window_size": 8}
