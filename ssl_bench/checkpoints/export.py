@@ -98,7 +98,7 @@ def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, .
         "model_args": args,
         "pretrained_cfg": {
             "input_size": [3, backbone.img_size, backbone.img_size],
-            "fixed_input_size": not backbone.is_resnet,
+            "fixed_input_size": "img_size" in args,  # then timm gives the network this size
             "interpolation": "bicubic",
             "crop_pct": crop,
             "crop_mode": "center",

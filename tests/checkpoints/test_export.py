@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from golden_files import assert_close
+from hub_server import hub
 from paths import GOLDEN, ROOT
 from PIL import Image
 
@@ -283,3 +284,19 @@ def test_the_cards_metadata_is_what_hubs_read(tmp_path: Path) -> None:
     assert result.metric_value == 72.3
     assert result.metric_args == {"interval": [71.2, 73.4], "confidence": 0.95, "images": 10000}
     assert "71.2 to 73.4" in result.metric_name and "Licence: cc-by-nc-4.0" in card.text
+
+
+def test_a_run_becomes_a_model_of_transformers_on_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
+    out = ["-o", str(tmp_path / "out")]
+    with hub(monkeypatch, str(tmp_path / "cache")) as models:
+        asked = ["--format=hf", "--license=apache-2.0", "--push-to-hub=our-group/mae-pico"]
+        assert main(["export", str(run), *out, *asked]) == 0
+    uploaded = models["our-group/mae-pico"]
+    assert set(uploaded) >= {"config.json", "model.safetensors", "README.md"}
+    assert all((tmp_path / "out" / name).read_bytes() == uploaded[name] for name in ("config.json", "README.md"))
+    assert json.loads(uploaded["config.json"])["model_type"] == "timm_wrapper"
+    assert main(["export", str(run), *out, "--push-to-hub=nobody"]) == 2
+    assert "--push-to-hub nobody must be ORG/NAME" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """From published weights to a run, a row and a folder, on the command line and against a hub on this machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -126,23 +125,3 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, capsys: Capture) -
     flags = ["--backbone=test_vit", "--backbone.img_size=32", "--backbone.weights", str(file), *SHORT]
     assert main(["fit", "--method=dino", *flags, "--runs", str(tmp_path / "runs")]) == 2
     assert "has no cls_token" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-
-
-def test_a_run_becomes_a_model_of_transformers_on_a_hub(
-    donor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    from test_export import run_of
-
-    from ssl_bench.config.options import BackboneOptions
-
-    run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
-    out = ["-o", str(tmp_path / "out")]
-    with hub(monkeypatch, str(tmp_path / "cache")) as models:
-        asked = ["--format=hf", "--license=apache-2.0", "--push-to-hub=our-group/mae-pico"]
-        assert main(["export", str(run), *out, *asked]) == 0
-    uploaded = models["our-group/mae-pico"]
-    assert set(uploaded) >= {"config.json", "model.safetensors", "README.md"}
-    assert all((tmp_path / "out" / name).read_bytes() == uploaded[name] for name in ("config.json", "README.md"))
-    assert json.loads(uploaded["config.json"])["model_type"] == "timm_wrapper"
-    assert main(["export", str(run), *out, "--push-to-hub=nobody"]) == 2
-    assert "--push-to-hub nobody must be ORG/NAME" in capsys.readouterr().err
