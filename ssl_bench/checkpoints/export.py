@@ -70,7 +70,8 @@ def export(run: Path, out: Path, format: str = "timm", license: str | None = Non
 def plain_network(backbone: Backbone) -> nn.Module:
     """A network of (B, 3, s, s) images that gives the primary features by itself: timm's own where it can build it."""
     if not backbone.timm_can_build:
-        return (backbone if backbone.is_vit or backbone.is_swin else backbone.model).eval()  # type: ignore[no-any-return]
+        network: nn.Module = backbone if backbone.is_vit or backbone.is_swin else backbone.model
+        return network.eval()
     model: nn.Module = timm.create_model(backbone.architecture, pretrained=False, num_classes=0, **backbone.args)
     model.load_state_dict(backbone.model.state_dict())
     return model.eval()

@@ -40,7 +40,12 @@ def prepare_target(
     if isinstance(network, Backbone):
         record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
     assert target.baseline is not None
-    config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
+    config: dict[str, Any] = {
+        "method": {"name": target.baseline},
+        "backbone": chosen,
+        "data": asdict(options),
+        "seed": target.seed,
+    }
     folder = folder_of_run(baselines_folder(target, given.runs), config)
     if rank() == 0:
         _write_baseline(folder, target, data, config, record)
@@ -90,7 +95,12 @@ def _published(target: Target, data: "Dataset", options: DataOptions, runs: Path
     for line in begun.adapted:
         say(f"{target.name}: {line}")
     chosen = {**asdict(backbone.options), "weights": begun.digest}
-    config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": 0}
+    config: dict[str, Any] = {
+        "method": {"name": target.baseline},
+        "backbone": chosen,
+        "data": asdict(options),
+        "seed": 0,
+    }
     folder = folder_of_run(runs, config)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,8 @@ def _channels(weight: Tensor, channels: int) -> Tensor:
     """(D, C, h, w) of one channel or of RGB for another number of channels, as timm does."""
     if weight.shape[1] != 3:
         weight = weight.sum(1, keepdim=True).expand(-1, 3, -1, -1) / 3
-    return adapt_input_conv(channels, weight)  # type: ignore[no-any-return]
+    fitted: Tensor = adapt_input_conv(channels, weight)
+    return fitted
 
 
 def _first(model: nn.Module) -> str:
