@@ -69,7 +69,8 @@ def test_timms_weights_are_fetched_continued_and_evaluated(
         backbone, mean, _ = load_backbone(run)  # nothing was learned at a rate of 0
         expected = donor.state_dict()
         for name, tensor in backbone.model.state_dict().items():
-            assert name == "pos_embed" or torch.equal(tensor, expected[name]), name
+            if name != "pos_embed":  # the teacher's average rounds
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-9)
         assert mean == pytest.approx(timm.get_pretrained_cfg("test_vit").mean)
         assert main(["fit", *flags, "--optim.min_lr=0", "--runs", str(runs)]) == 0  # already done: known by its options
         target = ["timm:test_vit.r160_in1k", "--backbone.img_size=32", "--data=digits", "--protocols=knn"]
