@@ -8,14 +8,14 @@ Shapes: P prefix tokens, N patches, D features.
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from timm.models import adapt_input_conv
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
@@ -176,9 +176,7 @@ def _fitted(name: str, given: Tensor, own: Tensor, backbone: Backbone) -> tuple[
         found = _positions(given, here[1] - backbone.grid**2, backbone.grid)
     elif name.endswith("relative_position_bias_table") and there[1] == here[1]:
         window = (math.isqrt(here[0]) + 1) // 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm hands torch a tensor that it must copy first
-            resized = resize_rel_pos_bias_table(given.float(), (window, window), here)
+        resized = resize_rel_pos_bias_table_simple(given.float(), (window, window), here)
         found = resized, f"relative positions {there[0]} -> {here[0]}"
     elif name == _first(backbone.model) and there[0] == here[0]:
         found = _convolution(given, here)

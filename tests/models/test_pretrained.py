@@ -79,16 +79,20 @@ def test_patches_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> N
     assert "patches of 14 -> 8 pixels" in adapted
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")
-def test_windows_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> None:
-    place = folder_of(tmp_path, "swin_tiny_patch4_window7_224", **SWIN, window_size=4)
-    own = {"depths": [2, 2], "num_heads": [2, 3], "window_size": 8}
-    backbone, adapted = started(BackboneOptions(place, img_size=64, timm_args=own))
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = timm_features(place, images, img_size=64, window_size=8)
-        torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
-    assert any(line.startswith("relative positions 49 -> 225") for line in adapted)
+def test_windows_of_another_size_keep_their_relative_positions(tmp_path: Path) -> None:
+    small, large = (
+        Backbone(BackboneOptions("swin_pico_patch2_32", img_size=64, timm_args={"window_size": window}))
+        for window in (4, 8)
+    )
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    heads = small.model.state_dict()[name].shape[1]
+    ramp = torch.arange(-3.0, 4.0)[:, None].expand(7, 7).reshape(49, 1).expand(49, heads)  # rows apart, of window 4
+    begun = start(large, Weights("a file", small.model.state_dict() | {name: ramp}))
+    assert "relative positions 49 -> 225" in begun.adapted
+    found = large.model.state_dict()[name].view(15, 15, heads)
+    assert found[7].abs().max() < 1e-4, "the row of no distance stays in the middle"
+    torch.testing.assert_close(found[0], -found[14], rtol=1e-4, atol=1e-4)
+    assert (found[1:, 7, 0] > found[:-1, 7, 0]).all() and found.abs().max() < 3.5
 
 
 def test_an_image_is_brought_to_whole_patches_and_a_stem_is_that_of_the_weights() -> None:
