@@ -71,7 +71,7 @@ def timm_names() -> dict[str, list[str]]:
         return {}
     folder = Path(spec.origin).parent / "models"
     titles = {"vision_transformer": "ViT", "beit": "BEiT", "swin_transformer": "Swin", "resnet": "ResNet"}
-    found = {}
+    found: dict[str, list[str]] = {}
     for file in (*(folder / f"{name}.py" for name in titles), *sorted(folder.glob("[a-z]*.py"))):
         if names := re.findall(r"@register_model\s+def (\w+)", file.read_text(encoding="utf-8")):
             found.setdefault(titles.get(file.stem, file.stem), names)
