@@ -138,7 +138,13 @@ class Attentive(Evaluation[Trained]):
         self.seed = seed
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
-        return f"{backbone.baseline} have no tokens of a network to attend to" if backbone.baseline else None
+        if backbone.baseline:
+            return f"{backbone.baseline} have no tokens of a network to attend to"
+        try:
+            _width(backbone)
+        except UserError as error:  # of a network that is known by its pooled features alone
+            return str(error)
+        return None
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Trained]:
         if len(validation) == 0:
@@ -190,8 +196,8 @@ class Attentive(Evaluation[Trained]):
         """The heads of each kind, one per learning rate."""
         network = backbone.network
         assert not isinstance(network, Pixels | KMeansPatches)
-        dim = network.dim
-        if network.is_resnet:
+        dim = _width(backbone)
+        if network.is_resnet or network.is_pooled:
             num_heads = divisor(dim, max(1, dim // 64))
         else:
             last = network.model.blocks[-1] if network.is_vit else network.model.layers[-1].blocks[-1]
@@ -278,3 +284,8 @@ class Attentive(Evaluation[Trained]):
 def divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is at most ``most``."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def _width(backbone: FeatureExtractor) -> int:
+    """D of the tokens or of the last map, which may have other channels than the pooled features."""
+    return int(backbone.tokens(torch.zeros(1, 3, backbone.img_size, backbone.img_size)).shape[2])

@@ -12,7 +12,8 @@ What the paper leaves open, as it is here:
 - Pooling is as the method's authors fine-tune: the mean patch through a fresh norm for MAE, SimMIM, CAE and networks
   that have learned nothing, the class token for all others. The other pooling is one more variant.
 - ResNets are tuned from 0 over their last block, last stage and last two stages to all; k counts their residual blocks,
-  and batch norms of the frozen part stay in eval mode. In Swins the merging of patches belongs to the block before it.
+  and batch norms of the frozen part stay in eval mode. In networks that are neither, k counts stages
+  (`ssl_bench.models.stages`). In Swins the merging of patches belongs to the block before it.
 - A k > 0 that diverges is left out, and said so in the curve; the one that is the number must not.
 - The number of the protocol is that of k = 4, or of the most blocks below it that are not all of them, fixed
   beforehand: there the paper's methods differ most, and it is neither the probe's number nor fine-tuning's.
@@ -51,10 +52,11 @@ from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, refused_pooling
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, refused_pooling
 from ssl_bench.finetuning.shared_trunk import Top, exists, logits_of_all, tune_together, usual_depths
 from ssl_bench.finetuning.training import VALIDATION, Diverged
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import depth_of
 from ssl_bench.runtime.precision import full_precision
 
 Pooling = Literal["avg", "cls"]
@@ -210,10 +212,10 @@ class PartialFinetune(Evaluation[Tuning]):
         network = _network(backbone)
         if self.depths is None:
             return usual_depths(network)
-        asked = {len(blocks(network)) if depth == math.inf else depth for depth in self.depths}
+        asked = {depth_of(network) if depth == math.inf else depth for depth in self.depths}
         found = tuple(sorted(depth for depth in asked if exists(network, depth)))
         if not any(found):
-            raise UserError(f"none of the depths {self.depths} fits {len(blocks(network))} blocks: add .inf for all")
+            raise UserError(f"none of the depths {self.depths} fits {depth_of(network)} blocks: add .inf for all")
         return found
 
     def _pooling(self, backbone: FeatureExtractor) -> Pooling:
@@ -228,7 +230,7 @@ class PartialFinetune(Evaluation[Tuning]):
         self, backbone: FeatureExtractor, depths: Sequence[float]
     ) -> tuple[str, dict[str, tuple[float, Pooling]]]:
         """The primary variant, and of each variant that is tuned its depth and pooling."""
-        total, own = len(blocks(_network(backbone))), self._pooling(backbone)
+        total, own = depth_of(_network(backbone)), self._pooling(backbone)
         names = {depth: "all" if depth == total else f"k{depth:g}" for depth in depths if depth > 0}
         primary = max([depth for depth in names if depth <= PRIMARY_DEPTH and depth < total], default=min(names))
         wanted = {name: (depth, own) for depth, name in names.items()}

@@ -65,7 +65,7 @@ class DINO(Method):
     """
 
     kind = "self-distillation"
-    families = ("ViT", "ResNet")
+    families = ("ViT", "ResNet", "other")
 
     def __init__(
         self,

@@ -317,7 +317,7 @@ def keep_registers_without_positions(backbone: Backbone) -> None:
     """Where timm gives registers positions, these become 0 and stay so."""
     model: Any = backbone.model
     registers = getattr(model, "num_reg_tokens", 0)
-    if not registers or model.pos_embed.shape[1] == backbone.grid**2:
+    if not registers or model.pos_embed is None or model.pos_embed.shape[1] == backbone.grid**2:
         return
     with torch.no_grad():
         model.pos_embed[:, 1 : 1 + registers] = 0

@@ -67,7 +67,7 @@ class LeJEPA(Method):
     """
 
     kind = "joint-embedding prediction"
-    families = ("ViT", "ResNet")
+    families = ("ViT", "ResNet", "other")
 
     knots: Tensor
     spacing: Tensor

@@ -81,7 +81,7 @@ class MoCoV3(Method):
         self.jitter, self.grayscale, self.blur, self.solarize = jitter, grayscale, blur, solarize
         if backbone.is_vit:
             initialize_vit(backbone)
-        if freeze_patches and not backbone.is_resnet:
+        if freeze_patches and (backbone.is_vit or backbone.is_swin):
             backbone.model.patch_embed.proj.requires_grad_(False)
         layers = 2 if backbone.is_resnet else 3
         self.projector = mlp(backbone.dim, hidden_dim, projection_dim, layers)

@@ -73,7 +73,7 @@ class SwAV(Method):
     """
 
     kind = "clustering"
-    families = ("ViT", "ResNet")
+    families = ("ViT", "ResNet", "other")
 
     queue: Tensor
 

@@ -22,7 +22,7 @@ from ssl_bench.benchmark.executors.options import OPTIONS, RayOptions, SlurmOpti
 from ssl_bench.benchmark.grid import Grid
 from ssl_bench.benchmark.plan import Job, plan
 from ssl_bench.benchmark.watch import watch
-from ssl_bench.config import registry
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.constraints import PositiveInt
 from ssl_bench.config.layers import flatten, read_yaml, split_argv, stack
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
@@ -132,6 +132,7 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     runs = Path(given.runs)
     wandb_options(given)  # one that is wrong is found now
     classes_named = [name.strip() for name in given.classes.split(",") if name.strip()]
+    class_paths.name_classes(*classes_named)
     jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given), classes_named)
     return Benchmark(
         jobs,

@@ -4,6 +4,7 @@ import os
 from typing import Any, cast
 
 from ssl_bench.cli.commands import command_parser, import_torch, path, typed
+from ssl_bench.config import class_paths
 from ssl_bench.config.constraints import Device, PositiveInt
 
 EXAMPLES = """\
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
     root = str(given.root) if given.root is not None else None
     data = {key: value for key, value in (("name", given.data), ("root", root)) if value is not None}
     named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
+    class_paths.name_classes(*named)
     for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force, named)):
         with logged(folder.parent, wandb):  # all that the run folder holds by now
             pass

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.cli.commands import import_torch
 from ssl_bench.console import say
 from ssl_bench.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from ssl_bench.models.pretrained import Weights
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +52,8 @@ def main(argv: list[str]) -> int:
     from ssl_bench.pretraining.training import fit
 
     try:
-        fitted = fit(parsed.config, parsed.runs, ["ssl-bench", "fit", *argv], parsed.wandb, known)
+        command = ["ssl-bench", "fit", *argv]
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, known, _weights(parsed.config))
     except DivergenceError as error:
         raise RunFailed(str(error)) from None
     if fitted.already_done:  # by another process, meanwhile
@@ -65,7 +69,16 @@ def check_runs_named(config: dict[str, Any]) -> None:
     Raises:
         UserError: Which option names one.
     """
-    init = config["init"]
+    init, network = config["init"], config.get("backbone", {})
+    starts = [
+        *(["--init"] if init is not None else []),
+        *(["--backbone.weights"] if network.get("weights") else []),
+        *(["--backbone.pretrained"] if network.get("pretrained") else []),
+    ]
+    if len(starts) > 1:
+        raise UserError(f"{' and '.join(starts)}: a run starts from one set of weights: leave the others out")
+    if network.get("weights") and not Path(network["weights"]).exists():
+        raise UserError(f"--backbone.weights {network['weights']}: no such file or folder")
     if init is not None and not Path(init).is_dir():
         raise UserError(f"--init {init}: no such folder; is it the folder of a run that has begun?")
     for option in ("teacher", "tokenizer"):
@@ -73,6 +86,17 @@ def check_runs_named(config: dict[str, Any]) -> None:
         is_class = isinstance(named, str) and ":" in named  # package.module:Class
         if isinstance(named, str) and named not in ("", "pixels") and not is_class and not Path(named).exists():
             raise UserError(f"--method.{option} {named}: no such file or folder")
+
+
+def _weights(config: dict[str, Any]) -> "Weights | None":
+    """What `--backbone.weights` names."""
+    from ssl_bench.checkpoints.encoder_weights import encoder_weights
+    from ssl_bench.config.class_paths import BACKBONE, is_class_path
+
+    network = config.get("backbone", {})
+    if not network.get("weights"):
+        return None
+    return encoder_weights(Path(network["weights"]), is_class_path(BACKBONE, network["name"]))
 
 
 def _already_done(folder: Path) -> int:

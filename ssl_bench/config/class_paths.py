@@ -4,6 +4,7 @@ A class path is `package.module.Class`, a tokenizer's `package.module:Class`. Na
 are none. Torch-free; nothing is imported here.
 """
 
+import importlib.util
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from ssl_bench.config import registry
 from ssl_bench.errors import UserError
 
 # Options whose value may be a class path.
-METHOD, TOKENIZER = "method.name", "method.tokenizer"
+METHOD, BACKBONE, TOKENIZER = "method.name", "backbone.name", "method.tokenizer"
 USERS = ("flags", "the environment")  # origins that are the user's own word
+_NAMED: set[str] = set()  # by the user, to this process
 
 
 def check(values: Mapping[str, Any], origins: Mapping[str, str], named: Collection[str] = ()) -> None:
@@ -27,11 +29,31 @@ def check(values: Mapping[str, Any], origins: Mapping[str, str], named: Collecti
     Raises:
         UserError: There is one; the message says how to name it.
     """
-    for option, flag in ((METHOD, "--method"), (TOKENIZER, f"--{TOKENIZER}")):
+    for option, flag in ((METHOD, "--method"), (BACKBONE, "--backbone"), (TOKENIZER, f"--{TOKENIZER}")):
         value, origin = values.get(option), origins.get(option, "")
-        if isinstance(value, str) and origin not in USERS and value not in named and is_class_path(option, value):
+        if not isinstance(value, str) or not is_class_path(option, value):
+            continue
+        if origin in USERS or value in named:
+            name_classes(value)
+        else:
             remedy = f"name it yourself: {flag} {value} (of benchmark and figures: --classes {value})"
             raise UserError(f"{origin} names the class {value}, and a file alone has no code run: {remedy}")
+
+
+def name_classes(*names: str) -> None:
+    """The user has named these classes: from now on, what this process reads from files may name them too."""
+    _NAMED.update(names)
+
+
+def refuse_unnamed_backbone(name: str) -> None:
+    """Refuse to import a network's class that only a run folder names.
+
+    Raises:
+        UserError: The user has not named it.
+    """
+    if name not in _NAMED:
+        remedy = f"name it yourself: --classes {name} (of fit: --backbone {name})"
+        raise UserError(f"the network is of the class {name}, and a file alone has no code run: {remedy}")
 
 
 def check_evaluations(names: Collection[str], origin: str, named: Collection[str] = ()) -> None:
@@ -50,4 +72,14 @@ def is_class_path(option: str, value: str) -> bool:
     """Whether a value can only be a class path."""
     if option == METHOD:
         return "." in value and value not in registry.names("methods")
+    if option == BACKBONE:  # timm's names have dots too, before the name of their weights
+        return "." in value and not set(":/") & set(value) and _is_package(value.partition(".")[0])
     return ":" in value and not Path(value).exists()
+
+
+def _is_package(name: str) -> bool:
+    """Whether the first part of a path can be imported; it is not."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:
+        return False

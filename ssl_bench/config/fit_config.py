@@ -21,7 +21,7 @@ from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import Layers, environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
-from ssl_bench.config.recipes import Images, Recipe, fit_to, recipe_for, recipe_named
+from ssl_bench.config.recipes import CONTINUE, Images, Recipe, fit_to, recipe_for, recipe_named
 
 USUAL = (
     *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
@@ -39,8 +39,8 @@ examples:
 """
 
 
-def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
-    """Options of pretraining; with a method, that method's too."""
+def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registry.Found | None = None) -> Parser:
+    """Options of pretraining; with a method, that method's too, and with a class of the user's, that network's."""
     description = "Pretrain a backbone. The last line of standard output is the run's folder."
     usage = f"{prog} --method NAME [--data NAME] [--backbone NAME] [-c FILE] [--GROUP.OPTION VALUE ...]"
     parser = Parser(prog=prog, description=description, usage=usage)
@@ -55,7 +55,7 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit") -> Parser:
         optim = made()
         parser.add_class_arguments(cls, "method", skip={"optim"})
     if pretrains:
-        parser.add_class_arguments(BackboneOptions, "backbone")
+        parser.add_class_arguments(signatures.read_network(network) if network else BackboneOptions, "backbone")
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(Optim, "optim")
     parser.set_defaults({f"optim.{k}": v for k, v in asdict(optim).items()})
@@ -141,26 +141,37 @@ def parse_fit(
     data = {"name": users.get("data.name", DataOptions.name), "root": set_by_user.get("data.root")}
     explains = "--help" in flags or "-h" in flags or "--help-all" in flags
     images = look(data) if look is not None and not explains else Images(str(data["name"]))
-    recipe = recipe_named(str(asked)) if asked else recipe_for(method, images) if method else None
+    own_recipe = asked in (None, CONTINUE)
+    recipe = (recipe_for(method, images) if method else None) if own_recipe else recipe_named(str(asked))
     notes: list[str] = []
     start = _start(method, recipe, images, set_by_user, notes) if method else []
+    begins = _begins_with_weights(set_by_user)
+    if begins:  # whose network is as it is
+        start = [(origin, {k: v for k, v in each.items() if not k.startswith("backbone.")}) for origin, each in start]
+    continues = asked == CONTINUE or (begins and asked is None)
+    if continues:
+        overlay = recipe_named(CONTINUE)
+        start.append((f"recipe {CONTINUE}", flatten(read_yaml(overlay.file), str(overlay.file))))
     layers = stack([*start, *given])
     _refuse_unnamed_classes(layers, own, named_classes)
     for key in ("recipe", *([] if method else ["method.name"])):
         layers.values.pop(key, None)
+    network = _own_network(layers)
     found = registry.names("methods").get(method or "")
-    parser = _kept_parser(found) if found else fit_parser(method)
+    parser = _kept_parser(found) if found and network is None else fit_parser(method, network=network)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
     # The parser knows --print_config for its help alone: jsonargparse would take the flag for one of its own.
     namespace = parser.parse_args([*layers.tokens(), *(flag for flag in flags if flag != "--print_config")])
     if method is None:
         parser.error(f"which method? --method {' | '.join(registry.names('methods'))}")
     config = plain(namespace)
+    if network is not None:
+        config["backbone"] = _as_arguments(config["backbone"])
     Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
         config=config,
         runs=Path(namespace.runs),
-        recipe=recipe.name if recipe else None,
+        recipe=" + ".join([*([recipe.name] if recipe else []), *([CONTINUE] if continues else [])]) or None,
         wandb=wandb_options(namespace),
         print_config="--print_config" in flags,
         images=images,
@@ -175,11 +186,42 @@ def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: S
     class_paths.check(values, layers.origins, named_classes)
 
 
+def _own_network(layers: Layers) -> registry.Found | None:
+    """The class that the backbone is of, if it is the user's own; what a file says of its arguments becomes options."""
+    name = str(layers.values.get("backbone.name", ""))
+    if not class_paths.is_class_path(class_paths.BACKBONE, name):
+        return None
+    inner = "backbone.timm_args."
+    for key in [key for key in layers.values if key.startswith(inner)]:
+        option = f"backbone.{key.removeprefix(inner)}"
+        layers.values[option], layers.origins[option] = layers.values.pop(key), layers.origins.pop(key)
+    layers.values.pop("backbone.timm_args", None)  # none of them
+    common = {field.name for field in fields(BackboneOptions)} - set(signatures.NETWORK)
+    own = {field.name for field in fields(signatures.read_network(registry.class_at(name, "backbone")))}
+    for option in common - own:  # left alone in a configuration that was written out
+        layers.values.pop(f"backbone.{option}", None)
+    return registry.class_at(name, "backbone")
+
+
+def _as_arguments(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the user's network as `BackboneOptions` has them: its constructor's in `timm_args`."""
+    ours = {name: value for name, value in chosen.items() if name in signatures.NETWORK}
+    args = {name: value for name, value in chosen.items() if name not in ours}
+    return asdict(BackboneOptions(**ours, timm_args=args or None))
+
+
 # Options of the user's that say what of a recipe still fits.
 WATCHED = (
     *("data.root", "data.image_size", "data.batch_size", "backbone.img_size", "optim.base_lr"),
-    *("trainer.accumulate_grad_batches", "trainer.max_epochs"),
+    *("trainer.accumulate_grad_batches", "trainer.max_epochs", "backbone.pretrained", "backbone.weights"),
 )
+
+
+def _begins_with_weights(given: Mapping[str, Any]) -> bool:
+    """Whether a run begins with weights of others rather than random ones."""
+    asked = str(given.get("backbone.pretrained") or "").lower()
+    hub = str(given.get("backbone.name") or "").startswith(("hf-hub:", "local-dir:"))
+    return bool(given.get("backbone.weights")) or asked == "true" or (hub and asked != "false")
 
 
 def _start(

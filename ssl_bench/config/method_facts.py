@@ -22,7 +22,7 @@ MethodKind = Literal[
     "later stage",
     "other",
 ]
-Family = Literal["ViT", "BEiT", "Swin", "ResNet"]
+Family = Literal["ViT", "BEiT", "Swin", "ResNet", "other"]
 KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
 FAMILIES: tuple[Family, ...] = get_args(Family)
 

@@ -32,7 +32,8 @@ class BackboneOptions:
     """The network that is pretrained.
 
     Args:
-        name: Any timm ViT, BEiT, Swin or ResNet, or a tiny one of ours (`ssl-bench list backbones`).
+        name: Any network of timm's, a tiny one of ours (`ssl-bench list backbones`), hf-hub:ORG/NAME, local-dir:PATH,
+            or a class of yours, my_package.net.Net, whose forward gives (images, D) features.
         img_size: Pixels of a (square) input; the data's own size when not given.
         patch_size: Pixels of a patch; for ViTs.
         width: Embedding dimension of a ViT or Swin, or the factor on every channel count of a ResNet.
@@ -40,13 +41,15 @@ class BackboneOptions:
         num_heads: Attention heads of a ViT.
         drop_path: Stochastic depth at the last block, growing linearly from 0.
         small_stem: 3x3 stride-1 first convolution and no max-pool, for ResNets; when not given, at 64 px or less.
-        timm_args: Whatever else timm's constructor takes: `{mlp_ratio: 2}`, `{depths: [2, 2, 18, 2], window_size: 6}`.
+        timm_args: Whatever else the constructor takes: `{mlp_ratio: 2}`, `{depths: [2, 2, 18, 2], window_size: 6}`.
         selective_kernel: Convolutions of two streams that the image mixes, and ResNet-D's stem and shortcuts, for
             bottleneck ResNets (SimCLRv2).
         absolute_positions: Give a Swin learned absolute positions besides its relative ones; timm's have none.
         interpolate_offset: At other sizes than img_size, a ViT's positions are resampled by (side + offset) / native
             side, DINO's 0.1 when not given; 0 asks for that many positions, as MAE and DINOv2 with registers do.
         interpolate_antialias: Smooth positions that are resampled to fewer, as DINOv2 with registers does.
+        pretrained: Start from the weights that timm has for this name, downloaded once, not from random ones.
+        weights: Start from this file's: any that `ssl-bench import` reads, or the backbone of a run's folder.
     """
 
     name: str = "vit_nano_patch4_32"
@@ -62,6 +65,8 @@ class BackboneOptions:
     absolute_positions: bool | None = None
     interpolate_offset: Annotated[float, Range(min=0, max=1)] | None = None
     interpolate_antialias: bool | None = None
+    pretrained: bool | None = None
+    weights: PathText | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class Optim:
         milestones: Epochs at which steps_simmim divides the rate by ten.
         clip: Largest gradient norm; None leaves gradients alone.
         clip_per: The norm is of all gradients together (model) or of each tensor (tensor, DINO).
+        layer_decay: Factor on the rate per block or stage of the backbone, from its output down; for continuing from
+            weights. All layers learn alike when not given.
     """
 
     name: Literal["adamw", "sgd", "lars", "lars_tf", "larc"] = "adamw"
@@ -141,6 +148,7 @@ class Optim:
     milestones: Annotated[tuple[PositiveFloat, ...], Ascending()] = ()
     clip: PositiveFloat | None = None
     clip_per: Literal["model", "tensor"] = "model"
+    layer_decay: Fraction | None = None
 
     def __post_init__(self) -> None:
         floor = self.min_lr if self.schedule != "steps_simmim" else 0.0  # which has none

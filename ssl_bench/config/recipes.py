@@ -13,6 +13,7 @@ from typing import Any
 from ssl_bench.config import registry
 from ssl_bench.errors import UserError, near
 
+CONTINUE = "continue"  # the recipe over a method's own where a run begins with weights
 SMALL = 96  # pixels; images of at most this size stay in memory, and patches of 16 px are too large for them
 FEW_SMALL = 10_000  # with fewer small images, the recipe of the demo, which has 15,000
 FEW_PHOTOGRAPHS = 50_000  # with fewer, steps of thousands of images would be a handful an epoch

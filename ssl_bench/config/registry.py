@@ -75,12 +75,25 @@ def find(kind: Kind, name: str) -> Found:
         return names(kind)[name]
     if "/" in name or name.endswith(".py"):
         raise UserError(f"no {kind[:-1]} {name!r}: a class is named by its module, my_module.MyClass, not by its file")
-    module, _, class_name = name.rpartition(".")
-    if module and _importable(module):
-        return Found(name, module, class_name)
-    if module:
-        raise UserError(f"no module {module!r} for {kind[:-1]} {name!r}: is its folder on PYTHONPATH?")
+    if "." in name:
+        return class_at(name, kind[:-1])
     raise UserError(f"no {kind[:-1]} {name!r}{near(name, names(kind))} (ssl-bench list {kind})")
+
+
+def class_at(path: str, what: str) -> Found:
+    """The class `package.module.Class`; its module is not imported, packages around it are.
+
+    Args:
+        path: As the user wrote it.
+        what: method, evaluation or backbone, for messages.
+
+    Raises:
+        UserError: There is no such module.
+    """
+    module, _, class_name = path.rpartition(".")
+    if not module or not _importable(module):
+        raise UserError(f"no module {module!r} for {what} {path!r}: is its folder on PYTHONPATH?")
+    return Found(path, module, class_name)
 
 
 def all_evaluations() -> list[str]:

@@ -17,6 +17,8 @@ from ssl_bench.errors import UserError
 
 # What the framework hands to a constructor; not options.
 GIVEN = ("self", "backbone", "classes", "image_size", "statistics")
+# Options of ours that any network has, whatever its constructor takes.
+NETWORK = ("name", "img_size", "weights")
 
 
 def takes(found: registry.Found, parameter: str) -> bool:
@@ -35,16 +37,13 @@ class _Unreadable(Exception):
 def read(found: registry.Found) -> type:
     """A dataclass with one field per option: name, type, default and help.
 
+    Args:
+        found: The class.
+
     Raises:
         UserError: A parameter has no type or no default, which leaves the command line nothing to offer.
     """
-    source = registry.source_of(found.module)
-    try:
-        if source is None:
-            raise _Unreadable
-        parameters, doc = _from_text(ast.parse(source.read_text(encoding="utf-8")), found.class_name)
-    except _Unreadable:
-        parameters, doc = _from_class(registry.load(found))
+    parameters, doc = _parameters(found)
     fields: list[Any] = []
     for name, annotation, default in parameters:
         if name in GIVEN:
@@ -55,6 +54,46 @@ def read(found: registry.Found) -> type:
     cls = dataclasses.make_dataclass(found.class_name, fields, frozen=True)
     cls.__doc__ = doc
     return cls
+
+
+def read_network(found: registry.Found) -> type:
+    """Options of a run whose backbone is a class of the user's: ours that fit any network, and its constructor's.
+
+    A parameter without a type has that of its default; `*args` and `**kwargs` are no options.
+
+    Raises:
+        UserError: A parameter has no default.
+    """
+    cls = registry.load(found)
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    own: list[Any] = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in NETWORK:
+            continue
+        default = parameter.default
+        if default is parameter.empty:
+            raise UserError(f"{found.module}.{found.class_name}: parameter {name!r} needs a default")
+        annotation = hints.get(name, Any if default is None else type(default))
+        own.append((name, annotation, dataclasses.field(default_factory=lambda value=default: value)))  # type: ignore[misc]
+    ours = [
+        (each.name, typing.get_type_hints(options.BackboneOptions, include_extras=True)[each.name], each.default)
+        for each in dataclasses.fields(options.BackboneOptions)
+        if each.name in NETWORK
+    ]
+    made = dataclasses.make_dataclass(found.class_name, [*ours, *own], frozen=True)
+    made.__doc__ = inspect.getdoc(cls) or ""
+    return made
+
+
+def _parameters(found: registry.Found) -> tuple[list[tuple[str, Any, Any]], str]:
+    """Name, type and default of each parameter of a constructor, and the docstring of its class."""
+    source = registry.source_of(found.module)
+    try:
+        if source is None:
+            raise _Unreadable
+        return _from_text(ast.parse(source.read_text(encoding="utf-8")), found.class_name)
+    except _Unreadable:
+        return _from_class(registry.load(found))
 
 
 def _from_class(cls: type) -> tuple[list[tuple[str, Any, Any]], str]:

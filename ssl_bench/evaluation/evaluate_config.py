@@ -25,6 +25,7 @@ examples:
   ssl-bench evaluate runs/mae-...                                    k-NN and linear probe on the run's own data
   ssl-bench evaluate runs/mae-... random:runs/mae-... pixels         beside what it started from, and beside raw pixels
   ssl-bench evaluate runs/mae-... kmeans-patches                     beside the floor that a network has to pass
+  ssl-bench evaluate timm:vit_small_patch14_dinov2.lvd142m --data cifar10     published weights
   ssl-bench evaluate runs/mae-... --data cifar100 --protocols knn    transfer to other images
   ssl-bench evaluate runs/mae-... --suite small                      several data sets, one after another
   ssl-bench evaluate --protocols finetune --help                     with the options of a protocol
@@ -94,7 +95,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         "targets",
         nargs="*",
         metavar="RUN",
-        help="a run folder, random:BACKBONE[@SEED], random:RUN, pixels or kmeans-patches[@SEED]",
+        help="a run folder, random:BACKBONE[@SEED], random:RUN, timm:NAME, pixels or kmeans-patches[@SEED]",
     )
     parser.add_argument(
         "--protocols",
@@ -113,6 +114,8 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
     parser.add_argument("--device", type=Device, default="auto", metavar="NAME", help="where networks run")
     parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
+    theirs = "classes of yours that networks of runs are of (my_package.net.Net), with commas: their code will run"
+    parser.add_argument("--classes", default="", metavar="CLASS,...", help=theirs)
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")
     common_arguments(parser)
     parser.origins = {k: v for k, v in layers.origins.items() if v != "flags"}
@@ -120,6 +123,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         parser.set_defaults({option: value for _, values in presets for option, value in values.items()})
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
+    class_paths.name_classes(*(name.strip() for name in str(namespace.classes).split(",")))
     if not namespace.targets:
         parser.error("what? name run folders, random:BACKBONE, pixels or kmeans-patches")
     tree = namespace.as_dict()

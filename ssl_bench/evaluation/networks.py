@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.config.options import BackboneOptions, DataOptions
+from ssl_bench.console import say
 from ssl_bench.data.files.content import folder_of_run
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluate_config import Evaluate
-from ssl_bench.evaluation.targets import Target, baselines_folder, recorded_baseline
+from ssl_bench.evaluation.targets import PUBLISHED, Target, baselines_folder, recorded_baseline
 from ssl_bench.records.run import read_run
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ssl_bench.evaluation.kmeans_patches import KMeansPatches
     from ssl_bench.evaluation.pixels import Pixels
     from ssl_bench.models.backbone import Backbone
+    from ssl_bench.records.run import BackboneRecord
 
 
 def prepare_target(
@@ -27,36 +29,87 @@ def prepare_target(
 
     from ssl_bench.models.backbone import Backbone
     from ssl_bench.models.saved_backbone import describe_backbone
-    from ssl_bench.records.files import write_json
-    from ssl_bench.records.run import DataRecord, RunInfo, write_run
     from ssl_bench.runtime.distributed import all_reduce_sum, rank
-    from ssl_bench.runtime.environment import describe
 
     if target.folder is not None:
         return target.folder, run_networks(target.folder, data, options.num_workers, device, given.branch)
+    if target.baseline == PUBLISHED:
+        folder = _published(target, data, options, given.runs, device)
+        return folder, run_networks(folder, data, options.num_workers, device, None)
     network = _baseline_network(target, data)
     record, chosen = None, {"name": "none"}
     if isinstance(network, Backbone):
         record, chosen = describe_backbone(network.options.name, network), asdict(network.options)
     assert target.baseline is not None
-    config = {"method": {"name": target.baseline}, "backbone": chosen, "data": asdict(options), "seed": target.seed}
+    config: dict[str, Any] = {
+        "method": {"name": target.baseline},
+        "backbone": chosen,
+        "data": asdict(options),
+        "seed": target.seed,
+    }
     folder = folder_of_run(baselines_folder(target, given.runs), config)
-    folder.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        _write_baseline(folder, target, data, config, record)
+    all_reduce_sum(torch.zeros(1, device=device))  # no process reads run.json before it is there
+    return folder, [_frozen_baseline(network, target, folder, data, options.num_workers, device)]
+
+
+def _write_baseline(
+    folder: Path, target: Target, data: "Dataset", config: dict[str, Any], record: "BackboneRecord | None"
+) -> None:
+    from ssl_bench.records.files import write_json
+    from ssl_bench.records.run import DataRecord, RunInfo, write_run
+    from ssl_bench.runtime.environment import describe
+
     info = RunInfo(
         status="finished",
         kind="baseline",
-        method=target.baseline,
+        method=str(target.baseline),
         data=DataRecord(data.title, data.fingerprint),
         options={k: v for k, v in config.items() if k != "seed" and v != {"name": "none"}},
         backbone=record,
         seed=target.seed,
         command=["ssl-bench", "evaluate", target.name],
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(folder, info)
+    write_json(folder / "environment.json", describe())
+
+
+def _published(target: Target, data: "Dataset", options: DataOptions, runs: Path, device: str) -> Path:
+    """The folder of a network with published weights, which are kept there; its name has a hash of them.
+
+    It sees images at its own size, unless another was asked for.
+    """
+    import torch
+
+    from ssl_bench.models.backbone import Backbone
+    from ssl_bench.models.pretrained import network_of, start, timm_weights
+    from ssl_bench.models.saved_backbone import describe_backbone, write_backbone
+    from ssl_bench.runtime.distributed import all_reduce_sum, rank
+
+    assert target.backbone is not None
+    asked = BackboneOptions(**target.backbone)
+    weights = timm_weights(asked.name)
+    backbone = Backbone(network_of(asked, weights.img_size))
+    begun = start(backbone, weights)
+    for line in begun.adapted:
+        say(f"{target.name}: {line}")
+    chosen = {**asdict(backbone.options), "weights": begun.digest}
+    config: dict[str, Any] = {
+        "method": {"name": target.baseline},
+        "backbone": chosen,
+        "data": asdict(options),
+        "seed": 0,
+    }
+    folder = folder_of_run(runs, config)
     if rank() == 0:
-        write_run(folder, info)
-        write_json(folder / "environment.json", describe())
-    all_reduce_sum(torch.zeros(1, device=device))  # no process reads run.json before it is there
-    return folder, [_frozen_baseline(network, target, folder, data, options.num_workers, device)]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_backbone(folder, backbone, weights.mean or data.mean, weights.std or data.std)
+        name = asked.name if ":" in asked.name else begun.source.partition(":")[2]
+        _write_baseline(folder, target, data, config | {"start": asdict(begun)}, describe_backbone(name, backbone))
+    all_reduce_sum(torch.zeros(1, device=device))
+    return folder
 
 
 def default_network(folder: Path, data: "Dataset", workers: int, device: str) -> "FeatureExtractor":
@@ -72,7 +125,7 @@ def default_network(folder: Path, data: "Dataset", workers: int, device: str) ->
         UserError: The run has no network yet, or a damaged one.
     """
     info = read_run(folder)
-    if info.kind == "baseline":
+    if info.kind == "baseline" and not (folder / "backbone.safetensors").exists():
         target = recorded_baseline(folder)
         return _frozen_baseline(_baseline_network(target, data), target, folder, data, workers, device)
     return run_networks(folder, data, workers, device, info.branch or None)[0]

@@ -28,6 +28,7 @@ from ssl_bench.evaluation.input_files import (
 )
 from ssl_bench.evaluation.targets import (
     IMAGES,
+    PUBLISHED,
     Measurement,
     Target,
     baselines_folder,
@@ -237,6 +238,8 @@ def _baseline_folder(runs: Path, target: Target, data: DataOptions) -> Path | No
     except UserError:
         return None  # its images are not there: an evaluation says so
     runs = baselines_folder(target, runs)
+    if target.baseline == PUBLISHED:
+        return None  # whose folder is named after weights that must be read first
     if target.backbone is None:
         return find_run_folder(runs, config, content)
     config["backbone"] = asdict(BackboneOptions(**target.backbone))

@@ -3,11 +3,13 @@
 Torch-free.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.config import class_paths
 from ssl_bench.config.layers import checked_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.errors import UserError
@@ -15,6 +17,7 @@ from ssl_bench.records.run import RunInfo, read_run
 
 # Data options that say which images.
 IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed", "value_range", "label_column")
+PUBLISHED = "timm"  # targets whose weights are timm's, a hub's or a folder's
 LOADING = ("num_workers", "download")  # and those that say how they are read
 NETWORKLESS = ("pixels", "kmeans-patches")  # baselines
 
@@ -26,8 +29,8 @@ class Target:
     Args:
         name: As the user wrote it.
         folder: Of its run; None for a baseline, which gets one.
-        baseline: `random`, `pixels` or `kmeans-patches`, None for a run.
-        backbone: Options of a random backbone.
+        baseline: `random`, `pixels`, `kmeans-patches`, or `timm` for a network with published weights; None for a run.
+        backbone: Options of a random or published backbone.
         seed: Of a random backbone's weights, or of k-means.
         data: Data options of a baseline that has images of its own: one that was recorded, or a run's random network.
     """
@@ -57,7 +60,8 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
     """The target that a user means.
 
     Args:
-        name: A run folder, random:BACKBONE[@SEED], random:RUN[@SEED], pixels or kmeans-patches[@SEED].
+        name: A run folder, random:BACKBONE[@SEED], random:RUN[@SEED], timm:NAME, timm:hf-hub:ORG/NAME,
+            timm:local-dir:PATH, pixels or kmeans-patches[@SEED].
         backbone: Options of a random backbone.
         seed: Of a random backbone's weights, where the name has none.
 
@@ -65,6 +69,10 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
         UserError: There is no such run, or it has no network.
     """
     kind, colon, rest = name.partition(":")
+    if kind == PUBLISHED and not Path(name).exists():
+        if not rest:
+            raise UserError("timm: which network? timm:vit_small_patch14_dinov2.lvd142m, say, or timm:hf-hub:ORG/NAME")
+        return Target(name, None, PUBLISHED, {**backbone, "name": rest, "pretrained": True})
     named = kind in ("random", *NETWORKLESS)  # `random:RUN`, whose path may begin with ~
     name = f"{kind}{colon}{checked_path(rest, f'{kind}:')}" if named else checked_path(name, "RUN")
     baseline, at, number = name.partition("@")
@@ -76,11 +84,13 @@ def parse_target(name: str, backbone: dict[str, Any], seed: int) -> Target:
             raise UserError("random: of which backbone? random:vit_nano_patch4_32, say (ssl-bench list backbones)")
         if kind == "random" and (Path(network) / "run.json").exists():
             return _random_network_of(name, Path(network), int(number) if at else None)
+        class_paths.name_classes(network)  # by the user, if it is one
         options = {**backbone, "name": network} if network else None
         return Target(name, None, kind, options, int(number) if at else seed)
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"no run folder {name} (baselines: random:BACKBONE, {', '.join(NETWORKLESS)})")
+        names = ", ".join(NETWORKLESS)
+        raise UserError(f"no run folder {name} (baselines: random:BACKBONE, {names}; published weights: timm:NAME)")
     if not (folder / "run.json").exists():
         raise UserError(f"{name} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
     info = read_run(folder)
@@ -113,7 +123,10 @@ def _random_network_of(name: str, run: Path, seed: int | None) -> Target:
         raise UserError(f"{name}: {run} is a tokenizer's run, which has no backbone")
     if info.backbone is None or not isinstance(info.options.get("backbone"), dict):
         raise UserError(f"{name}: {run} is a run of {info.method}, which has no network")
-    backbone = {**info.options["backbone"], "img_size": network_size(info)}
+    options = {k: v for k, v in info.options["backbone"].items() if k not in ("pretrained", "weights")}
+    backbone = {**options, "img_size": network_size(info)}
+    if ":" in backbone["name"]:  # of a hub: what its network is stands beside its weights
+        backbone = dict(json.loads((run / "backbone.json").read_text(encoding="utf-8"))["options"])
     data = {k: v for k, v in info.options.get("data", {}).items() if k in (*IMAGES, *LOADING)}
     return Target(name, None, "random", backbone, info.seed if seed is None else seed, data)
 

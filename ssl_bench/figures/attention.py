@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.models.eva import Eva
 from torch import Tensor
 
 from ssl_bench.figures.drawing import Cell, folded, to_image
@@ -30,8 +31,10 @@ def draw(run: OpenedRun, count: int) -> Picture:
         raise LeftOut("raw pixels have no attention")
     if network.is_swin:
         raise LeftOut("a Swin attends within windows: no token looks at the whole image")
-    if not network.is_vit:
+    if network.is_resnet:
         raise LeftOut("a ResNet has no attention")
+    if not network.is_vit or isinstance(network.model, Eva):
+        raise LeftOut(f"{network.options.name} does not say what its tokens look at")
     images = run.seen(run.shown, run.chosen(count), network.img_size)
     with torch.no_grad(), full_precision():
         maps = over_patches(network, run.network.normalized(images))  # (B, h, g, g)

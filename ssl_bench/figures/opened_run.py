@@ -6,7 +6,7 @@ Shapes: B images, N images of a split, 3 x s x s pixels.
 import contextlib
 import io
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
@@ -127,7 +127,7 @@ class OpenedRun:
             config |= {"init": None, "seed": self.info.seed}  # the weights are all in the checkpoint
             if (self.folder / "backbone.json").is_file():
                 backbone, mean, std = load_backbone(self.folder)
-                config["backbone"]["img_size"] = backbone.img_size
+                config["backbone"] = asdict(backbone.options) | {"img_size": backbone.img_size}
                 if self.info.kind == "imported":  # whose images were normalised otherwise
                     data = replace(data, mean=cast(RGB, mean), std=cast(RGB, std))
             data, method, module = build_on(data, config)

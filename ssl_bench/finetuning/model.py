@@ -8,16 +8,16 @@ Shapes: B images of a batch, 3 x s x s pixels, P prefix tokens, N patches, D fea
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, final
+from typing import Any, Literal, Protocol, final
 
 import torch
 from timm.layers.drop import DropPath
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import blocks, layers
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.seeds import derive
 
@@ -34,7 +34,8 @@ class Recipe:
         warmup_epochs: Of them, with a rate that grows linearly from 0.
         batch_size: Images per step at most; a little fewer where that leaves fewer images out of an epoch.
         lr: For 256 images: multiplied by the images of a step / 256. A cosine takes it to `min_lr`, step by step.
-        layer_decay: Factor on the rate per block, from the head down to the patch embedding; per stage in ResNets.
+        layer_decay: Factor on the rate per block, from the head down to the patch embedding; per stage in networks
+            without patches.
         drop_path: Stochastic depth at the last block, growing linearly from 0.
         weight_decay: On tensors of two or more dimensions but tokens and positions.
         min_lr: Where the rate of the head ends; that of lower blocks ends lower by their factor.
@@ -160,6 +161,7 @@ class FineTuneModel(nn.Module):
         network: Any = self.backbone.model
         if self.backbone.is_resnet:
             return self._logits(network.forward_head(tokens))
+        assert not self.backbone.is_pooled, "it cannot go on from a state"
         if self.feature_type == "avg_raw":
             return self._logits(tokens[:, self.backbone.prefix :].mean(1))
         tokens = network.norm(tokens)
@@ -171,24 +173,23 @@ class FineTuneModel(nn.Module):
         return logits
 
 
-def blocks(backbone: Backbone) -> list[nn.Module]:
-    """A network's residual blocks, the first first."""
-    network: Any = backbone.model
-    if backbone.is_swin:
-        return [block for stage in network.layers for block in stage.blocks]
-    if backbone.is_resnet:
-        return [block for block in network.modules() if isinstance(block, BasicBlock | Bottleneck)]
-    return list(network.blocks)
-
-
 def set_drop_path(backbone: Backbone, last: float) -> None:
-    """Stochastic depth of each block: 0 at the first, growing linearly to ``last``; whatever there was goes."""
-    every = blocks(backbone)
+    """Stochastic depth of each block: 0 at the first, growing linearly to ``last``; whatever there was goes.
+
+    Blocks of a network that is known by its features are what timm gave a place for it.
+    """
+    names = ("drop_path", "drop_path1", "drop_path2", "drop_path3")
+    every = blocks(backbone) if not backbone.is_pooled else _holders(backbone, names)
     for block, chance in zip(every, torch.linspace(0, last, len(every)).tolist(), strict=True):
-        places = [(m, n) for m in block.modules() for n in ("drop_path", "drop_path1", "drop_path2") if hasattr(m, n)]
-        assert places, f"{type(block).__name__} has no place for stochastic depth"
-        for module, name in places:
+        for module, name in [
+            (m, n) for m in block.modules() for n in names if isinstance(getattr(m, n, None), nn.Module)
+        ]:
             setattr(module, name, DropPath(chance) if chance > 0 else nn.Identity())
+
+
+def _holders(backbone: Backbone, names: tuple[str, ...]) -> list[nn.Module]:
+    """Modules that have a place for stochastic depth themselves, in the network's order."""
+    return [m for m in backbone.modules() if any(isinstance(getattr(m, n, None), nn.Module) for n in names)]
 
 
 class HasBackbone(Protocol):
@@ -201,33 +202,9 @@ class HasBackbone(Protocol):
 
 
 def layer_ids(model: HasBackbone) -> tuple[dict[str, int], int]:
-    """Each parameter's layer, and the head's, which is the largest.
-
-    0 is what makes tokens or the first map: patch embedding, positions, class token, a ResNet's stem. i is the i-th
-    block, counted through a Swin's stages, whose merging of patches belongs to the block before it, or a ResNet's stage
-    i. All else is the head's (MAE `util/lr_decay.py`, SimMIM `optimizer.py`). Unlike here, SimMIM's code gives a Swin's
-    absolute positions the head's rate: they are in none of its rules.
-    """
-    backbone, network = model.backbone, cast(Any, model.backbone.model)
-    top = (4 if backbone.is_resnet else len(blocks(backbone))) + 1
-    depths = [len(stage.blocks) for stage in network.layers] if backbone.is_swin else []
-    return {
-        name: _layer(name.removeprefix("backbone.model."), top, depths) for name, _ in model.named_parameters()
-    }, top
-
-
-def _layer(name: str, top: int, depths: list[int]) -> int:
-    part, *rest = name.split(".")
-    if part in ("cls_token", "reg_token", "mask_token", "pos_embed", "absolute_pos_embed", "patch_embed", "norm_pre"):
-        return 0
-    if part == "blocks":
-        return int(rest[0]) + 1
-    if part == "layers":  # timm's stage begins with the merging that ends the stage before in the papers' code
-        before = sum(depths[: int(rest[0])])
-        return before + int(rest[2]) + 1 if rest[1] == "blocks" else before
-    if part in ("conv1", "bn1"):
-        return 0
-    return int(part.removeprefix("layer")) if part.removeprefix("layer").isdigit() else top
+    """Each parameter's layer, numbered as `ssl_bench.models.stages.layers` does, and the head's, the largest."""
+    own, top = layers(model.backbone)
+    return {name: own.get(name.removeprefix("backbone."), top) for name, _ in model.named_parameters()}, top
 
 
 def groups(model: HasBackbone, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -272,6 +249,6 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def refused_pooling(backbone: FeatureExtractor, pooling: str) -> str | None:
     """Why a backbone cannot be pooled so; None if it can."""
     assert isinstance(backbone.network, Backbone)
-    if pooling == "cls" and not backbone.network.is_resnet and "cls" not in backbone.feature_types:
+    if pooling == "cls" and backbone.network.is_vit and "cls" not in backbone.feature_types:
         return "it has no class token to pool"
     return None

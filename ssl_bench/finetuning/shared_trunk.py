@@ -2,8 +2,9 @@
 
 A network of L blocks is cut before its last k. What lies below a cut does not learn, so one pass of it gives the states
 at all cuts, and each depth goes on from its own with its own copy of what lies above. k = 0.5 cuts the last block
-between its attention and its MLP, k = L before the network's first layer. Blocks are those of a ViT, BEiT or Swin, or
-the residual blocks of a ResNet.
+between its attention and its MLP, k = L before the network's first layer. Blocks are those of a ViT, BEiT, EVA or Swin,
+or the residual blocks of a ResNet. Of any other network k counts stages, and as none of them can go on from a state,
+each depth runs the whole network.
 
 Shapes: B images of a batch, 3 x s x s pixels, P prefix tokens, N patches, D features, K classes; a Swin's or ResNet's
 map has h x w places.
@@ -26,9 +27,10 @@ from ssl_bench.data.splits import Split, ValidationSplit
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.finetuning.images import Batch, Batches
-from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, optimizer
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, optimizer
 from ssl_bench.finetuning.training import POINTS, VALIDATION, Diverged, accuracy, autocast, mixed, update
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import blocks, depth_of, stages
 from ssl_bench.runtime.acceleration import write_out_attention
 from ssl_bench.runtime.precision import full_precision
 
@@ -45,7 +47,7 @@ def usual_depths(network: Backbone) -> tuple[float, ...]:
     MAE's 0, 0.5, 1, 2, 4, 6, 12, 18, 24 as far as the network goes. Of a ResNet: its last block, its last stage, its
     last two stages.
     """
-    total = len(blocks(network))
+    total = depth_of(network)
     found: list[float] = [0, 0.5, 1, 2, 4, 6, 12, 18, 24]
     if network.is_resnet:
         stages: Any = network.model
@@ -56,8 +58,9 @@ def usual_depths(network: Backbone) -> tuple[float, ...]:
 
 def exists(network: Backbone, depth: float) -> bool:
     """Whether a network can be cut before its last ``depth`` blocks."""
-    every = blocks(network)
-    return type(every[-1]) in HALVED if depth == 0.5 else depth in range(len(every) + 1)
+    if depth == 0.5:
+        return not network.is_pooled and type(blocks(network)[-1]) in HALVED
+    return depth in range(depth_of(network) + 1)
 
 
 def states(network: Backbone, images: Tensor, depths: Collection[float]) -> dict[float, Tensor]:
@@ -70,8 +73,10 @@ def states(network: Backbone, images: Tensor, depths: Collection[float]) -> dict
 
     Returns:
         Depth -> (B, P + N, D) of a ViT, (B, h, w, D) of a Swin, or its (B, hw, D) between attention and MLP,
-        (B, D, h, w) of a ResNet; the images themselves where all blocks are above the cut.
+        (B, D, h, w) of a ResNet; the images themselves where all blocks are above the cut, or none can go on.
     """
+    if network.is_pooled:
+        return dict.fromkeys(depths, images)
     every = blocks(network)
     found = {depth: images for depth in depths if depth == len(every)}
     wanted = sorted(set(depths) - set(found), reverse=True)  # in the order in which the pass comes by
@@ -115,13 +120,12 @@ def resumed(network: Backbone, state: Tensor, depth: float) -> Tensor:
     if depth == 0.5:
         return _mlp(every[-1], state)
     model: Any = network.model
-    shared = getattr(model, "rel_pos_bias", None)
-    bias = {} if shared is None else {"shared_rel_pos_bias": shared()}  # (heads, P + N, P + N)
+    given = network.block_arguments((network.grid, network.grid)) if network.is_vit else [{}] * len(every)
     merges = {stage.blocks[0]: stage.downsample for stage in model.layers} if network.is_swin else {}
-    for at, block in enumerate(every[-int(depth) :]):
+    for at, (block, more) in enumerate(zip(every[-int(depth) :], given[-int(depth) :], strict=True)):
         if at and block in merges:  # patches are merged after the last block of the stage before, as Swin has it
             state = merges[block](state)
-        state = block(state, **bias)
+        state = block(state, **more)
     return state.flatten(1, 2) if network.is_swin else state
 
 
@@ -129,13 +133,19 @@ def restrict(network: Backbone, depth: float) -> None:
     """Leave the last ``depth`` blocks alone trainable, and blocks below them out: `resumed` needs none of those.
 
     Everything else stays frozen: embeddings, prefix tokens, relative positions that blocks share. The final norm stays
-    trainable. Nothing happens to a network whose blocks are all above the cut.
+    trainable. Nothing happens to a network whose blocks are all above the cut, and none is left out of one that is
+    tuned by stages.
     """
-    every = blocks(network)
     assert depth > 0 and exists(network, depth)
-    if depth == len(every):
+    if depth == (total := depth_of(network)):
         return
     network.requires_grad_(False)
+    if network.is_pooled:
+        found = stages(network.model)
+        for name, parameter in network.model.named_parameters():
+            parameter.requires_grad_(found[name] >= total - depth)
+        return
+    every = blocks(network)
     if not network.is_resnet:
         network.model.norm.requires_grad_(True)
     for part in _mlp_parts(every[-1]) if depth == 0.5 else every[-int(depth) :]:
@@ -187,7 +197,7 @@ class Top:
     """
 
     def __init__(self, model: FineTuneModel, depth: float, recipe: Recipe) -> None:
-        self.whole = depth == len(blocks(model.backbone))
+        self.whole = depth == depth_of(model.backbone) or model.backbone.is_pooled
         restrict(model.backbone, depth)
         self.model, self.depth, self.recipe = model, depth, recipe
         learner = optimizer(model, recipe)
@@ -207,6 +217,14 @@ class Top:
             found: Tensor = self.model(state)
             return found
         return self.model.classify(resumed(self.model.backbone, state, self.depth))
+
+    def train(self) -> None:
+        """Training mode of what learns; the frozen part stays in eval mode."""
+        self.model.train()
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
 
     def step(self, state: Tensor, batch: Batch, step: int, batches: Batches) -> Tensor:
         """One update; the loss before it."""
@@ -246,7 +264,7 @@ def tune_together(tops: Sequence[Top], batches: Batches, validation: ValidationS
             depths = {top.depth for top in learning}
             totals = torch.zeros(len(learning), device=frozen.device)
             for top in learning:
-                top.model.train()
+                top.train()
             for number, batch in enumerate(batches.epoch(epoch)):
                 with torch.no_grad(), autocast(batches.recipe, frozen.device):
                     found = states(trunk, batch.images, depths)

@@ -75,13 +75,9 @@ def timm_names() -> dict[str, list[str]]:
     if spec is None or spec.origin is None:
         return {}
     folder = Path(spec.origin).parent / "models"
-    families = {
-        "ViT": "vision_transformer.py",
-        "BEiT": "beit.py",
-        "Swin": "swin_transformer.py",
-        "ResNet": "resnet.py",
-    }
-    return {
-        family: re.findall(r"@register_model\s+def (\w+)", (folder / file).read_text(encoding="utf-8"))
-        for family, file in families.items()
-    }
+    titles = {"vision_transformer": "ViT", "beit": "BEiT", "swin_transformer": "Swin", "resnet": "ResNet"}
+    found: dict[str, list[str]] = {}
+    for file in (*(folder / f"{name}.py" for name in titles), *sorted(folder.glob("[a-z]*.py"))):
+        if names := re.findall(r"@register_model\s+def (\w+)", file.read_text(encoding="utf-8")):
+            found.setdefault(titles.get(file.stem, file.stem), names)
+    return found

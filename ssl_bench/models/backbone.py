@@ -10,32 +10,34 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, final
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.layers.pos_embed_sincos import apply_keep_indices_nlc
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
+from ssl_bench.models.creation import NATIVE, create_network, evaluated, pooled_width
 from ssl_bench.models.patches import patchify, resample_positions, sincos_positions
-from ssl_bench.models.selective_kernel import plain_stem, select_kernels, stem_arguments
-from ssl_bench.models.timm_arguments import FAMILIES, family_of, timm_arguments
+from ssl_bench.models.selective_kernel import plain_stem, select_kernels
 
 
 @final
 class Backbone(nn.Module):
-    """A timm network giving features, tokens, and for ViTs tokens of a part of the image.
+    """A network giving features; ViTs and Swins give tokens as well, ViTs also those of a part of the image.
 
     Args:
         options: Which network; `img_size` is needed unless the name implies it.
 
     Raises:
-        UserError: The name is unknown, of another family, or an option does not apply to it.
+        UserError: The name is unknown, or an option does not apply to the network.
     """
 
     model: Any  # timm's; what its attributes are depends on the family
@@ -43,34 +45,18 @@ class Backbone(nn.Module):
     def __init__(self, options: BackboneOptions) -> None:
         super().__init__()
         self.options = options
-        self.architecture, self.args = timm_arguments(options)
-        self.timm_can_build = True  # whether `timm.create_model(architecture, **args)` alone gives this network
-        stem: Any = None  # of the ResNet that is widened
-        try:
-            if family_of(self.architecture) == "resnet" and (options.width is not None or options.selective_kernel):
-                with torch.device("meta"):
-                    narrow = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
-                stem = type(narrow.conv1)
-                self.args |= stem_arguments(narrow, options.width or 1, bool(options.selective_kernel))
-            self.model = timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.args)
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if options.timm_args:  # whatever is in there may be of the wrong type, length or family
-                given = f"--backbone.timm_args {options.timm_args}"
-                raise UserError(f"backbone {options.name}, {given}: {reason}") from None
-            if isinstance(error, AssertionError | ValueError):
-                raise UserError(f"backbone {options.name} with {self.args}: {reason}") from None
-            if isinstance(error, TypeError):  # an option of ours that none of the families refuses
-                raise UserError(f"backbone {options.name}: only timm's {FAMILIES} fit here") from None
-            raise
-        family = type(self.model)
+        created = create_network(options)
+        self.model, self.architecture, self.args = created.model, created.architecture, created.args
+        self.own = created.family == "own"  # a class of the user's, whatever it is derived from
+        self.timm_can_build = not self.own  # whether `timm.create_model(architecture, **args)` gives it
+        family = nn.Module if self.own else type(self.model)
         if issubclass(family, Beit):
             self.img_size: int = self.model.patch_embed.img_size[0]
             self.patch_size: int = self.model.patch_embed.patch_size[0]
             self.dim: int = self.model.embed_dim
             if self.dim % (heads := self.model.blocks[0].attn.num_heads):  # timm finds out in the forward
                 raise UserError(f"--backbone.width {self.dim} is no multiple of {options.name}'s {heads} heads")
-        elif issubclass(family, SwinTransformer):
+        elif issubclass(family, SwinTransformer | SwinTransformerV2):
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.num_features
@@ -82,13 +68,13 @@ class Backbone(nn.Module):
                 positions = torch.zeros(1, self.grid**2, self.embed_dim)
                 self.timm_can_build = False
                 self.model.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
-        elif issubclass(family, VisionTransformer):
-            embeds = isinstance(self.model.patch_embed, PatchEmbed)
-            if not embeds or type(self.model)._pos_embed is not VisionTransformer._pos_embed:
-                raise UserError(f"backbone {options.name} is no plain ViT: try vit_small_patch16_224")
+        elif self.is_vit:
             self.img_size = self.model.patch_embed.img_size[0]
             self.patch_size = self.model.patch_embed.patch_size[0]
             self.dim = self.model.embed_dim
+            if self.img_size < self.patch_size:
+                rule = f"is smaller than a patch of {options.name}: try {self.patch_size}"
+                raise UserError(f"--backbone.img_size {self.img_size} {rule}")
         elif issubclass(family, ResNet):
             self.img_size = options.img_size or 224
             self.dim = self.model.num_features
@@ -96,7 +82,7 @@ class Backbone(nn.Module):
             if options.selective_kernel:
                 select_kernels(self.model, options.name)
                 self.timm_can_build = False
-            elif stem is nn.Conv2d and isinstance(self.model.conv1, nn.Sequential):
+            elif created.stem is nn.Conv2d and isinstance(self.model.conv1, nn.Sequential):
                 plain_stem(self.model)
                 self.timm_can_build = False
             if self.small_stem:
@@ -108,23 +94,48 @@ class Backbone(nn.Module):
             self.memory_format = _memory_format(self.model)
             self.model.to(memory_format=self.memory_format)
         else:
-            feature_type = type(self.model).__name__
-            raise UserError(f"backbone {options.name} is a {feature_type}: only timm's {FAMILIES} fit here")
+            for option in ("small_stem", "selective_kernel"):
+                if getattr(options, option):
+                    raise UserError(f"--backbone.{option} is for ResNets: {options.name} is not one")
+            native = _native_size(self.model)
+            self.img_size = options.img_size or native or NATIVE
+            self.memory_format = torch.contiguous_format
+            meta = any(parameter.is_meta for parameter in self.parameters())  # then only shapes are wanted
+            self.dim = 0 if meta else pooled_width(self.model, options.name, self.img_size, native)
 
     @property
     def is_vit(self) -> bool:
-        """Whether the network has one token per patch from first to last: a ViT or BEiT."""
-        return isinstance(self.model, VisionTransformer | Beit)
+        """Whether the network has one token per patch from first to last: a plain ViT, BEiT or EVA."""
+        if self.own or isinstance(self.model, Beit | Eva):
+            return not self.own
+        plain = isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed)
+        return plain and type(self.model)._pos_embed is VisionTransformer._pos_embed
 
     @property
     def is_resnet(self) -> bool:
         """Whether the network is a ResNet, which has no patches."""
-        return isinstance(self.model, ResNet)
+        return isinstance(self.model, ResNet) and not self.own
 
     @property
     def is_swin(self) -> bool:
         """Whether the network embeds patches, which can be masked, and merges them later."""
-        return isinstance(self.model, SwinTransformer)
+        return isinstance(self.model, SwinTransformer | SwinTransformerV2) and not self.own
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the network is known by its pooled features alone: any other of timm's, or a class of the user's."""
+        return not (self.is_vit or self.is_resnet or self.is_swin)
+
+    def takes(self, size: int) -> bool:
+        """Whether images of this size can be its input as well."""
+        if not self.is_pooled:
+            flexible = self.is_swin and not self.model.patch_embed.strict_img_size  # its positions are a window's
+            return size == self.img_size or flexible or not self.has_relative_positions
+        try:
+            evaluated(self.model, self.model, size)
+        except Exception:  # whatever a network says of images that it was not made for
+            return False
+        return True
 
     @property
     def has_relative_positions(self) -> bool:
@@ -166,7 +177,7 @@ class Backbone(nn.Module):
         if self.is_swin:
             return ("avg",)
         if not self.is_vit:
-            return ("gap",)
+            return ("gap",) if self.is_resnet else ("pooled",)
         has_class = self.model.cls_token is not None
         return ("cls", "avg", "cls+avg", "cls_4", "cls_raw", "avg_raw") if has_class else ("avg", "avg_raw")
 
@@ -186,11 +197,11 @@ class Backbone(nn.Module):
             return {feature_type: {"avg": tokens.mean(1)}[feature_type] for feature_type in feature_types}
         if not self.is_vit:
             images = images.contiguous(memory_format=self.memory_format)
-            return {feature_type: {"gap": self.model}[feature_type](images) for feature_type in feature_types}
+            only = self.feature_types[0]
+            return {feature_type: {only: self.model}[feature_type](images) for feature_type in feature_types}
         classes: list[Tensor] = []  # (B, D) after each block
-        raw = self._trunk(
-            self._embed(images, None, None, None), classes if "cls_4" in feature_types else None
-        )  # (B, P + N, D)
+        embedded, shared = self._embed(images, None, None, None), self.block_arguments(self._grid_of(images))
+        raw = self._trunk(embedded, shared, classes if "cls_4" in feature_types else None)  # (B, P + N, D)
         tokens = self.model.norm(raw)
         prefix = self.prefix
         compute = {
@@ -217,7 +228,7 @@ class Backbone(nn.Module):
         Returns:
             (B, P + N, D), or (B, P + K, D) with `keep`; (B, M, D) of a Swin, row by row.
         """
-        assert self.is_vit or self.is_swin, "a ResNet has no tokens"
+        assert self.is_vit or self.is_swin, "a network without patches has no tokens"
         if self.is_swin:
             assert keep is None, "a Swin's windows need all patches"
             embedded = self.model.patch_embed(images)  # (B, h, w, E), after its norm
@@ -228,14 +239,25 @@ class Backbone(nn.Module):
                 patches = patches + self.model.absolute_pos_embed
             return self.model.norm(self.model.layers(patches.view_as(embedded))).flatten(1, 2)
         assert keep is None or not self.has_relative_positions, "relative positions need all patches"
-        return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token)))
+        shared = self.block_arguments(self._grid_of(images), keep)
+        return self.model.norm(self._trunk(self._embed(images, keep, mask, mask_token), shared))
 
     def token_grid(self, images: Tensor) -> Tensor:
-        """(B, T, D) of all that a network says of an image's places: a ViT's tokens, prefix first, or a final map."""
-        if not self.is_resnet:
+        """(B, T, D) of all that a network says of an image's places: a ViT's tokens, prefix first, or a final map.
+
+        Raises:
+            UserError: It says nothing of places.
+        """
+        if self.is_vit or self.is_swin:
             return self.tokens(images)
         images = images.contiguous(memory_format=self.memory_format)
-        return self.model.forward_features(images).flatten(2).transpose(1, 2)  # (B, h * w, D)
+        found = self.model.forward_features(images) if hasattr(self.model, "forward_features") else None
+        if isinstance(found, Tensor) and found.ndim == 3:
+            return found
+        if not isinstance(found, Tensor) or found.ndim != 4:
+            raise UserError(f"backbone {self.options.name} has no map or tokens beside its pooled features")
+        channels_last = str(getattr(self.model, "output_fmt", "")) == "NHWC"
+        return found.flatten(1, 2) if channels_last else found.flatten(2).transpose(1, 2)  # (B, h * w, D)
 
     def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
         """(B, h, w, D) features of an image's places: patches after the final norm, or a network's final map.
@@ -248,7 +270,8 @@ class Backbone(nn.Module):
             side = math.isqrt(tokens.shape[1])
             return tokens.unflatten(1, (side, side))
         blocks: list[Tensor] = []
-        self._trunk(self._embed(images, None, None, None), blocks, patches=True)
+        shared = self.block_arguments(self._grid_of(images))
+        self._trunk(self._embed(images, None, None, None), shared, blocks, patches=True)
         maps = torch.cat([self.model.norm(tokens)[:, self.prefix :] for tokens in blocks[-layers:]], dim=2)
         return maps.unflatten(1, (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size))
 
@@ -256,7 +279,7 @@ class Backbone(nn.Module):
         """(B, 3, H, W) -> (B, P + N or K, D): patches, positions, prefix; timm's order and weights."""
         vit = self.model
         projection = vit.patch_embed.proj
-        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        grid = self._grid_of(images)
         if keep is None:
             patches = projection(images).flatten(2).transpose(1, 2)  # (B, N, D)
         else:  # a convolution with stride p is one matrix product per patch: do it for the kept ones alone
@@ -278,21 +301,46 @@ class Backbone(nn.Module):
         tokens = vit.pos_drop(torch.cat([*(t.to(patches.dtype) for t in prefix), patches], dim=1))
         return tokens if isinstance(vit, Beit) else vit.norm_pre(tokens)
 
-    def _trunk(self, tokens: Tensor, classes: list[Tensor] | None = None, patches: bool = False) -> Tensor:
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Patches along the height and width of images."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+
+    def block_arguments(self, grid: tuple[int, int], keep: Tensor | None = None) -> list[dict[str, Tensor]]:
+        """What each block of a ViT is given beside tokens: nothing, or relative or rotary positions.
+
+        Args:
+            grid: Patches along height and width.
+            keep: (B, K) patches that there are; all where None.
+        """
+        blocks = self.model.blocks
+        if isinstance(self.model, Eva):
+            if self.model.rope is None:
+                return [{}] * len(blocks)
+            rope = self.model.rope.get_embed(shape=grid)  # (N, R), or of each block (L, heads, N, R)
+            if keep is not None:
+                rope = apply_keep_indices_nlc(keep, rope, keep)  # (B, K, R) or (B, L, heads, K, R)
+                rope = rope.transpose(0, 1) if self.model.rope_mixed else rope.unsqueeze(1)
+            return [{"rope": rope[at] if self.model.rope_mixed else rope} for at in range(len(blocks))]
+        table = getattr(self.model, "rel_pos_bias", None)
+        shared = {} if table is None else {"shared_rel_pos_bias": table()}  # (heads, P + N, P + N)
+        return [shared] * len(blocks)
+
+    def _trunk(
+        self,
+        tokens: Tensor,
+        shared: list[dict[str, Tensor]],
+        classes: list[Tensor] | None = None,
+        patches: bool = False,
+    ) -> Tensor:
         """(B, P + N, D) through all blocks; the (B, D) first token after each is appended to ``classes``.
 
         With ``patches``, all tokens are.
         """
-        shared: dict[str, Tensor | None] = {}
-        if isinstance(self.model, Beit):
-            table = self.model.rel_pos_bias() if self.model.rel_pos_bias is not None else None  # (heads, P + N, P + N)
-            shared = {"shared_rel_pos_bias": table}
-        for block in self.model.blocks:
-            tokens = block(tokens, **shared)
+        for block, given in zip(self.model.blocks, shared, strict=True):
+            tokens = block(tokens, **given)
             if classes is not None:
-                classes.append(
-                    tokens if patches else tokens[:, 0].clone()
-                )  # a view would keep all other tokens in memory
+                # A view of the first token would keep all others in memory.
+                classes.append(tokens if patches else tokens[:, 0].clone())
         return tokens
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:
@@ -311,6 +359,12 @@ class Backbone(nn.Module):
         prefix = self.model.pos_embed.shape[1] - len(table)
         self.model.pos_embed.data = torch.cat([table.new_zeros(prefix, self.dim), table])[None]
         self.model.pos_embed.requires_grad_(False)
+
+
+def _native_size(model: Any) -> int | None:
+    """Pixels that a network of timm's was made for."""
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return int(size[-1]) if size else None
 
 
 def _memory_format(resnet: nn.Module) -> torch.memory_format:

@@ -10,10 +10,14 @@ from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError, near
 from ssl_bench.models.architectures import TINY, timm_names
 
-FAMILIES = "ViTs, BEiTs, Swins and ResNets"
 # timm's arguments that what follows relies on: three channels, no weights, no head, a final norm on the tokens.
 FIXED = {"in_chans", "pretrained", "checkpoint_path", "features_only", "num_classes"}
-FIXED |= {"fc_norm", "use_fc_norm", "final_norm", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+FIXED |= {"fc_norm", "use_fc_norm", "use_post_transformer_norm", "final_norm"}
+FIXED |= {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+# timm's files of networks whose parts are known here; of all others the pooled features are.
+RESNETS = ("resnet", "resnest", "res2net", "sknet")
+SWINS = ("swin_transformer", "swin_transformer_v2")
+VITS = ("vision_transformer", "deit", "beit", "eva")
 # Sizes above these are a slip of the keyboard, or a description that was made to fill the memory.
 MOST_PIXELS = 8192  # of an image's side
 MOST_BLOCKS = 1024  # of a network, in whatever stages
@@ -33,8 +37,10 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
         raise UserError(f"no backbone {options.name!r}{near(options.name, known)} (ssl-bench list backbones)")
     if "." in name:
         name, _, tag = name.partition(".")
-        raise UserError(f"backbone {options.name}: {tag!r} names weights, and training starts from none: use {name}")
+        wanted = f"--backbone.pretrained true starts from them, --backbone {name} from random ones"
+        raise UserError(f"backbone {options.name}: {tag!r} names weights: {wanted}")
     own = ("name", "drop_path", "timm_args", "absolute_positions", "interpolate_offset", "interpolate_antialias")
+    own += ("pretrained", "weights")
     given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
     for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
         if given.get(option, 1) < 1:
@@ -43,10 +49,10 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     for option, value in (options.timm_args or {}).items():
         _check_size(f"timm_args.{option}", value)
     family = family_of(name)
-    fixed = FIXED | {"global_pool"} if family in ("beit", "swin_transformer") else FIXED
+    fixed = FIXED | {"global_pool"} if family in ("beit", "eva", "swin") else FIXED
     if taken := fixed & set(options.timm_args or {}):
         raise UserError(f"--backbone.timm_args: {min(taken)} must stay as it is here: leave it out")
-    if options.absolute_positions and family != "swin_transformer":
+    if options.absolute_positions and family != "swin":
         raise UserError(f"--backbone.absolute_positions is for Swins: {options.name} is not one")
     if family == "resnet":
         for option in ("patch_size", "depth", "num_heads"):
@@ -59,7 +65,12 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     for option in ("small_stem", "selective_kernel"):
         if option in given:
             raise UserError(f"--backbone.{option} is for ResNets: {options.name} is not one")
-    if family == "swin_transformer":
+    if family == "other":
+        for option in ("patch_size", "width", "depth", "num_heads"):
+            if option in given:
+                remedy = "what its constructor takes goes into --backbone.timm_args"
+                raise UserError(f"--backbone.{option} is for ViTs: {options.name} is not one; {remedy}")
+    if family == "swin":
         for option, example in (("depth", "{depths: [2, 2]}"), ("num_heads", "{num_heads: [3, 6]}")):
             if option in given:
                 raise UserError(f"--backbone.{option}: a Swin has one per stage: --backbone.timm_args '{example}'")
@@ -68,8 +79,10 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
     args |= {name: given[ours] for ours, name in theirs.items() if ours in given}
     if family == "beit":
         args["global_pool"] = "token"  # the norm then stays on the tokens, as in pretraining
-    elif family == "vision_transformer":
+    elif family in ("vision_transformer", "deit"):
         args["fc_norm"] = False  # some normalise what they have pooled instead, and their tokens not at all
+    elif family == "eva":
+        args |= {"use_fc_norm": False, "use_post_transformer_norm": True, "dynamic_img_size": True}  # likewise
     if options.img_size is not None:
         args["img_size"] = options.img_size
     args |= options.timm_args or {}
@@ -107,9 +120,11 @@ def blocks_claimed(options: BackboneOptions) -> int:
 
 
 def family_of(architecture: str) -> str:
-    """timm's file of a network: vision_transformer, beit, swin_transformer, resnet, ...; all ResNets are "resnet"."""
+    """What a network is built like: vision_transformer, deit, beit, eva, swin, resnet, or other."""
     file = str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
-    return "resnet" if "resnet" in architecture or "resnext" in architecture else file
+    if file in RESNETS or file in SWINS:
+        return "resnet" if file in RESNETS else "swin"
+    return file if file in VITS else "other"
 
 
 def patch_size_in(name: str) -> int | None:

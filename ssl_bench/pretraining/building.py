@@ -1,29 +1,38 @@
 """From a configuration to data, method and data module."""
 
 import inspect
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Dataset, load_dataset
+from ssl_bench.data.dataset import RGB, Dataset, load_dataset
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.pretrained import Weights, is_pretrained, network_of, start, timm_weights
 from ssl_bench.pretraining.checkpoint import start_from
 from ssl_bench.pretraining.method import Method
 
 
-def build(config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
-    """Data, method and data module of a configuration."""
-    return build_on(load_dataset(DataOptions(**config["data"])), config)
+def build(config: dict[str, Any], weights: Weights | None = None) -> tuple[Dataset, Method, DataModule]:
+    """Data, method and data module of a configuration.
+
+    Args:
+        config: Of the run.
+        weights: What `--backbone.weights` names; not of a run that is only looked at.
+    """
+    return build_on(load_dataset(DataOptions(**config["data"])), config, weights)
 
 
-def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, DataModule]:
+def build_on(
+    data: Dataset, config: dict[str, Any], weights: Weights | None = None
+) -> tuple[Dataset, Method, DataModule]:
     """The same on data that are open already."""
     data_options = data.options
     given = dict(config["method"])
@@ -35,8 +44,9 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
     as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
     wanted = inspect.signature(cls).parameters
     if "backbone" in wanted:
-        size = config["backbone"]["img_size"] or data.image_size
-        given["backbone"] = Backbone(BackboneOptions(**{**config["backbone"], "img_size": size}))
+        network = BackboneOptions(**config["backbone"])
+        given["backbone"] = Backbone(network_of(network, data.image_size))
+        weights = timm_weights(network.name) if is_pretrained(network) else weights
     if "image_size" in wanted:
         given["image_size"] = data.image_size
     if "statistics" in wanted:  # what undoes the views' normalisation
@@ -47,6 +57,8 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
     method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
     if config["init"] is not None:
         start_from(method, Path(config["init"]))
+    elif weights is not None:
+        data = begin_with(method, weights, data)
     if not method.standardize:
         data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if method.needs_labels:
@@ -57,6 +69,34 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
         raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
     return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+
+
+def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
+    """Put weights in place of a method's random ones, its teachers' too; says what was made to fit.
+
+    Returns:
+        The data, normalised as these weights' network had them.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    copies = [module for module in method.modules() if isinstance(module, Backbone) and _equal(module, method.backbone)]
+    begun = start(method.backbone, weights)
+    for copied in copies:
+        copied.load_state_dict(method.backbone.state_dict())
+    adapted = [*begun.adapted]
+    if weights.mean is not None and weights.std is not None and (weights.mean, weights.std) != (data.mean, data.std):
+        data = replace(data, mean=cast(RGB, weights.mean), std=cast(RGB, weights.std))
+        adapted.append("images are normalised as its own were")
+    method.start = asdict(replace(begun, adapted=tuple(adapted)))
+    size = method.backbone.img_size
+    say("; ".join([f"starting from {begun.source} (sha256 {begun.digest[:8]}) at {size} pixels", *adapted]))
+    return data
+
+
+def _equal(one: Backbone, other: Backbone) -> bool:
+    own, theirs = one.state_dict(), other.state_dict()
+    return own.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
 
 
 def _labelled(data: Dataset, method: Method) -> Dataset:

@@ -23,17 +23,15 @@ def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
     Raises:
         UserError: The network cannot see views of that size.
     """
-    step = 8 if backbone.is_resnet else backbone.stride
+    step = backbone.stride if backbone.is_vit or backbone.is_swin else 8
     if size is None:
         size = -(-backbone.img_size * 96 // (224 * step)) * step
     if count < 0:
         raise UserError(f"--method.local_views {count} must be 0 or more")
-    flexible = backbone.is_swin and not backbone.model.patch_embed.strict_img_size  # its positions are a window's
-    if count and size != backbone.img_size and backbone.has_relative_positions and not flexible:
+    if count and size > 0 and not backbone.takes(size):
         remedy = "--method.local_views 0" + (" or --backbone.timm_args '{strict_img_size: false}'" * backbone.is_swin)
-        name = backbone.options.name
-        raise UserError(f"{name} knows one image size, not that of local views: {remedy}; otherwise: simmim")
-    if count and (size < 1 or (not backbone.is_resnet and size % step)):
+        raise UserError(f"{backbone.options.name} takes no views of {size} pixels: {remedy}; otherwise: simclr")
+    if count and (size < 1 or ((backbone.is_vit or backbone.is_swin) and size % step)):
         raise UserError(
             f"--method.local_size {size} is no multiple of the patch size {step}: try {max(1, size // step) * step}"
         )

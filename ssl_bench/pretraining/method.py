@@ -21,6 +21,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
 from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients, parameter_groups
 from ssl_bench.pretraining.ema_teacher import EMATeacher
+from ssl_bench.pretraining.layer_rates import decayed_by_layer
 from ssl_bench.pretraining.reconstruction import Reconstruction
 
 
@@ -45,6 +46,7 @@ class Method(pl.LightningModule, ABC):
     no_weight_decay: Collection[str] = ()  # names of parameters without weight decay, besides biases and norms
 
     backbone: Backbone
+    start: Mapping[str, Any] | None = None  # `ssl_bench.models.pretrained.Start` of a run that begins with weights
 
     def __init__(self, backbone: Backbone | None, optim: Optim) -> None:
         super().__init__()
@@ -136,7 +138,10 @@ class Method(pl.LightningModule, ABC):
         loader_batch = trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
         images_per_step = loader_batch * trainer.world_size * trainer.accumulate_grad_batches
         steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        optimizer = build_optimizer(self, self.optim, groups=self.parameter_groups())
+        groups = self.parameter_groups()
+        if self.optim.layer_decay is not None:
+            groups = decayed_by_layer(self.backbone, groups, self.optim.layer_decay)
+        optimizer = build_optimizer(self, self.optim, groups=groups)
         self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
         self._schedule.apply(optimizer, trainer.global_step)
         return optimizer

@@ -31,7 +31,7 @@ def describe_run(config: dict[str, Any], data: Dataset, method: Method, command:
         kind="pretrained" if pretrains else "tokenizer",
         method=config["method"]["name"],
         data=DataRecord(data.title, data.fingerprint),
-        options=options_of(config),
+        options=options_of(config) | ({"start": dict(method.start)} if method.start else {}),
         backbone=describe_backbone(config["backbone"]["name"], method.backbone) if pretrains else None,
         seed=config["seed"],
         views_per_image=sum(v.count * v.size**2 for v in views) / max(v.size**2 for v in views),

@@ -22,6 +22,7 @@ from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import LostProcess, Terminated
 from ssl_bench.models.classifier import save_classifier
+from ssl_bench.models.pretrained import Weights
 from ssl_bench.pretraining.building import build, require_images
 from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
@@ -60,6 +61,7 @@ def fit(
     command: Sequence[str] = (),
     wandb: WandbOptions = WandbOptions(),
     known: dict[DataOptions, Content | None] | None = None,
+    weights: Weights | None = None,
 ) -> Fitted:
     """Pretrain as the configuration says, continuing an interrupted run of the same configuration.
 
@@ -69,6 +71,7 @@ def fit(
         command: To repeat it, for the records.
         wandb: Whether and how it is logged there.
         known: Contents of images that were looked at just before.
+        weights: What `--backbone.weights` names, if it does.
 
     Raises:
         UserError: The configuration does not fit the data or the network.
@@ -89,7 +92,7 @@ def fit(
         with signals.handled(), claimed(folder) if launch is None or launch.rank == 0 else nullcontext():
             if is_finished(folder):  # by another command, a moment ago
                 return Fitted(folder, already_done=True)
-            _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals)
+            _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals, weights)
     except Stopped as stop:
         raise (KeyboardInterrupt() if stop.wish is Wish.INTERRUPT else Terminated()) from None
     return Fitted(folder, already_done=False)
@@ -102,7 +105,9 @@ def _fit(
     command: Sequence[str],
     wandb: WandbOptions,
     signals: Signals,
+    weights: Weights | None,
 ) -> None:
+    assert weights is not None or not config.get("backbone", {}).get("weights"), "the file is not read"
     refuse_changed_images(folder, config, content)
     launch = adopt_launcher()
     first = launch is None or launch.rank == 0
@@ -110,7 +115,7 @@ def _fit(
     check_trainer(options)
     prepare_process(quiet=not first)
     pl.seed_everything(config["seed"], verbose=False)
-    data, method, module = build(config)
+    data, method, module = build(config, weights)
     module.folder = folder
     if not first:
         trainer = make_trainer(config, folder, data, WandbRun(), launch, signals)

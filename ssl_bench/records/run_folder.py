@@ -42,6 +42,8 @@ def identity(config: dict[str, Any], content: str | None = None) -> str:
         del data["value_range"]
     if what.get("init"):
         what["init"] = Path(what["init"]).name  # has a hash of its own, wherever the folder is
+    if weights := what.get("backbone", {}).get("weights"):
+        what["backbone"]["weights"] = _content_of_weights(Path(weights))
     for option in ("tokenizer", "teacher"):  # likewise
         run = what.get("method", {}).get(option)
         if isinstance(run, str):
@@ -53,6 +55,15 @@ def identity(config: dict[str, Any], content: str | None = None) -> str:
             del options[option]  # so that an option added later, and left alone, makes no new run of an old one
     canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _content_of_weights(path: Path) -> str:
+    """The name of a run's folder, or a hash of a file, wherever it is; of one that is gone, its name."""
+    file = path if path.is_file() else path / "model.safetensors"
+    if (path / "run.json").is_file() or not file.is_file():
+        return path.name
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def data_title(data: dict[str, Any]) -> str:

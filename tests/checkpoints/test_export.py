@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from golden_files import assert_close
+from hub_server import hub
 from paths import GOLDEN, ROOT
 from PIL import Image
 
@@ -229,3 +230,74 @@ def test_mistakes(tmp_path: Path, capsys: Capture) -> None:
     run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
     assert main(["export", str(run), "-o", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out")]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch would rather have torch.export
+@pytest.mark.parametrize("format", ["torchscript", "onnx", "hf"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        BackboneOptions("vit_pico_patch4_32"),
+        BackboneOptions("test_efficientnet", img_size=32),
+        BackboneOptions("resnet_nano", img_size=32),
+    ],
+    ids=lambda options: options.name,
+)
+def test_every_format_gives_the_features(format: str, options: BackboneOptions, tmp_path: Path) -> None:
+    run, out = run_of(tmp_path / "run", options), tmp_path / "out"
+    backbone = load_backbone(run)[0].eval()
+    if format == "hf" and not backbone.timm_can_build:
+        with pytest.raises(UserError, match="--format torchscript or onnx"):
+            export(run, out, format)
+        return
+    export(run, out, format)
+    images = torch.randn(5, 3, 32, 32)  # another number than any that was traced or checked
+    with torch.no_grad():
+        expected = backbone(images)
+        if format == "torchscript":
+            found = torch.jit.load(out / "model.pt")(images)
+        elif format == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+            found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        else:
+            import transformers
+
+            found = transformers.AutoModel.from_pretrained(str(out)).eval()(pixel_values=images).pooler_output
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (out / "README.md").is_file() and (out / "config.json").is_file()
+
+
+def test_the_cards_metadata_is_what_hubs_read(tmp_path: Path) -> None:
+    import huggingface_hub
+
+    run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
+    export(run, tmp_path / "out", license="cc-by-nc-4.0")
+    card = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.datasets, card.data.library_name) == ("cc-by-nc-4.0", ["cifar10"], "timm")
+    (result,) = card.data.eval_results
+    assert (result.task_type, result.dataset_type, result.metric_type) == (
+        "image-classification",
+        "cifar10",
+        "accuracy",
+    )
+    assert result.metric_value == 72.3
+    assert result.metric_args == {"interval": [71.2, 73.4], "confidence": 0.95, "images": 10000}
+    assert "71.2 to 73.4" in result.metric_name and "Licence: cc-by-nc-4.0" in card.text
+
+
+def test_a_run_becomes_a_model_of_transformers_on_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
+    out = ["-o", str(tmp_path / "out")]
+    with hub(monkeypatch, str(tmp_path / "cache")) as models:
+        asked = ["--format=hf", "--license=apache-2.0", "--push-to-hub=our-group/mae-pico"]
+        assert main(["export", str(run), *out, *asked]) == 0
+    uploaded = models["our-group/mae-pico"]
+    assert set(uploaded) >= {"config.json", "model.safetensors", "README.md"}
+    assert all((tmp_path / "out" / name).read_bytes() == uploaded[name] for name in ("config.json", "README.md"))
+    assert json.loads(uploaded["config.json"])["model_type"] == "timm_wrapper"
+    assert main(["export", str(run), *out, "--push-to-hub=nobody"]) == 2
+    assert "--push-to-hub nobody must be ORG/NAME" in capsys.readouterr().err

@@ -19,10 +19,11 @@ from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluations.linear import Linear
 from ssl_bench.evaluations.partial_finetune import PartialFinetune, area, fewest
 from ssl_bench.finetuning.images import Batches
-from ssl_bench.finetuning.model import FineTuneModel, Recipe, blocks, set_drop_path
+from ssl_bench.finetuning.model import FineTuneModel, Recipe, set_drop_path
 from ssl_bench.finetuning.shared_trunk import Top, logits_of_all, states, tune_together
 from ssl_bench.finetuning.training import VALIDATION, Diverged, tune
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import blocks
 
 SIZE, CLASSES = 8, 3
 OPTIONS = {

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
-from ssl_bench.finetuning.model import blocks
 from ssl_bench.finetuning.shared_trunk import exists, restrict, resumed, states, usual_depths
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.stages import blocks
 
 SMALL = {"img_size": 8, "patch_size": 2}
 OPTIONS = {

@@ -23,17 +23,17 @@ from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.trainer import SeedEachBatch
 
 IMAGES = 8
-BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano")
+BACKBONES = ("vit_pico_patch4_32", "beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet")
 REFUSED = {  # local views need another image size; masks need patches, or patches that can be left out
-    "beit": ("swin_pico_patch2_32", "resnet_nano"),
-    "cae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "beit": ("swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
+    "cae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
     "dino": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
-    "dinov2": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
-    "ibot": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
-    "ijepa": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
+    "dinov2": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
+    "ibot": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
+    "ijepa": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
     "lejepa": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
-    "mae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano"),
-    "simmim": ("resnet_nano",),
+    "mae": ("beit_pico_patch4_32", "swin_pico_patch2_32", "resnet_nano", "test_efficientnet"),
+    "simmim": ("resnet_nano", "test_efficientnet"),
     "swav": ("beit_pico_patch4_32", "swin_pico_patch2_32"),
 }
 PAIRS = [
@@ -97,7 +97,8 @@ def test_views_are_valid(make: Build) -> None:
     for size in (32, 64):
         method = make(img_size=size)
         views = method.views()
-        patch = None if method.product == "tokenizer" or method.backbone.is_resnet else method.backbone.patch_size
+        patches = method.product == "backbone" and (method.backbone.is_vit or method.backbone.is_swin)
+        patch = method.backbone.patch_size if patches else None
         assert max(view.size for view in views) == size
         for view in views:
             assert view.count >= 1
@@ -137,7 +138,7 @@ def test_gradient_reaches_everything_that_learns_and_nothing_frozen(make: Build)
         first = method.tokenizer.encoder[0].weight.grad
     else:
         network = method.backbone.model
-        first = (network.conv1 if method.backbone.is_resnet else network.patch_embed.proj).weight
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d)).weight
         first = first.grad if first.requires_grad else network.norm.weight.grad  # the latter where patches are frozen
     assert first.isfinite().all()
     assert first.count_nonzero() > 0.9 * first.numel()

@@ -512,7 +512,7 @@ def test_local_crops_are_in_proportion(name: str, size: int, patch: int | None, 
 
 @pytest.mark.parametrize("name", ["swin_pico_patch2_32", "beit_pico_patch4_32"])
 def test_networks_of_one_size_take_no_local_crops(name: str) -> None:
-    with pytest.raises(UserError, match=r"^\w+ knows one image size.*--method.local_views 0"):
+    with pytest.raises(UserError, match=r"^\w+ takes no views of \d+ pixels.*--method.local_views 0"):
         dino(name)
     method = dino(name, local_views=0)
     method.loss(views_of(method, 2)).backward()

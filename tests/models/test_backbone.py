@@ -514,7 +514,7 @@ def test_features_of_a_resnet_are_timms(img_size: int) -> None:
         256,
         False,
     )
-    with pytest.raises(AssertionError, match="ResNet has no tokens"):
+    with pytest.raises(AssertionError, match="without patches has no tokens"):
         backbone.tokens(images)
 
 

@@ -38,16 +38,18 @@ SIZES: dict[str, Any] = {
 WITHOUT_CLASS_TOKEN = ("ijepa",)
 
 
-def build(name: str, backbone: str, seed: int = 0, img_size: int = 32, **given: Any) -> Method:
+def build(name: str, backbone: str | BackboneOptions, seed: int = 0, img_size: int = 32, **given: Any) -> Method:
     """A method by its name on the command line; one that makes a tokenizer takes no backbone."""
     torch.manual_seed(seed)
     cls = registry.load(registry.find("methods", name))
     wanted = inspect.signature(cls).parameters
     sizes: dict[str, Any] = {option: size for option, size in SIZES.items() if option in wanted}
     if "backbone" in wanted:
-        plain = name in WITHOUT_CLASS_TOKEN and backbone.startswith("vit")
-        args = {"class_token": False, "global_pool": "avg"} if plain else None
-        sizes["backbone"] = Backbone(BackboneOptions(backbone, img_size=img_size, timm_args=args))
+        if isinstance(backbone, str):
+            plain = name in WITHOUT_CLASS_TOKEN and backbone.startswith("vit")
+            args = {"class_token": False, "global_pool": "avg"} if plain else None
+            backbone = BackboneOptions(backbone, img_size=img_size, timm_args=args)
+        sizes["backbone"] = Backbone(backbone)
     if "image_size" in wanted:
         sizes["image_size"] = img_size
     method = cls(**sizes | given)
