@@ -33,7 +33,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.patch_features import PatchFeatures, patch_features
+from ssl_bench.evaluation.patch_features import PatchFeatures, patch_features, why_no_places
 from ssl_bench.evaluation.segmentations import Counts, Segmentations, counts_of, mean_iou
 from ssl_bench.evaluation.solvers.probe_heads import Norm
 from ssl_bench.evaluations.segmentation_knn import class_count, upsampled
@@ -97,7 +97,7 @@ class Segmentation(Evaluation[PatchHead]):
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         network = backbone.network
         if self.layers == 1:
-            return None
+            return why_no_places(backbone)
         if not isinstance(network, Backbone) or not network.is_vit:
             return f"layers {self.layers}: only ViTs have patches in every block; take 1"
         depth = len(network.model.blocks)

@@ -30,7 +30,7 @@ from ssl_bench.data.whole_images import cell_shares
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.patch_features import PatchFeatures, patch_features
+from ssl_bench.evaluation.patch_features import PatchFeatures, patch_features, why_no_places
 from ssl_bench.evaluation.segmentations import Segmentations
 from ssl_bench.evaluation.solvers.knn_search import neighbours
 from ssl_bench.runtime.seeds import derive
@@ -89,6 +89,9 @@ class SegmentationKnn(Evaluation[Bank]):
         self.bank_size = bank_size
         self.short_side = short_side
         self.seed = seed
+
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
+        return why_no_places(backbone)
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Bank]:
         splits: list[LabelledSplit] = [split for split in (train, validation) if len(split)]

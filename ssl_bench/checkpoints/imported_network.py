@@ -71,7 +71,7 @@ def _sized(name: str, encoder: Shapes, given: Given, options: dict[str, Any], ar
     if "pos_embed" in encoder and positions is not None:
         prefix = positions.shape[1] - native.grid**2
         size = math.isqrt(max(0, encoder.of("pos_embed", 3)[1] - prefix)) * native.patch_size
-    small = {}
+    small: dict[str, Any] = {}
     if native.is_resnet:
         small["small_stem"] = "conv1.weight" in encoder and encoder.of("conv1.weight", 4)[2] == 3
     return BackboneOptions(name, **{**options, "img_size": size}, **small, timm_args=args or None)

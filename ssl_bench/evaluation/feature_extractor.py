@@ -120,6 +120,7 @@ class FeatureExtractor:
         """(B, 3, s, s) images in [0, 1] -> (B, g, g, D) float32 features of each place, of the last blocks."""
         self.network.eval()
         with torch.inference_mode(), full_precision():
+            assert not isinstance(self.network, KMeansPatches)
             return self.network.patch_map(self.normalized(images), layers).float()
 
     def trainable(self) -> Backbone:

@@ -314,9 +314,10 @@ class Backbone(nn.Module):
         """
         blocks = self.model.blocks
         if isinstance(self.model, Eva):
-            if self.model.rope is None:
+            positions: Any = self.model.rope
+            if positions is None:
                 return [{}] * len(blocks)
-            rope = self.model.rope.get_embed(shape=grid)  # (N, R), or of each block (L, heads, N, R)
+            rope = positions.get_embed(shape=grid)  # (N, R), or of each block (L, heads, N, R)
             if keep is not None:
                 rope = apply_keep_indices_nlc(keep, rope, keep)  # (B, K, R) or (B, L, heads, K, R)
                 rope = rope.transpose(0, 1) if self.model.rope_mixed else rope.unsqueeze(1)

@@ -74,7 +74,8 @@ def stages(model: nn.Module) -> dict[str, int]:
 def _grouped(model: nn.Module) -> dict[str, int] | None:
     if not hasattr(model, "group_matcher"):
         return None
-    names = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    matcher: Any = model.group_matcher
+    names = group_parameters(model, matcher(coarse=True), reverse=True)
     own = {name for name, _ in model.named_parameters()}
     return {name: int(group) for name, group in names.items()} if own == set(names) else None
 

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import count
@@ -161,6 +161,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         Taken: Another process has it.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     claim = take(folder / NAME)
     if claim is None:
         refuse_if_taken(folder)
@@ -169,6 +170,9 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         claim.release()
+        with suppress(OSError):  # which says that something was written
+            for path in new:
+                path.rmdir()
 
 
 def refuse_if_taken(folder: Path) -> None:

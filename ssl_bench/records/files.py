@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ssl_bench.errors import UserError
 
@@ -140,7 +141,7 @@ def writing_folder(out: Path, over: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """A regular file opened to be read; a link to one is followed.
 
     Raises:

@@ -15,7 +15,7 @@ from wandb_server import WandbServer
 from ssl_bench.benchmark.executors.local import LocalExecutor, gpu_count
 from ssl_bench.benchmark.grid import Grid
 from ssl_bench.benchmark.plan import Job, plan
-from ssl_bench.benchmark.runner import Benchmark, find_file, parse_benchmark
+from ssl_bench.benchmark.runner import Benchmark, parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
 from ssl_bench.config.class_constants import class_constant
@@ -199,7 +199,7 @@ def test_a_damaged_mark_of_a_failure_has_the_job_tried_again(tmp_path: Path) -> 
     assert grid(tmp_path, jobs) == first and (tmp_path / "logs" / "breaks.log").stat().st_size
     for damage in (b"{", b"\xff", b"[]", b'{"argv": 1}'):
         (tmp_path / "logs" / "breaks.failed").write_bytes(damage)
-        assert Grid(Benchmark(jobs, tmp_path, 1, False, False, False, "views")).waiting == jobs
+        assert Grid(jobs, tmp_path / "logs", LocalExecutor(1)).waiting == jobs
 
 
 def test_what_fails_stops_its_followers_only(tmp_path: Path) -> None:
@@ -461,7 +461,11 @@ def test_a_wrong_option_of_an_evaluation_is_found_before_anything_is_pretrained(
     assert "did you mean 'linear.iterations'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", sorted(find_file("demo").parents[1].glob("[bs]*/*.yaml")), ids=lambda file: file.stem)
+CONFIGS = registry.folder("configs")
+SHIPPED = sorted([*CONFIGS.glob("benchmarks/*.yaml"), *CONFIGS.glob("studies/*.yaml")])
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_benchmark_can_be_planned(file: Path) -> None:
     jobs = plan(read_yaml(file), Path("runs"))
     assert {job.folder is None for job in jobs} == {True, False}

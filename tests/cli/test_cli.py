@@ -65,9 +65,9 @@ def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp
         assert run.stdout
         # of the processor, not of the clock: a busy machine must not fail this
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if seconds[-1] < 0.5:
+        if seconds[-1] < 1:
             break
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < 1, seconds
     assert not list(tmp_path.iterdir())
 
 

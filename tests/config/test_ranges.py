@@ -34,6 +34,8 @@ def kinds_of(annotation: Any) -> Iterator[Any]:
 
 def bad_values(annotation: Any) -> Iterator[str]:
     """What an option of a type cannot be."""
+    if get_args(plain_type(annotation)) == (str, ...):  # names, which whatever has them looks up
+        return
     kinds = [kind for kind in kinds_of(annotation) if kind is not type(None)]
     plain = {get_origin(plain_type(kind)) or plain_type(kind) for kind in kinds}
     if any(isinstance(note, LocalPath) for note in constraints_of(annotation)):

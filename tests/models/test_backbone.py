@@ -601,7 +601,10 @@ def test_tiny_networks_are_what_they_say(name: str) -> None:
         ({"name": "zzz"}, r"no backbone 'zzz' \(ssl-bench list backbones\)"),
         ({"name": ""}, "no backbone ''"),
         ({"name": "hf-hub:someone/something"}, "no backbone 'hf-hub:someone/something'"),
-        ({"name": "vit_tiny_patch16_224.augreg"}, "'augreg' names weights.*use vit_tiny_patch16_224$"),
+        (
+            {"name": "vit_tiny_patch16_224.augreg"},
+            "'augreg' names weights: --backbone.pretrained true starts from them",
+        ),
         ({"name": "resnet18", "patch_size": 4}, "backbone.patch_size is for ViTs: resnet18 is a ResNet"),
         ({"name": "resnet18", "depth": 4}, "backbone.depth is for ViTs"),
         ({"name": "resnet18", "num_heads": 4}, "backbone.num_heads is for ViTs"),
@@ -614,9 +617,6 @@ def test_tiny_networks_are_what_they_say(name: str) -> None:
         ({"name": PICO, "depth": 0}, "backbone.depth 0 must be at least 1"),
         ({"name": PICO, "img_size": -32}, "backbone.img_size -32 must be at least 1"),
         ({"name": "resnet18", "width": 0}, "backbone.width 0 must be at least 1"),
-        ({"name": "convnext_atto", "img_size": 32}, "convnext_atto: only timm's ViTs, BEiTs, Swins and ResNets fit"),
-        ({"name": "resnetv2_50"}, "resnetv2_50 is a ResNetV2: only timm's ViTs, BEiTs, Swins and ResNets fit here"),
-        ({"name": "swinv2_tiny_window8_256"}, "is a SwinTransformerV2: only timm's"),
         ({"name": SWIN, "depth": 2}, "backbone.depth: a Swin has one per stage: --backbone.timm_args '{depths: "),
         ({"name": SWIN, "num_heads": 2}, "backbone.num_heads: a Swin has one per stage: .* '{num_heads: "),
         (
@@ -640,8 +640,6 @@ def test_tiny_networks_are_what_they_say(name: str) -> None:
         ({"name": PICO, "timm_args": {"pretrained": True}}, "timm_args: pretrained must stay as it is here"),
         ({"name": BEIT, "timm_args": {"global_pool": "avg"}}, "timm_args: global_pool must stay as it is here"),
         ({"name": PICO, "timm_args": {"img_size": 30}}, "img_size 30 is no multiple of the patch size 4: try 32"),
-        ({"name": "vit_tiny_r_s16_p8_224", "img_size": 224}, "vit_tiny_r_s16_p8_224 is no plain ViT"),
-        ({"name": "deit_tiny_distilled_patch16_224", "img_size": 32}, "distilled_patch16_224 is no plain ViT"),
     ],
     ids=lambda v: " ".join(str(x) for x in v.values()) if isinstance(v, dict) else "",
 )
