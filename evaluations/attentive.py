@@ -49,6 +49,7 @@ from ssl_bench.evaluation.solvers.attention_heads import (
     exact_statistics,
 )
 from ssl_bench.evaluation.token_bank import TokenBank
+from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
@@ -139,6 +140,8 @@ class Attentive(Evaluation[Trained]):
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         if isinstance(backbone.network, Pixels):
             return "raw pixels are a single token: there is nothing to attend to"
+        if isinstance(backbone.network, ModuleBackbone):
+            return "it gives one feature per image: there is nothing to attend to"
         return None
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Trained]:

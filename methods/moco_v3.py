@@ -81,7 +81,7 @@ class MoCoV3(Method):
         self.jitter, self.grayscale, self.blur, self.solarize = jitter, grayscale, blur, solarize
         if backbone.is_vit:
             initialize_vit(backbone)
-        if freeze_patches and not backbone.is_resnet:
+        if freeze_patches and (backbone.is_vit or backbone.is_swin):
             backbone.model.patch_embed.proj.requires_grad_(False)
         layers = 2 if backbone.is_resnet else 3
         self.projector = mlp(backbone.dim, hidden_dim, projection_dim, layers)
@@ -102,7 +102,7 @@ class MoCoV3(Method):
         self.move_teacher()
         k0, k1 = map(self.teacher, views)  # (B, P) each; batch norms see one view at a time
         with torch.autocast(q0.device.type, enabled=False):
-            return contrast(q0, k1, self.temperature) + contrast(q1, k0, self.temperature)
+            return info_nce(q0, k1, self.temperature) + info_nce(q1, k0, self.temperature)
 
     def move_teacher(self) -> None:
         """Once for each optimiser step, however many batches it has; not at all outside training."""
@@ -114,7 +114,7 @@ class MoCoV3(Method):
         self.moved_at = -1
 
 
-def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """Mean cross-entropy of (B, P) predictions, each with its own key among those of all devices; times 2T."""
     q, k = (F.normalize(float32_at_least(rows), dim=1) for rows in (q, k))
     logits = q @ gather(k.detach()).T / temperature  # (B, G)

@@ -64,7 +64,7 @@ class SimMIM(Method):
         ),
     ) -> None:
         super().__init__(backbone, optim)
-        if backbone.is_resnet:
+        if not (backbone.is_vit or backbone.is_swin):
             raise UserError("simmim needs a ViT or Swin, whose patches can be masked; for a ResNet: simclr, byol, dino")
         size, stride = backbone.img_size, backbone.stride
         if size % stride:

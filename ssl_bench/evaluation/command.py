@@ -72,7 +72,7 @@ def _evaluate_one(
     for place, frozen in enumerate(networks):
         branch = str(frozen.identity["branch"])
         digest = network_files(target, branch, main)
-        evaluations = {name: _instance(given, name) for name in given.protocols}
+        evaluations = {name: instance(given, name) for name in given.protocols}
         if place > 0:
             say(f"{branch}:")
             evaluations = {name: each for name, each in evaluations.items() if not each.trains}
@@ -126,7 +126,7 @@ def _open(options: DataOptions) -> "Dataset":
     return data
 
 
-def _instance(given: Evaluate, name: str) -> Any:
+def instance(given: Evaluate, name: str) -> Any:
     cls = registry.load(given.classes[name])
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.protocols[name].items()})

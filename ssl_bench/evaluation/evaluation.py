@@ -17,6 +17,7 @@ from torch import Tensor
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.pixels import Pixels
+from ssl_bench.models.module_backbone import ModuleBackbone
 
 Fitted = TypeVar("Fitted")
 
@@ -78,7 +79,11 @@ class Evaluation(ABC, Generic[Fitted]):
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
-        return "raw pixels have no network to train" if self.trains and isinstance(backbone.network, Pixels) else None
+        if self.trains and isinstance(backbone.network, Pixels):
+            return "raw pixels have no network to train"
+        if self.trains and isinstance(backbone.network, ModuleBackbone):
+            return "its layers are unknown here: networks by name are fine-tuned"
+        return None
 
     @abstractmethod
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Fitted]:

@@ -80,3 +80,8 @@ def timm_names() -> dict[str, list[str]]:
         family: re.findall(r"@register_model\s+def (\w+)", (folder / file).read_text(encoding="utf-8"))
         for family, file in families.items()
     }
+
+
+def backbone_names() -> list[str]:
+    """Ours and timm's, as `ssl-bench list backbones` has them."""
+    return [*TINY, *(name for names in timm_names().values() for name in names)]

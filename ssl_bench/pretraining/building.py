@@ -1,6 +1,7 @@
 """From a configuration to data, method and data module."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,15 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
     data_options = data.options
     given = dict(config["method"])
     found = registry.find("methods", given.pop("name"))
-    cls = registry.load(found)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.pretraining.method.Method")
-    optim = config["optim"]
-    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
-    wanted = inspect.signature(cls).parameters
-    if "backbone" in wanted:
-        size = config["backbone"]["img_size"] or data.image_size
-        given["backbone"] = Backbone(BackboneOptions(**{**config["backbone"], "img_size": size}))
-    if "image_size" in wanted:
-        given["image_size"] = data.image_size
-    if "statistics" in wanted:  # what undoes the views' normalisation
-        given["statistics"] = data.mean, data.std
-    if "classes" in wanted:  # of a stage that learns from labels
-        data.require_labels()
-        given["classes"] = len(data.classes or ())
-    method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
+    cls = method_class(found)
+    size = config.get("backbone", {}).get("img_size") or data.image_size
+    parts: dict[str, Callable[[], Any]] = {
+        "backbone": lambda: Backbone(BackboneOptions(**{**config["backbone"], "img_size": size})),
+        "image_size": lambda: data.image_size,
+        "statistics": lambda: (data.mean, data.std),
+        "classes": lambda: _classes(data),
+    }
+    method = construct(cls, given, config["optim"], parts)
     if config["init"] is not None:
         start_from(method, Path(config["init"]))
     if not method.standardize:
@@ -57,6 +50,41 @@ def build_on(data: Dataset, config: dict[str, Any]) -> tuple[Dataset, Method, Da
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
         raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
     return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+
+
+def method_class(found: registry.Found) -> type[Method]:
+    """The class that a name means.
+
+    Raises:
+        UserError: It is no method.
+    """
+    cls = registry.load(found)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.pretraining.method.Method")
+    return cls
+
+
+def construct(
+    cls: type[Method], options: Mapping[str, Any], optim: Mapping[str, Any], parts: Mapping[str, Callable[[], Any]]
+) -> Method:
+    """A method with its options, and those of the ``parts`` that its constructor asks for.
+
+    Args:
+        cls: Its class.
+        options: Of its own.
+        optim: Options of its optimiser, as a configuration has them.
+        parts: Name -> what makes it: the backbone, the images' size or ``statistics`` (what undoes the views'
+            normalisation), the number of classes of a stage that learns from labels.
+    """
+    wanted = inspect.signature(cls).parameters
+    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
+    made = {name: make() for name, make in parts.items() if name in wanted}
+    return cls(optim=Optim(**{**optim, **as_tuples}), **options, **made)
+
+
+def _classes(data: Dataset) -> int:
+    data.require_labels()
+    return len(data.classes or ())
 
 
 def _labelled(data: Dataset, method: Method) -> Dataset:

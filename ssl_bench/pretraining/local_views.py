@@ -23,7 +23,8 @@ def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
     Raises:
         UserError: The network cannot see views of that size.
     """
-    step = 8 if backbone.is_resnet else backbone.patch_size
+    has_patches = backbone.is_vit or backbone.is_swin
+    step = backbone.patch_size if has_patches else 8
     if size is None:
         size = -(-backbone.img_size * 96 // (224 * step)) * step
     if count < 0:
@@ -31,7 +32,7 @@ def checked_local_size(backbone: Backbone, count: int, size: int | None) -> int:
     if count and size != backbone.img_size and backbone.has_relative_positions:
         name = backbone.options.name
         raise UserError(f"{name} knows one image size, not that of local views: --method.local_views 0, or simclr")
-    if count and (size < 1 or (not backbone.is_resnet and size % step)):
+    if count and (size < 1 or (has_patches and size % step)):
         raise UserError(
             f"--method.local_size {size} is no multiple of the patch size {step}: try {max(1, size // step) * step}"
         )

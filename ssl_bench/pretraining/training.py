@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 
 from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import DataOptions, TrainerOptions, WandbOptions
-from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.files.content import Content, folder_of_run, refuse_changed_images, remember_content
 from ssl_bench.data.files.left_out import read_left_out
@@ -112,9 +111,6 @@ def _fit(
         _train(trainer, method, module, folder, options, None)
         return
     info = continued(describe_run(config, data, method, command), folder)
-    if 0 < options.max_epochs <= method.optim.warmup_epochs:
-        epochs = f"{method.optim.warmup_epochs:g} of {options.max_epochs} epochs"
-        say(f"--optim.warmup_epochs: {epochs}, so the learning rate only rises; a tenth of them is usual")
     flops_per_image = training_flops(method)
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder)

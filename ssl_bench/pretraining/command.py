@@ -1,0 +1,91 @@
+"""A `fit` command, once its options are parsed: what is done is said at once, then it runs. Torch-free until then."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.config.fit_config import FitConfig
+from ssl_bench.config.options import DataOptions, TrainerOptions
+from ssl_bench.console import say
+from ssl_bench.data.files.content import Content, folder_of_run
+from ssl_bench.data.image_summary import check_place
+from ssl_bench.errors import RunFailed, UserError
+from ssl_bench.pretraining.fit_cost import described
+from ssl_bench.records.run import read_run
+from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
+
+
+@dataclass(frozen=True)
+class FitDone:
+    """How a command ended.
+
+    Args:
+        folder: Of the run.
+        already_done: The run had been finished before.
+        code: Of the processes that did it, if it took several; 0 if they succeeded.
+        said: Whether one of these has printed the folder.
+    """
+
+    folder: Path
+    already_done: bool = False
+    code: int = 0
+    said: bool = False
+
+
+def run_fit(parsed: FitConfig, argv: Sequence[str], before_torch: Callable[[], None] = lambda: None) -> FitDone:
+    """Pretrain, in this process or in several that are started for it, unless the run is finished.
+
+    Args:
+        parsed: The command.
+        argv: What it was parsed from, to repeat it.
+        before_torch: Called before torch is loaded, which takes seconds.
+
+    Raises:
+        UserError: The configuration does not fit the data, the network or the machine.
+        RunFailed: The loss is no longer a number, or a process is gone.
+    """
+    check_place(parsed.config["data"])
+    check_runs_named(parsed.config)
+    launch = adopt_launcher()
+    known: dict[DataOptions, Content | None] = {}
+    folder = folder_of_run(parsed.runs, parsed.config, known)
+    if (folder / "run.json").exists() and read_run(folder).status == "finished":
+        return FitDone(folder, already_done=True)
+    trainer = parsed.config["trainer"]
+    count = 1 if launch else requested_processes(trainer["devices"], trainer["accelerator"])
+    if launch is None or launch.launcher != "--trainer.devices":
+        for note in parsed.notes:
+            say(note)
+        say(described(parsed))
+    if count > 1 or (launch is None and trainer["num_nodes"] > 1):
+        before_torch()
+        from ssl_bench.runtime.devices import check_trainer
+
+        check_trainer(TrainerOptions(**trainer))  # before so many processes are started to find it out
+        return FitDone(folder, code=run_processes(["fit", *argv], count, trainer["num_nodes"]), said=True)
+    before_torch()
+    from ssl_bench.pretraining.nan_guard import DivergenceError
+    from ssl_bench.pretraining.training import fit
+
+    try:
+        fitted = fit(parsed.config, parsed.runs, ["ssl-bench", "fit", *argv], parsed.wandb, known)
+    except DivergenceError as error:
+        raise RunFailed(str(error)) from None
+    return FitDone(fitted.folder, fitted.already_done)  # done by another process, meanwhile
+
+
+def check_runs_named(config: dict[str, Any]) -> None:
+    """Refuse earlier runs and files that are not there, before anything heavy is loaded.
+
+    Raises:
+        UserError: Which option names one.
+    """
+    init = config["init"]
+    if init is not None and not Path(init).is_dir():
+        raise UserError(f"--init {init}: no such folder; is it the folder of a run that has begun?")
+    for option in ("teacher", "tokenizer"):
+        named = config["method"].get(option)
+        is_class = isinstance(named, str) and ":" in named  # package.module:Class
+        if isinstance(named, str) and named not in ("", "pixels") and not is_class and not Path(named).exists():
+            raise UserError(f"--method.{option} {named}: no such file or folder")
