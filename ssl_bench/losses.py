@@ -16,7 +16,24 @@ patch's side. All compute in float32 at least; those that compare images see the
 | `masked_patches` | MAE | (B, M, 3pp) predictions, images, hidden patches |
 """
 
+from ssl_bench.methods.barlow_twins import distance_from_identity as barlow_twins
+from ssl_bench.methods.byol import distance as byol
+from ssl_bench.methods.dinov2 import koleo
+from ssl_bench.methods.mae import masked_patches
+from ssl_bench.methods.moco_v3 import info_nce
+from ssl_bench.methods.simclr import nt_xent
+from ssl_bench.methods.vicreg import regularised_distance as vicreg
+from ssl_bench.models.dino_head import crop_cross_entropy as dino
+from ssl_bench.models.sinkhorn import sinkhorn
+
 __all__ = [
-    *("barlow_twins", "byol", "dino", "info_nce", "koleo"),
-    *("masked_patches", "nt_xent", "sinkhorn", "vicreg"),
+    "barlow_twins",
+    "byol",
+    "dino",
+    "info_nce",
+    "koleo",
+    "masked_patches",
+    "nt_xent",
+    "sinkhorn",
+    "vicreg",
 ]

@@ -67,5 +67,5 @@ class KNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _unit(features: NDArray[Any]) -> Tensor:
     """(N, D) vectors of length 1; one that is 0 stays so."""
-    rows = torch.as_tensor(np.ascontiguousarray(features, dtype=np.float32))
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    rows = torch.tensor(features, dtype=torch.float32)  # a copy
+    return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))

@@ -64,7 +64,7 @@ def create_method(
     is_module = isinstance(backbone, nn.Module)
     if backbone is None and signatures.takes(found, "backbone"):
         raise UserError(f'create_method("{name}", backbone=...): which network? A name such as "resnet18", or a module')
-    network = {"name": backbone} if isinstance(backbone, str) else {} if is_module or backbone is None else backbone
+    network = {"name": backbone} if isinstance(backbone, str) else backbone if isinstance(backbone, Mapping) else {}
     tree = {"method": options, "backbone": {**network, "img_size": image_size}, "optim": dict(optim or {})}
     config = _checked(found, tree)
     statistics = _statistics(mean, std, backbone)

@@ -1,6 +1,6 @@
 """Results of runs as tidy data frames: a row for each number."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,7 +70,7 @@ def _frame(run: StoredRun, result: Result, predictions: bool) -> pd.DataFrame:
     if not result.variants:
         return pd.DataFrame()
     read = read_predictions(predictions_path(run.folder, run.info, result))
-    draws: Sequence[Any] = read.variants["prediction"]  # (R, N)
+    draws: Any = read.variants["prediction"]  # (R, N)
     parts = [
         pd.DataFrame({"image": read.ids, "label": read.labels, "prediction": row, "draw": draw})
         for draw, row in enumerate(draws)

@@ -62,7 +62,7 @@ class ModuleBackbone(nn.Module):
 
     def token_grid(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, D), the only token."""
-        return self(images)[:, None]
+        return self.forward(images)[:, None]
 
 
 def feature_size(model: nn.Module, img_size: int, channels: int) -> int:

@@ -90,8 +90,9 @@ def describe_backbone(name: str, backbone: Backbone | ModuleBackbone) -> Backbon
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.eval()(image)
     backbone.train(training)
-    has_tokens = isinstance(backbone, Backbone) and (backbone.is_vit or backbone.is_swin)
-    tokens = backbone.grid**2 + backbone.prefix if has_tokens else 0
+    tokens = 0
+    if isinstance(backbone, Backbone) and (backbone.is_vit or backbone.is_swin):
+        tokens = backbone.grid**2 + backbone.prefix
     ours = ("small_stem", "selective_kernel")  # that timm does not know
     changed = {option: value for option in ours if (value := getattr(backbone.options, option)) is not None}
     args = {**backbone.args, **changed, "img_size": backbone.img_size}

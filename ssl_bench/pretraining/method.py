@@ -79,7 +79,7 @@ class Method(pl.LightningModule, ABC):
     def branches(self) -> dict[str, Backbone]:
         """Name -> each network that could be evaluated, `evaluated` first: the encoder, or student and teacher."""
         followers = (module for part in self.children() if isinstance(part, EMATeacher) for module in part.modules())
-        teachers = [module for module in followers if isinstance(module, Backbone | ModuleBackbone)]
+        teachers: list[Any] = [module for module in followers if isinstance(module, Backbone | ModuleBackbone)]
         named = {"student": self.backbone, "teacher": teachers[0]} if teachers else {"encoder": self.backbone}
         return dict(sorted(named.items(), key=lambda item: item[1] is not self.evaluated))
 

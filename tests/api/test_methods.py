@@ -228,21 +228,20 @@ def test_a_trainers_own_clipping_is_heeded() -> None:
 def test_loggers_callbacks_and_resuming_work_as_usual(tmp_path: Path) -> None:
     """A training that is interrupted and resumed from Lightning's checkpoint ends with the very same weights."""
 
-    def made(folder: str) -> tuple[Any, pl.Trainer]:
+    def made(*callbacks: pl.Callback, **options: Any) -> tuple[Any, pl.Trainer]:
         pl.seed_everything(1, verbose=False)
-        keep = ModelCheckpoint(tmp_path / folder, save_last=True)
-        logger = CSVLogger(tmp_path / folder, name=None, version="") if folder == "whole" else False
-        options: dict[str, Any] = {"enable_checkpointing": True, "log_every_n_steps": 1, "logger": logger}
-        method = create_method("simclr", **SMALL)
-        return method, trainer(max_epochs=2, limit_train_batches=3, callbacks=[keep], **options)
+        return create_method("simclr", **SMALL), trainer(max_epochs=2, callbacks=[*callbacks], **options)
 
-    whole, runner = made("whole")
+    logger = CSVLogger(tmp_path / "whole", name=None, version="")
+    keep = ModelCheckpoint(tmp_path / "whole", save_last=True)
+    whole, runner = made(keep, enable_checkpointing=True, log_every_n_steps=1, logger=logger)
     runner.fit(whole, loader())
-    first, runner = made("parts")
-    runner.callbacks.append(_StopAfterFirst())  # type: ignore[attr-defined]  the rest is the next trainer's
+    first, runner = made(_StopAfterFirst())
     runner.fit(first, loader())
-    again, runner = made("parts")
-    runner.fit(again, loader(), ckpt_path=str(tmp_path / "parts" / "last.ckpt"), weights_only=True)
+    assert runner.global_step == 3
+    runner.save_checkpoint(tmp_path / "part.ckpt")
+    again, runner = made()
+    runner.fit(again, loader(), ckpt_path=str(tmp_path / "part.ckpt"), weights_only=True)
     assert runner.global_step == 6
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
