@@ -51,6 +51,7 @@ def test_every_line_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "small": {
             "backbone": network,
             "max_epochs": 1,
+            "batch_size": 8,
             "decoder_dim": 16,
             "decoder_depth": 1,
             "decoder_heads": 2,
