@@ -24,6 +24,7 @@ from ssl_bench.pretraining.ema_teacher import EMATeacher
 from ssl_bench.pretraining.image_batches import IMAGENET, ImageBatches
 from ssl_bench.pretraining.reconstruction import Reconstruction
 from ssl_bench.pretraining.training_steps import TrainingSteps, training_steps
+from ssl_bench.runtime.acceleration import keep_freed_memory, write_out_attention
 
 
 class Method(pl.LightningModule, ABC):
@@ -125,6 +126,13 @@ class Method(pl.LightningModule, ABC):
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return int(self.trainer.estimated_stepping_batches)
+
+    def on_fit_start(self) -> None:
+        """What makes steps on a CPU fast and changes nothing."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            if "bf16" in str(self.trainer.precision):
+                write_out_attention(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._steps is not None:

@@ -26,10 +26,10 @@ from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
-from ssl_bench.pretraining.trainer import make_trainer, prepare_process, quicken
+from ssl_bench.pretraining.trainer import make_trainer, prepare_process
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import DataRecord, RunInfo, Status, read_run, write_run
-from ssl_bench.runtime.acceleration import effective_precision
+from ssl_bench.runtime.acceleration import compile_blocks, effective_precision
 from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import is_lost_process
 from ssl_bench.runtime.environment import describe
@@ -163,7 +163,8 @@ def _train(
     try:
         require_images(method, len(module.data.pretrain), module.options, devices, options.sync_batchnorm)
         last = usable_checkpoint(folder)
-        quicken(method, trainer, options)
+        if options.compile:
+            compile_blocks(method)
         trainer.fit(method, datamodule=module, ckpt_path=str(last) if last else None, weights_only=True)
         if record is not None and not options.fast_dev_run:
             _save(method, module, folder)
