@@ -99,7 +99,7 @@ def _held(network: nn.Module, runs: Path, size: int) -> tuple[Path, Any]:
     if isinstance(shown, ModuleBackbone) and shown.channels != 3:
         text = f"{shown.architecture} takes {shown.channels} channels, and data sets here have three"
         raise UserError(f"{text}: ssl_bench.evaluate_features measures its features")
-    digest = checksum({name: tensor.detach().cpu() for name, tensor in shown.state_dict().items()})
+    digest = checksum({key: tensor.detach().cpu() for key, tensor in shown.state_dict().items()})
     folder = runs / f"{name.rpartition('.')[2]}-{digest[:8]}"
     if not (folder / "run.json").exists():
         write(source, folder, None)

@@ -65,11 +65,11 @@ def create_method(
     if backbone is None and signatures.takes(found, "backbone"):
         raise UserError(f'create_method("{name}", backbone=...): which network? A name such as "resnet18", or a module')
     network = {"name": backbone} if isinstance(backbone, str) else backbone if isinstance(backbone, Mapping) else {}
-    tree = {"method": options, "backbone": {**network, "img_size": image_size}, "optim": dict(optim or {})}
-    config = _checked(found, tree)
+    sized = network if image_size is None else {**network, "img_size": image_size}
+    config = _checked(found, {"method": options, "backbone": sized, "optim": dict(optim or {})})
     statistics = _statistics(mean, std, backbone)
     seed = torch.initial_seed() if seed is None else seed
-    size = image_size or PHOTOGRAPH
+    size = config["backbone"]["img_size"] or PHOTOGRAPH
     parts: dict[str, Callable[[], Any]] = {
         "backbone": lambda: _network(backbone, config["backbone"], size, len(statistics[0])),
         "image_size": lambda: size,

@@ -1,6 +1,7 @@
 """Results of runs as tidy data frames: a row for each number."""
 
 from collections.abc import Iterable
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,8 +33,12 @@ def load_results(runs: PathOrPaths = "runs", *, predictions: bool = False) -> pd
     """
     found, unread = load_readable(as_paths(runs))
     say_unread(unread)
-    frames = [_frame(run, result, predictions) for run in found for result in run.results]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    results = [(run, result) for run in found for result in run.results]
+    if not predictions:
+        return pd.DataFrame([run_facts(*each) | row for each in results for row in result_rows(each[1])])
+    parts = [_predictions(*each) for each in results if each[1].variants]
+    columns = parts[0] if parts else ()
+    return pd.DataFrame({name: list(chain.from_iterable(part[name] for part in parts)) for name in columns})
 
 
 def as_paths(runs: PathOrPaths) -> list[Path]:
@@ -63,22 +68,20 @@ def _row(variant: str, measure: str, primary: bool, value: float, score: Score |
     return {"variant": variant, "primary": primary, "measure": measure, "value": value, **ends}
 
 
-def _frame(run: StoredRun, result: Result, predictions: bool) -> pd.DataFrame:
-    facts = run_facts(run, result)
-    if not predictions:
-        return pd.DataFrame([facts | row for row in result_rows(result)])
-    if not result.variants:
-        return pd.DataFrame()
+def _predictions(run: StoredRun, result: Result) -> dict[str, list[Any]]:
+    """Column -> its value for each test image, of one repetition after the other."""
     read = read_predictions(predictions_path(run.folder, run.info, result))
-    draws: Any = read.variants["prediction"]  # (R, N)
-    parts = [
-        pd.DataFrame({"image": read.ids, "label": read.labels, "prediction": row, "draw": draw})
-        for draw, row in enumerate(draws)
-    ]
-    found = pd.concat(parts, ignore_index=True)
-    found["correct"] = found["label"] == found["prediction"]
-    shared = facts | {"protocol": result.protocol, "variant": result.primary}
-    return pd.DataFrame({name: [value] * len(found) for name, value in shared.items()}).join(found)
+    drawn: Any = read.variants["prediction"]  # (R, N)
+    ids, labels = list(read.ids), [int(label) for label in read.labels]
+    columns: dict[str, list[Any]] = {
+        "image": ids * len(drawn),
+        "label": labels * len(drawn),
+        "prediction": [int(predicted) for row in drawn for predicted in row],
+        "draw": [draw for draw, row in enumerate(drawn) for _ in row],
+    }
+    columns["correct"] = [a == b for a, b in zip(columns["label"], columns["prediction"], strict=True)]
+    shared = run_facts(run, result) | {"protocol": result.protocol, "variant": result.primary}
+    return {name: [value] * len(columns["image"]) for name, value in shared.items()} | columns
 
 
 def run_facts(run: StoredRun, result: Result) -> dict[str, Any]:

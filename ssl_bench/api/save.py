@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import nn
 
 import ssl_bench
@@ -28,6 +28,7 @@ from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import main_branch, now
 from ssl_bench.records.files import write_json, write_text, writing_folder
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
+from ssl_bench.runtime.distributed import rank
 from ssl_bench.runtime.environment import describe
 
 
@@ -74,11 +75,14 @@ def save_run(
         method, trained = source, _trained(source)
     else:
         method, trained = load_method(source, backbone), _trained_of(Path(source))
-    if method._trainer is not None and not method.trainer.is_global_zero:
-        return Run(target) if target.exists() else _unwritten(target)
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} is there already: choose another path, or overwrite=True")
-    write(method, target, data, trained)
+    try:
+        if rank() == 0:
+            if target.exists() and not overwrite:
+                raise UserError(f"{target} is there already: choose another path, or overwrite=True")
+            write(method, target, data, trained)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # none reads what is not there yet
     return Run(target)
 
 
@@ -163,8 +167,3 @@ def _trained_of(checkpoint: Path) -> Trained:
 
 def _amount(steps: int, images: int, per_epoch: int) -> Trained:
     return Trained(round(steps / per_epoch, 3), steps, steps * images)
-
-
-def _unwritten(target: Path) -> Run:
-    torch.distributed.barrier()
-    return Run(target)
