@@ -95,7 +95,7 @@ def _held(network: nn.Module, runs: Path, size: int) -> tuple[Path, Any]:
         name = str(network.hparams.get("name") or type(network).__name__)
     else:
         source = shown = network if isinstance(network, ModuleBackbone) else ModuleBackbone(network, size)
-        statistics, name = IMAGENET, type(source.model).__name__
+        statistics, name = IMAGENET, f"{type(source.model).__name__}-{source.img_size}px"
     if isinstance(shown, ModuleBackbone) and shown.channels != 3:
         text = f"{shown.architecture} takes {shown.channels} channels, and data sets here have three"
         raise UserError(f"{text}: ssl_bench.evaluate_features measures its features")

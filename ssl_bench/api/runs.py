@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import pandas as pd
 
+from ssl_bench.api.fit_command import run_fit
 from ssl_bench.api.images import Data, data_options
 from ssl_bench.api.protocols import flags
 from ssl_bench.api.results import load_results
@@ -17,7 +18,6 @@ from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.parser import errors_raised
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import RunFailed, UserError
-from ssl_bench.pretraining.command import run_fit
 from ssl_bench.records.run import RunInfo, read_run
 
 if TYPE_CHECKING:

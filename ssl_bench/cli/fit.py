@@ -7,9 +7,9 @@ from ssl_bench.console import say
 
 
 def main(argv: list[str]) -> int:
+    from ssl_bench.api.fit_command import run_fit
     from ssl_bench.config.fit_config import dump, parse_fit
     from ssl_bench.data.image_summary import image_summary
-    from ssl_bench.pretraining.command import run_fit
 
     parsed = parse_fit(argv, look=image_summary)
     if parsed.print_config:
