@@ -70,10 +70,11 @@ def write_images(folder: Path) -> Path:
 def one_round(method: str, precision: str, photos: Path, runs: Path, seed: int) -> tuple[float, float]:
     """Seconds of a step by `fit`, and by one's own loader."""
     shared: dict[str, Any] = {"precision": precision, "accelerator": "cpu"}
-    return by_fit(method, photos, runs, seed, shared), by_own_loader(method, photos, seed, shared)
+    seconds, run = by_fit(method, photos, runs, seed, shared)
+    return seconds, by_own_loader(run.config, photos, shared)
 
 
-def by_fit(method: str, photos: Path, runs: Path, seed: int, shared: dict[str, Any]) -> float:
+def by_fit(method: str, photos: Path, runs: Path, seed: int, shared: dict[str, Any]) -> tuple[float, ssl_bench.Run]:
     from ssl_bench.pretraining import training
 
     clock, make = Clock(), training.make_trainer
@@ -86,18 +87,20 @@ def by_fit(method: str, photos: Path, runs: Path, seed: int, shared: dict[str, A
     training.make_trainer = timed
     options: dict[str, Any] = {"optim": {"warmup_epochs": 0}, "probe": {"every_n_epochs": 0}, "trainer": shared}
     try:
-        ssl_bench.fit(method, photos, BACKBONE, max_epochs=1, batch_size=BATCH, runs=runs, seed=seed, **options)
+        run = ssl_bench.fit(method, photos, BACKBONE, max_epochs=1, batch_size=BATCH, runs=runs, seed=seed, **options)
     finally:
         training.make_trainer = make
-    return clock.seconds
+    return clock.seconds, run
 
 
-def by_own_loader(method: str, photos: Path, seed: int, shared: dict[str, Any]) -> float:
+def by_own_loader(config: dict[str, Any], photos: Path, shared: dict[str, Any]) -> float:
+    """With the same options of the method and its optimiser."""
     pool = load_dataset(DataOptions("folder", str(photos))).pretrain
     assert isinstance(pool, ResidentPool)
     loader = DataLoader(TensorDataset(pool.images), batch_size=BATCH, shuffle=True)
-    pl.seed_everything(seed, verbose=False)
-    made = ssl_bench.create_method(method, BACKBONE, optim={"warmup_epochs": 0})
+    pl.seed_everything(config["seed"], verbose=False)
+    options = dict(config["method"])
+    made = ssl_bench.create_method(options.pop("name"), BACKBONE, optim=config["optim"], **options)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     clock = Clock()
     pl.Trainer(max_epochs=1, callbacks=[clock], enable_model_summary=False, **shared, **quiet).fit(made, loader)
