@@ -22,7 +22,7 @@ seen = []
 loss = method.loss
 method.loss = lambda views: (seen.append(float(views[0].sum())), loss(views))[1]
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-trainer = pl.Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=True, **quiet)
+trainer = pl.Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", **quiet)
 trainer.fit(method, DataLoader(TensorDataset(images), batch_size=8, shuffle=True))
 run = ssl_bench.save_run(method, sys.argv[1] + "/run")
 found = {"steps": trainer.global_step, "total": method.schedule.total, "images": method.schedule.images_per_step}
