@@ -50,6 +50,7 @@ from ssl_bench.evaluation.solvers.attention_heads import (
     exact_statistics,
 )
 from ssl_bench.evaluation.token_bank import TokenBank
+from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
@@ -140,6 +141,8 @@ class Attentive(Evaluation[Trained]):
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         if backbone.baseline:
             return f"{backbone.baseline} have no tokens of a network to attend to"
+        if isinstance(backbone.network, ModuleBackbone):
+            return "it gives one feature per image: there is nothing to attend to"
         try:
             _width(backbone)
         except UserError as error:  # of a network that is known by its pooled features alone

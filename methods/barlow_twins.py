@@ -14,11 +14,12 @@ Here and not there: a true Gaussian blurs, not Pillow's boxes; correlations are 
 not by the batch size asked for, which only the code's last, partial batch can tell apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_bench.augment.views import Views, two_views
@@ -89,22 +90,45 @@ class BarlowTwins(Method):
             self.projector(self.backbone(view)) for view in views
         )  # (B, P) each; batch norms see a view at a time
         with torch.autocast(z0.device.type, enabled=False):
-            return self.distance_from_identity(z0, z1)
+            return distance_from_identity(z0, z1, self.off_diagonal_weight, self.norm, self.exact_gradient)
 
-    def distance_from_identity(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Of the correlations of (B, P) and (B, P) projections."""
-        c = self.correlations(z0, z1)
-        diagonal = c.diagonal()
-        beside = c - diagonal.diag()
-        return (diagonal - 1).square().sum() + self.off_diagonal_weight * beside.square().sum()
 
-    def correlations(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """(B, P) of either view -> (P, P), over the images of all devices; in float32 at least."""
-        z0, z1 = float32_at_least(z0), float32_at_least(z1)
-        c = self.norm(z0).T @ self.norm(z1) / (len(z0) * world_size())
-        if self.exact_gradient:
-            return all_reduce_sum(c)
-        return c + (all_reduce_sum(c.detach()) - c.detach()) if world_size() > 1 else c  # type: ignore[no-any-return]
+def standardised(z: Tensor) -> Tensor:
+    """(B, P) with mean 0 and deviation 1 of each feature over this device's images."""
+    return F.batch_norm(z, None, None, training=True)
+
+
+def distance_from_identity(
+    z0: Tensor,
+    z1: Tensor,
+    off_diagonal_weight: float = 0.0051,
+    norm: Callable[[Tensor], Tensor] = standardised,
+    exact_gradient: bool = False,
+) -> Tensor:
+    """Squared distance of the features' correlations from 1 on the diagonal and, weighted, from 0 beside it.
+
+    Args:
+        z0: (B, P) projections of one view of each image.
+        z1: (B, P) of the other view.
+        off_diagonal_weight: Of the correlations between different features.
+        norm: Standardises (B, P) over the images; a batch norm, which may see those of all devices.
+        exact_gradient: With several devices, that of one on the joint batch.
+    """
+    c = correlations(z0, z1, norm, exact_gradient)
+    diagonal = c.diagonal()
+    beside = c - diagonal.diag()
+    return (diagonal - 1).square().sum() + off_diagonal_weight * beside.square().sum()
+
+
+def correlations(
+    z0: Tensor, z1: Tensor, norm: Callable[[Tensor], Tensor] = standardised, exact_gradient: bool = False
+) -> Tensor:
+    """(B, P) of either view -> (P, P), over the images of all devices; in float32 at least."""
+    z0, z1 = float32_at_least(z0), float32_at_least(z1)
+    c = norm(z0).T @ norm(z1) / (len(z0) * world_size())
+    if exact_gradient:
+        return all_reduce_sum(c)
+    return c + (all_reduce_sum(c.detach()) - c.detach()) if world_size() > 1 else c
 
 
 def projector(dim: int, widths: Sequence[int]) -> nn.Sequential:

@@ -201,7 +201,7 @@ class DINOv2(Method):
             terms = F.cross_entropy(logits, targets, reduction="none")  # (M,)
             # Images with nothing hidden count in the mean, as 0.
             loss = loss + self.patch_weight * (terms * share).sum() / len(images)
-            loss = loss + self.koleo_weight * sum(nearest_neighbours(rows) for rows in features.chunk(2))
+            loss = loss + self.koleo_weight * sum(koleo(rows) for rows in features.chunk(2))
         if self.targets == "centering":
             self.centre.update(teacher)
             # Of as many devices, however many patches each has hidden; one with none leaves the centre where it is.
@@ -296,7 +296,7 @@ class DropSamples(nn.Module):
         return branch * scales.view(-1, *[1] * (branch.ndim - 1))
 
 
-def nearest_neighbours(features: Tensor) -> Tensor:
+def koleo(features: Tensor) -> Tensor:
     """KoLeo: less the mean logarithm of the distance of each of (B, D) directions from its nearest neighbour."""
     x = F.normalize(float32_at_least(features), eps=1e-8)
     with torch.no_grad():

@@ -104,8 +104,7 @@ class MAE(Method):
         images = views[0]
         keep, hidden = self.split_patches(len(images), drawn.get("noise"))  # (B, K), (B, M)
         predicted = self.reconstruct(images, keep, hidden).float()  # (B, M, 3pp)
-        target = self.target(images).take_along_dim(hidden[..., None], 1)  # (B, M, 3pp)
-        return F.mse_loss(predicted, target)
+        return masked_patches(predicted, images, hidden, self.backbone.patch_size, self.norm_pix)
 
     def split_patches(self, batch: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Random visible (B, K) and hidden (B, M) patches of each image, K = int(N * (1 - ratio))."""
@@ -138,14 +137,6 @@ class MAE(Method):
         decoded = self.decoder_blocks(full)[:, 1:].take_along_dim(hidden[..., None], 1)  # (B, M, E)
         return self.decoder_pred(self.decoder_norm(decoded))
 
-    def target(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, 3pp): pixels in (row, column, channel) order, normalised per patch."""
-        target = patchify(images.float(), self.backbone.patch_size, "channel last")
-        if self.norm_pix:
-            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
-            target = (target - mean) / (variance + 1e-6).sqrt()
-        return target
-
     def masks(self, batch: int) -> Tensor:
         return hidden_mask(self.split_patches(batch)[1], self.backbone.grid**2)[None]
 
@@ -165,3 +156,26 @@ class MAE(Method):
         nn.init.xavier_uniform_(self.backbone.model.patch_embed.proj.weight.data.flatten(1))
         nn.init.normal_(self.backbone.model.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+
+def masked_patches(predicted: Tensor, images: Tensor, hidden: Tensor, patch_size: int, norm_pix: bool = True) -> Tensor:
+    """Mean squared error of what is predicted of hidden patches.
+
+    Args:
+        predicted: (B, M, 3pp), pixels in (row, column, channel) order.
+        images: (B, 3, H, W).
+        hidden: (B, M) numbers of the hidden patches, row by row.
+        patch_size: p, pixels of a patch's side.
+        norm_pix: The pixels of each patch are standardised.
+    """
+    target = patch_pixels(images, patch_size, norm_pix).take_along_dim(hidden[..., None], 1)  # (B, M, 3pp)
+    return F.mse_loss(predicted, target)
+
+
+def patch_pixels(images: Tensor, patch_size: int, norm_pix: bool) -> Tensor:
+    """(B, 3, H, W) -> (B, N, 3pp): pixels in (row, column, channel) order, standardised per patch if so wished."""
+    target = patchify(images.float(), patch_size, "channel last")
+    if norm_pix:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    return target

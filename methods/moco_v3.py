@@ -102,7 +102,7 @@ class MoCoV3(Method):
         self.move_teacher()
         k0, k1 = map(self.teacher, views)  # (B, P) each; batch norms see one view at a time
         with torch.autocast(q0.device.type, enabled=False):
-            return contrast(q0, k1, self.temperature) + contrast(q1, k0, self.temperature)
+            return info_nce(q0, k1, self.temperature) + info_nce(q1, k0, self.temperature)
 
     def move_teacher(self) -> None:
         """Once for each optimiser step, however many batches it has; not at all outside training."""
@@ -114,7 +114,7 @@ class MoCoV3(Method):
         self.moved_at = -1
 
 
-def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """Mean cross-entropy of (B, P) predictions, each with its own key among those of all devices; times 2T."""
     q, k = (F.normalize(float32_at_least(rows), dim=1) for rows in (q, k))
     logits = q @ gather(k.detach()).T / temperature  # (B, G)

@@ -24,6 +24,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.pretraining.method import Method
 from ssl_bench.runtime.distributed import gather, rank
+from ssl_bench.runtime.precision import float32_at_least
 
 
 class SimCLR(Method):
@@ -74,13 +75,23 @@ class SimCLR(Method):
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         features = self.backbone(torch.cat(views))  # (2B, D), in one pass: batch norm sees both views
-        z0, z1 = F.normalize(self.head(features).float(), dim=1).chunk(2)  # (B, P) each
+        z0, z1 = self.head(features).chunk(2)  # (B, P) each
         with torch.autocast(z0.device.type, enabled=False):
-            return contrast(z0, z1, self.temperature)
+            return nt_xent(z0, z1, self.temperature)
 
 
-def contrast(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
-    """Mean over images of both directions' cross-entropy; (B, P) unit vectors of the two views."""
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float, normalize: bool = True) -> Tensor:
+    """Mean over images of both directions' cross-entropy, twice what the paper calls NT-Xent (its equation 1).
+
+    Args:
+        z0: (B, P) projections of one view of each image.
+        z1: (B, P) of the other view.
+        temperature: Of the softmax over similarities.
+        normalize: Compare directions; otherwise vectors as they are.
+    """
+    z0, z1 = float32_at_least(z0), float32_at_least(z1)
+    if normalize:
+        z0, z1 = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
     all0, all1 = gather(z0), gather(z1)  # (G, P) each
     own = torch.arange(len(z0), device=z0.device) + len(z0) * rank()  # this device's rows among the G
     itself = F.one_hot(own, len(all0)).bool()  # (B, G)

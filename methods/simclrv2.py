@@ -15,14 +15,13 @@ Not here: the paper's memory of negatives with a momentum encoder (about 1 %), w
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.augment.views import View, Views
 from ssl_bench.config.constraints import Fraction, PositiveFloat, Range, UnitInterval, Width
 from ssl_bench.config.options import Optim
 from ssl_bench.errors import UserError
-from ssl_bench.methods.simclr import contrast, initialize_convolutions, projection_head
+from ssl_bench.methods.simclr import initialize_convolutions, nt_xent, projection_head
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.pretraining.method import Method
 
@@ -79,6 +78,6 @@ class SimCLRv2(Method):
 
     def loss(self, views: list[Tensor], **drawn: Any) -> Tensor:
         features = self.backbone(torch.cat(views))  # (2B, D), in one pass: batch norm sees both views
-        z0, z1 = F.normalize(self.head(features).float(), dim=1).chunk(2)  # (B, P) each
+        z0, z1 = self.head(features).chunk(2)  # (B, P) each
         with torch.autocast(z0.device.type, enabled=False):
-            return contrast(z0, z1, self.temperature)
+            return nt_xent(z0, z1, self.temperature)

@@ -182,7 +182,7 @@ class SwAV(Method):
 
     def on_train_start(self) -> None:
         self.queue_is_full = False
-        step = self.trainer.datamodule.options.batch_size * world_size()  # type: ignore[attr-defined]
+        step = self.steps.batch_size * world_size()
         if 0 < self.queue.shape[1] < step:
             raise UserError(f"--method.queue_length {self.queue.shape[1]} is less than a batch: 0 for none, or {step}")
 

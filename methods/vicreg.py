@@ -82,18 +82,25 @@ class VICReg(Method):
             self.projector(self.backbone(view)) for view in views
         )  # (B, P) each; batch norms see a view at a time
         with torch.autocast(z0.device.type, enabled=False):
-            return self.regularised_distance(z0, z1)
+            return regularised_distance(z0, z1, self.invariance_weight, self.variance_weight, self.covariance_weight)
 
-    def regularised_distance(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """The three terms, weighted, of (B, P) and (B, P); in float32 at least."""
-        z0, z1 = float32_at_least(z0), float32_at_least(z1)
-        spread0, covariance0 = spread_and_covariance(gather(z0))
-        spread1, covariance1 = spread_and_covariance(gather(z1))
-        return (
-            self.invariance_weight * F.mse_loss(z0, z1)
-            + self.variance_weight * (spread0 + spread1) / 2
-            + self.covariance_weight * (covariance0 + covariance1)
-        )
+
+def regularised_distance(
+    z0: Tensor,
+    z1: Tensor,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+) -> Tensor:
+    """The three terms, weighted, of (B, P) projections of either view; in float32 at least."""
+    z0, z1 = float32_at_least(z0), float32_at_least(z1)
+    spread0, covariance0 = spread_and_covariance(gather(z0))
+    spread1, covariance1 = spread_and_covariance(gather(z1))
+    return (
+        invariance_weight * F.mse_loss(z0, z1)
+        + variance_weight * (spread0 + spread1) / 2
+        + covariance_weight * (covariance0 + covariance1)
+    )
 
 
 def spread_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:

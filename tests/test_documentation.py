@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+import ssl_bench
 from ssl_bench.cli.commands import COMMANDS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -27,8 +28,10 @@ def test_what_a_page_names_exists(page: Path) -> None:
     for name in re.findall(r"\bssl_bench\.([a-z_.]*[a-z_])\b", text):
         module, _, attribute = name.replace(".", "/").rpartition("/")
         whole = [folder / module / attribute for folder in (ROOT, ROOT / "ssl_bench")]
-        assert any(path.is_dir() or path.with_suffix(".py").is_file() for path in whole) or any(
-            path.parent.with_suffix(".py").is_file() for path in whole
+        assert (
+            name in ssl_bench.__all__
+            or any(path.is_dir() or path.with_suffix(".py").is_file() for path in whole)
+            or any(path.parent.with_suffix(".py").is_file() for path in whole)
         ), name
     fenced = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     for command in re.findall(r"`ssl-bench ([a-z]+)", text) + re.findall(r"^ssl-bench ([a-z]+)", fenced, re.MULTILINE):

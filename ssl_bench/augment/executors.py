@@ -23,7 +23,8 @@ CPU_CHUNK = 128 * 3 * 32 * 32  # values; measured from 32 to 512 images of 32 px
 ACCELERATOR_CHUNK = 2**26  # values; only bounds memory
 NEVER = 4  # turn of the hue in an image without jitter
 
-Channels: TypeAlias = tuple[float, float, float]
+Channels: TypeAlias = tuple[float, ...]  # a number for each
+RGB = 3  # channels whose brightness, contrast, saturation and hue mean something
 
 
 class DeviceViews:
@@ -40,7 +41,10 @@ class DeviceViews:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Images (B, 3, H, W) uint8 to one (B, 3, s, s) float32 per view; the generator is on the images' device."""
+        """Images (B, C, H, W), uint8 or float from 0 to 255, to one (B, C, s, s) float32 per view.
+
+        The generator is on the images' device. Colours are changed where there are three channels alone.
+        """
         return [self._view(view, images, generator) for view in self.views]
 
     def _view(self, view: View, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,9 +122,9 @@ class _Colour:
         self.turn, (self.grayscale, self.blur, self.solarize) = plan[0], plan[1:].bool()
 
     def apply(self, load: Callable[[Tensor], Tensor], mean: Channels, std: Channels) -> Tensor:
-        """Colour and normalise the images that `load` gives for rows of the batch; (B, 3, s, s)."""
+        """Colour and normalise the images that `load` gives for rows of the batch; (B, C, s, s)."""
         count, size = len(self.turn), self.view.size
-        result = torch.empty(count, 3, size, size, device=self.device)
+        result = torch.empty(count, len(mean), size, size, device=self.device)
         chunk = max(1, (CPU_CHUNK if self.device.type == "cpu" else ACCELERATOR_CHUNK) // (3 * size * size))
         for rows, part in zip(torch.split(torch.arange(count), chunk), torch.split(result, chunk), strict=True):
             order = self.turn[rows].argsort(stable=True)  # jitter wants equal turns together
@@ -135,11 +139,11 @@ class _Colour:
         """Change images in place, by what was drawn for these rows of the batch."""
         turns = self.turn[rows].bincount(minlength=NEVER)[:NEVER].tolist()
         jittered = rows[: sum(turns)].to(self.device)
-        if len(jittered):
+        if len(jittered) and images.shape[1] == RGB:
             jitter_(images[: len(jittered)], self.factors[jittered], self.order[jittered], turns)
         planes = images.transpose(0, 1)
         changes: tuple[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]], ...] = (
-            (self.grayscale, lambda some, _: grayscale(some)),
+            (self.grayscale, lambda some, _: grayscale(some) if some.shape[1] == RGB else some),
             (self.blur, lambda some, which: gaussian_blur(some, self.sigma[which], self.view.taps)),
             (self.solarize, lambda some, _: solarize(some)),
         )

@@ -12,8 +12,8 @@ import torch
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.building import build
-from ssl_bench.pretraining.trainer import prepare_process, quicken
-from ssl_bench.runtime.acceleration import effective_precision
+from ssl_bench.pretraining.trainer import prepare_process
+from ssl_bench.runtime.acceleration import compile_blocks, effective_precision
 
 STEPS = 10
 FIRST = 4  # steps that warm up
@@ -52,7 +52,8 @@ def seconds(config: dict[str, Any]) -> float:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    quicken(method, trainer, options)
+    if options.compile:
+        compile_blocks(method)
     trainer.fit(method, datamodule=module)
     batches = max(1, len(data.pretrain) // (config["data"]["batch_size"] * trainer.world_size)) * options.max_epochs
     if options.max_steps > 0:

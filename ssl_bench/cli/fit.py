@@ -1,106 +1,23 @@
 """`ssl-bench fit`."""
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ssl_bench.cli.commands import import_torch
 from ssl_bench.console import say
-from ssl_bench.errors import RunFailed, UserError
-
-if TYPE_CHECKING:
-    from ssl_bench.models.pretrained import Weights
 
 
 def main(argv: list[str]) -> int:
-    from ssl_bench.cli.fit_cost import described
+    from ssl_bench.api.fit_command import run_fit
     from ssl_bench.config.fit_config import dump, parse_fit
-    from ssl_bench.config.options import DataOptions, TrainerOptions
-    from ssl_bench.data.files.content import Content, folder_of_run
-    from ssl_bench.data.image_summary import check_place, image_summary
-    from ssl_bench.records.claim import refuse_if_taken
-    from ssl_bench.records.run import is_finished
-    from ssl_bench.runtime.launch import adopt_launcher, requested_processes, run_processes
+    from ssl_bench.data.image_summary import image_summary
 
     parsed = parse_fit(argv, look=image_summary)
     if parsed.print_config:
         print(dump(parsed.config), end="")
         return 0
-    check_place(parsed.config["data"])
-    check_runs_named(parsed.config)
-    launch = adopt_launcher()
-    known: dict[DataOptions, Content | None] = {}
-    folder = folder_of_run(parsed.runs, parsed.config, known)
-    if is_finished(folder):
-        return _already_done(folder)
-    if launch is None or launch.rank == 0:  # which has it before the others ask
-        refuse_if_taken(folder)
-    trainer = parsed.config["trainer"]
-    count = 1 if launch else requested_processes(trainer["devices"], trainer["accelerator"])
-    if launch is None or launch.launcher != "--trainer.devices":
-        for note in parsed.notes:
-            say(note)
-        say(described(parsed))
-    if count > 1 or (launch is None and trainer["num_nodes"] > 1):
-        import_torch()
-        from ssl_bench.runtime.devices import check_trainer
-
-        check_trainer(TrainerOptions(**trainer))  # before so many processes are started to find it out
-        return run_processes(["fit", *argv], count, trainer["num_nodes"])
-    import_torch()
-    from ssl_bench.pretraining.nan_guard import DivergenceError
-    from ssl_bench.pretraining.training import fit
-
-    try:
-        command = ["ssl-bench", "fit", *argv]
-        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, known, _weights(parsed.config))
-    except DivergenceError as error:
-        raise RunFailed(str(error)) from None
-    if fitted.already_done:  # by another process, meanwhile
-        return _already_done(fitted.folder)
-    if os.environ.get("RANK", "0") == "0":
-        print(fitted.folder)
-    return 0
-
-
-def check_runs_named(config: dict[str, Any]) -> None:
-    """Refuse earlier runs and files that are not there, before anything heavy is loaded.
-
-    Raises:
-        UserError: Which option names one.
-    """
-    init, network = config["init"], config.get("backbone", {})
-    starts = [
-        *(["--init"] if init is not None else []),
-        *(["--backbone.weights"] if network.get("weights") else []),
-        *(["--backbone.pretrained"] if network.get("pretrained") else []),
-    ]
-    if len(starts) > 1:
-        raise UserError(f"{' and '.join(starts)}: a run starts from one set of weights: leave the others out")
-    if network.get("weights") and not Path(network["weights"]).exists():
-        raise UserError(f"--backbone.weights {network['weights']}: no such file or folder")
-    if init is not None and not Path(init).is_dir():
-        raise UserError(f"--init {init}: no such folder; is it the folder of a run that has begun?")
-    for option in ("teacher", "tokenizer"):
-        named = config["method"].get(option)
-        is_class = isinstance(named, str) and ":" in named  # package.module:Class
-        if isinstance(named, str) and named not in ("", "pixels") and not is_class and not Path(named).exists():
-            raise UserError(f"--method.{option} {named}: no such file or folder")
-
-
-def _weights(config: dict[str, Any]) -> "Weights | None":
-    """What `--backbone.weights` names."""
-    from ssl_bench.checkpoints.encoder_weights import encoder_weights
-    from ssl_bench.config.class_paths import BACKBONE, is_class_path
-
-    network = config.get("backbone", {})
-    if not network.get("weights"):
-        return None
-    return encoder_weights(Path(network["weights"]), is_class_path(BACKBONE, network["name"]))
-
-
-def _already_done(folder: Path) -> int:
-    say("already done: the run of this very configuration is finished")
-    if os.environ.get("RANK", "0") == "0":
-        print(folder)
-    return 0
+    done = run_fit(parsed, argv, before_torch=import_torch)
+    if done.already_done:
+        say("already done: the run of this very configuration is finished")
+    if done.code == 0 and not done.said and os.environ.get("RANK", "0") == "0":
+        print(done.folder)
+    return done.code

@@ -1,7 +1,9 @@
 """The parser of options, and the options that commands share. Torch-free."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
@@ -57,6 +59,19 @@ MEANT_VALUES = {  # the same of values
     "gpu": "cuda",
     "ddp_find_unused_parameters": "ddp_find_unused_parameters_true",
 }
+
+
+_raises = ContextVar("_raises", default=False)
+
+
+@contextmanager
+def errors_raised() -> Iterator[None]:
+    """Within it, bad options raise `UserError` rather than end the process: what callers from Python expect."""
+    token = _raises.set(True)
+    try:
+        yield
+    finally:
+        _raises.reset(token)
 
 
 class Parser(ArgumentParser):  # type: ignore[misc]
@@ -117,6 +132,8 @@ class Parser(ArgumentParser):  # type: ignore[misc]
     def refuse(self, name: str, message: str) -> NoReturn:
         """Exit code 2 with one line, which says where the option was set if that was not a flag."""
         origin = f" (from {self.origins[name]})" if name in self.origins and len(self._values(name)) < 2 else ""
+        if _raises.get():
+            raise UserError(f"{message}{origin}".removesuffix(" (--help-all)"))
         self.exit(2, f"{self.prog}: error: {message}{origin}\n")
         raise AssertionError
 

@@ -100,7 +100,7 @@ def _evaluate_one(
     image_files, key = images_files(options), repr(options)  # looked at before they are read
     if key not in opened:
         opened[key] = _open(options)
-    evaluations = {name: _instance(given, name) for name in given.protocols}
+    evaluations = {name: instance(given, name) for name in given.protocols}
     lacking = {name: why for name, each in evaluations.items() if (why := opened[key].lacks(each.needs)) is not None}
     if evaluations and len(lacking) == len(evaluations):
         name, why = next(iter(lacking.items()))
@@ -117,7 +117,7 @@ def _evaluate_one(
     for place, frozen in enumerate(networks):
         branch = str(frozen.identity["branch"])
         digest = network_files(target, branch, main)
-        evaluations = {name: _instance(given, name) for name in given.protocols}
+        evaluations = {name: instance(given, name) for name in given.protocols}
         if place > 0:
             say(f"{branch}:")
             evaluations = {name: each for name, each in evaluations.items() if not each.trains}
@@ -175,7 +175,7 @@ def _open(options: DataOptions) -> "Dataset":
     return data
 
 
-def _instance(given: Evaluate, name: str) -> Any:
+def instance(given: Evaluate, name: str) -> Any:
     cls = registry.load(given.classes[name])
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.protocols[name].items()})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.statistics.bootstrap import Statistic
 
 Fitted = TypeVar("Fitted")
@@ -102,7 +103,11 @@ class Evaluation(ABC, Generic[Fitted]):
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
-        return f"{backbone.baseline} have no network to train" if self.trains and backbone.baseline else None
+        if self.trains and backbone.baseline:
+            return f"{backbone.baseline} have no network to train"
+        if self.trains and isinstance(backbone.network, ModuleBackbone):
+            return "its layers are unknown here: networks by name are fine-tuned"
+        return None
 
     @abstractmethod
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Fitted]:

@@ -31,6 +31,8 @@ def prepare_target(
     from ssl_bench.models.saved_backbone import describe_backbone
     from ssl_bench.runtime.distributed import all_reduce_sum, rank
 
+    if target.folder is not None and target.network is not None:
+        return target.folder, [_network_in_memory(target, target.folder, options.num_workers, device)]
     if target.folder is not None:
         return target.folder, run_networks(target.folder, data, options.num_workers, device, given.branch)
     if target.baseline == PUBLISHED:
@@ -158,6 +160,15 @@ def run_networks(
         cache = folder / "features"
         networks.append(FeatureExtractor(backbone, mean, std, identity, cache, device, None, workers, classifier, head))
     return networks
+
+
+def _network_in_memory(target: Target, folder: Path, workers: int, device: str) -> "FeatureExtractor":
+    from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+
+    info = read_run(folder)
+    module, mean, std = target.network
+    identity = {"method": info.method, "branch": info.branch or "encoder"}
+    return FeatureExtractor(module, mean, std, identity, folder / "features", device, num_workers=workers)
 
 
 def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels | KMeansPatches":

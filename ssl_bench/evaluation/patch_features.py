@@ -100,7 +100,7 @@ def grid_of(backbone: FeatureExtractor, short_side: int | None = None) -> Grid:
 def why_no_places(backbone: FeatureExtractor) -> str | None:
     """Why a network has no features of an image's places, if it has none."""
     if not hasattr(type(backbone.network), "patch_map"):
-        return f"{backbone.baseline} have no features of an image's places"
+        return f"{backbone.baseline or 'networks of one feature'} have no features of an image's places"
     try:
         grid_of(backbone)
     except UserError as error:  # of a network that is known by its pooled features alone

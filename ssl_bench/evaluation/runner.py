@@ -66,7 +66,9 @@ def evaluate(
             say(f"{protocol}: {in_words(result)}, recorded before")
         else:
             try:
-                result, predictions = _run(target, evaluation, data.train, data.validation, data.test, images, blank)
+                result, predictions = run_evaluation(
+                    target, evaluation, data.train, data.validation, data.test, images, blank
+                )
             except UnreadableImage:  # of the images, not of the protocol: who called leaves it out
                 raise
             except UserError as error:
@@ -87,7 +89,7 @@ def _all_have(result: Result | None, device: torch.device) -> bool:
     return int(all_reduce_sum(torch.tensor(int(result is not None), device=device))) == world_size()
 
 
-def _run(
+def run_evaluation(
     target: FeatureExtractor,
     evaluation: Evaluation[Any],
     train: TrainSplit,

@@ -33,6 +33,7 @@ class Target:
         backbone: Options of a random or published backbone.
         seed: Of a random backbone's weights, or of k-means.
         data: Data options of a baseline that has images of its own: one that was recorded, or a run's random network.
+        network: A module in memory with the mean and deviation of its input, where the run's files do not build it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Target:
     backbone: dict[str, Any] | None = None
     seed: int = 0
     data: dict[str, Any] = field(default_factory=dict)
+    network: Any = field(default=None, compare=False)
 
     @property
     def own_data(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def measurements(targets: Sequence[Target], given: Mapping[str, Any]) -> list[Me
         elif shared:
             found += [Measurement(target, _images_of(data, given)) for data in shared]
         elif target.folder and "name" not in given:
-            raise UserError(f"{target.name} was imported and has no images of its own: --data NAME")
+            raise UserError(f"{target.name} has no images of its own on record: --data NAME")
         else:
             found.append(Measurement(target, data_options({}, given)))
     return found

@@ -94,6 +94,8 @@ def _unread(file: Unread) -> Absent:
 
 def _origin(run: Run) -> str:
     origin = run.info.options.get("imported", {})
+    if origin.get("format") == "module":
+        return f"{run.folder.name} is a {origin.get('file')}, a module that was evaluated in memory"
     file = f"{origin.get('file', 'a checkpoint')} ({origin.get('format', '')}, {origin.get('kind', '')})"
     return f"{run.folder.name} was imported from {file}: others pretrained it, on {run.info.data.title} images"
 

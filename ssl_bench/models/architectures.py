@@ -81,3 +81,8 @@ def timm_names() -> dict[str, list[str]]:
         if names := re.findall(r"@register_model\s+def (\w+)", file.read_text(encoding="utf-8")):
             found.setdefault(titles.get(file.stem, file.stem), names)
     return found
+
+
+def backbone_names() -> list[str]:
+    """Ours and timm's, as `ssl-bench list backbones` has them."""
+    return [*TINY, *(name for names in timm_names().values() for name in names)]

@@ -12,13 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
+from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.models.timm_arguments import blocks_claimed
 from ssl_bench.models.weights_files import read_json, read_tensors, shapes_of, tensor_shapes, write_weights
 from ssl_bench.records.files import write_json
 from ssl_bench.records.run import BackboneRecord
 
 
-def write_backbone(folder: Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
+def write_backbone(
+    folder: Path, backbone: Backbone | ModuleBackbone, mean: Sequence[float], std: Sequence[float]
+) -> None:
     """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
     write_weights(folder / "backbone.safetensors", backbone.model.state_dict())
     size = backbone.img_size
@@ -39,6 +42,9 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
     described, file = folder / "backbone.json", f"backbone-{branch}.safetensors" if branch else "backbone.safetensors"
     try:
         spec = read_json(described, folder)
+        if "class" in spec:
+            text = f"{folder} holds a {spec['class']}, which only code can build"
+            raise UserError(f"{text}: give the module itself to ssl_bench.evaluate")
         options = BackboneOptions(**spec["options"])
         mean, std = (_statistic(spec["pretrained_cfg"][name]) for name in ("mean", "std"))
         shapes = tensor_shapes(folder / file, folder)
@@ -76,14 +82,18 @@ def _statistic(values: Any) -> tuple[float, ...]:
     return numbers
 
 
-def describe_backbone(name: str, backbone: Backbone) -> BackboneRecord:
+def describe_backbone(name: str, backbone: Backbone | ModuleBackbone) -> BackboneRecord:
     """The record of an architecture, with the cost of one image's forward."""
-    image = torch.zeros(1, 3, backbone.img_size, backbone.img_size)
+    channels = backbone.channels if isinstance(backbone, ModuleBackbone) else 3
+    image = torch.zeros(1, channels, backbone.img_size, backbone.img_size)
+    image = image.to(next((p.device for p in backbone.parameters()), image.device))
     training = backbone.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.eval()(image)
     backbone.train(training)
-    tokens = backbone.grid**2 + backbone.prefix if backbone.is_vit or backbone.is_swin else 0
+    tokens = 0
+    if isinstance(backbone, Backbone) and (backbone.is_vit or backbone.is_swin):
+        tokens = backbone.grid**2 + backbone.prefix
     ours = ("small_stem", "selective_kernel")  # that timm does not know
     changed = {option: value for option in ours if (value := getattr(backbone.options, option)) is not None}
     args = {**backbone.args, **changed, "img_size": backbone.img_size}

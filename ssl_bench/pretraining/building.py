@@ -1,6 +1,7 @@
 """From a configuration to data, method and data module."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,24 +38,17 @@ def build_on(
     data_options = data.options
     given = dict(config["method"])
     found = registry.find("methods", given.pop("name"))
-    cls = registry.load(found)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.pretraining.method.Method")
-    optim = config["optim"]
-    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
-    wanted = inspect.signature(cls).parameters
-    if "backbone" in wanted:
+    cls = method_class(found)
+    if "backbone" in inspect.signature(cls).parameters:
         network = BackboneOptions(**config["backbone"])
-        given["backbone"] = Backbone(network_of(network, data.image_size))
         weights = timm_weights(network.name) if is_pretrained(network) else weights
-    if "image_size" in wanted:
-        given["image_size"] = data.image_size
-    if "statistics" in wanted:  # what undoes the views' normalisation
-        given["statistics"] = data.mean, data.std
-    if "classes" in wanted:  # of a stage that learns from labels
-        data.require_labels("classes")
-        given["classes"] = len(data.classes or ())
-    method = cls(optim=Optim(**{**optim, **as_tuples}), **given)
+    parts: dict[str, Callable[[], Any]] = {
+        "backbone": lambda: Backbone(network_of(network, data.image_size)),
+        "image_size": lambda: data.image_size,
+        "statistics": lambda: (data.mean, data.std),
+        "classes": lambda: _classes(data),
+    }
+    method = construct(cls, given, config["optim"], parts)
     if config["init"] is not None:
         start_from(method, Path(config["init"]))
     elif weights is not None:
@@ -97,6 +91,41 @@ def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
 def _equal(one: Backbone, other: Backbone) -> bool:
     own, theirs = one.state_dict(), other.state_dict()
     return own.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
+
+
+def method_class(found: registry.Found) -> type[Method]:
+    """The class that a name means.
+
+    Raises:
+        UserError: It is no method.
+    """
+    cls = registry.load(found)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"{found.module}.{found.class_name} is no subclass of ssl_bench.pretraining.method.Method")
+    return cls
+
+
+def construct(
+    cls: type[Method], options: Mapping[str, Any], optim: Mapping[str, Any], parts: Mapping[str, Callable[[], Any]]
+) -> Method:
+    """A method with its options, and those of the ``parts`` that its constructor asks for.
+
+    Args:
+        cls: Its class.
+        options: Of its own.
+        optim: Options of its optimiser, as a configuration has them.
+        parts: Name -> what makes it: the backbone, the images' size or ``statistics`` (what undoes the views'
+            normalisation), the number of classes of a stage that learns from labels.
+    """
+    wanted = inspect.signature(cls).parameters
+    as_tuples = {"betas": tuple(optim["betas"]), "milestones": tuple(optim["milestones"])}
+    made = {name: make() for name, make in parts.items() if name in wanted}
+    return cls(optim=Optim(**{**optim, **as_tuples}), **options, **made)
+
+
+def _classes(data: Dataset) -> int:
+    data.require_labels("classes")
+    return len(data.classes or ())
 
 
 def _labelled(data: Dataset, method: Method) -> Dataset:

@@ -3,9 +3,9 @@
 Shapes: B images per device, C x H x W pixels.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,21 +15,25 @@ from torch import Tensor, nn
 from ssl_bench.augment.views import Views
 from ssl_bench.config.method_facts import FAMILIES, Family, MethodKind
 from ssl_bench.config.options import Optim
-from ssl_bench.console import say
 from ssl_bench.data.batch import Batch
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.classifier import Classifier
+from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.optim.optimizers import StepSchedule, build_optimizer, clip_gradients, parameter_groups
 from ssl_bench.pretraining.ema_teacher import EMATeacher
+from ssl_bench.pretraining.image_batches import IMAGENET, ImageBatches
 from ssl_bench.pretraining.layer_rates import decayed_by_layer
 from ssl_bench.pretraining.reconstruction import Reconstruction
+from ssl_bench.pretraining.training_steps import TrainingSteps, training_steps
+from ssl_bench.runtime.acceleration import keep_freed_memory, write_out_attention
 
 
 class Method(pl.LightningModule, ABC):
     """Self-supervised pretraining of a backbone.
 
     A subclass builds its parts in ``__init__`` (typed, with the paper's numbers as defaults), describes its ``views``
-    and computes its ``loss``. A `EMATeacher` among its parts is updated after each optimiser step.
+    and computes its ``loss``. A `EMATeacher` among its parts is updated after each optimiser step. It can be trained by
+    any Lightning Trainer on any loader of images, of which it makes its views itself (`image_batches`).
 
     Args:
         backbone: The network being pretrained; None where the product is a tokenizer.
@@ -47,6 +51,8 @@ class Method(pl.LightningModule, ABC):
 
     backbone: Backbone
     start: Mapping[str, Any] | None = None  # `ssl_bench.models.pretrained.Start` of a run that begins with weights
+    image_batches: ImageBatches | None = None  # makes views of batches of plain images
+    batch_size: int | None = None  # images of such a batch on a device, where the loader does not say
 
     def __init__(self, backbone: Backbone | None, optim: Optim) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class Method(pl.LightningModule, ABC):
             self.backbone = backbone
         self.optim = optim
         self._schedule: StepSchedule | None = None
+        self._steps: TrainingSteps | None = None
 
     @abstractmethod
     def views(self) -> Views:
@@ -75,7 +82,7 @@ class Method(pl.LightningModule, ABC):
     def branches(self) -> dict[str, Backbone]:
         """Name -> each network that could be evaluated, `evaluated` first: the encoder, or student and teacher."""
         followers = (module for part in self.children() if isinstance(part, EMATeacher) for module in part.modules())
-        teachers = [module for module in followers if isinstance(module, Backbone)]
+        teachers: list[Any] = [module for module in followers if isinstance(module, Backbone | ModuleBackbone)]
         named = {"student": self.backbone, "teacher": teachers[0]} if teachers else {"encoder": self.backbone}
         return dict(sorted(named.items(), key=lambda item: item[1] is not self.evaluated))
 
@@ -122,29 +129,46 @@ class Method(pl.LightningModule, ABC):
         """Optimiser steps of the whole run."""
         return int(self.trainer.estimated_stepping_batches)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = self.loss(batch.views, **({"labels": batch.labels} if self.needs_labels else {}))
-        self.log("loss", loss.detach(), batch_size=len(batch.index))
+    def on_fit_start(self) -> None:
+        """What makes steps on a CPU fast and changes nothing."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            if "bf16" in str(self.trainer.precision):
+                write_out_attention(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._steps is not None:
+            checkpoint["training_steps"] = asdict(self._steps)  # how many images a step had, for the record
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        seen = batch if isinstance(batch, Batch) else self._with_views(batch, number)
+        loss = self.loss(seen.views, **({"labels": seen.labels} if self.needs_labels else {}))
+        self.log("loss", loss.detach(), batch_size=len(seen.index), prog_bar=True)
         self.log("lr", self.schedule.lr(self.trainer.global_step))
         return loss
 
+    def _with_views(self, batch: Any, number: int) -> Batch:
+        """The views of a batch of plain images, normalised as ImageNet's are where nothing else was said."""
+        if self.image_batches is None:
+            statistics = IMAGENET if self.standardize else ((0.0,) * 3, (1.0,) * 3)
+            self.image_batches = ImageBatches(self.views(), *statistics, torch.initial_seed())
+        return self.image_batches(batch, self.current_epoch, number, self.global_rank, self.needs_labels)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        trainer = self.trainer
-        trainer.fit_loop.setup_data()  # until then the batches of an epoch are not known
-        asked, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
-        if asked > batches > 0:
-            trainer.accumulate_grad_batches = batches  # of which the loss is the mean and to which the rate is scaled
-            say(f"--trainer.accumulate_grad_batches {asked}: an epoch has {batches} batches, which make one step")
-        loader_batch = trainer.datamodule.options.batch_size  # type: ignore[attr-defined]
-        images_per_step = loader_batch * trainer.world_size * trainer.accumulate_grad_batches
-        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        self._steps = steps = training_steps(self.trainer, self.batch_size, self.optim.warmup_epochs)
         groups = self.parameter_groups()
         if self.optim.layer_decay is not None:
             groups = decayed_by_layer(self.backbone, groups, self.optim.layer_decay)
         optimizer = build_optimizer(self, self.optim, groups=groups)
-        self._schedule = StepSchedule(self.optim, images_per_step, self.total_steps, steps_per_epoch)
-        self._schedule.apply(optimizer, trainer.global_step)
+        self._schedule = StepSchedule(self.optim, steps.images, self.total_steps, steps.per_epoch)
+        self._schedule.apply(optimizer, self.trainer.global_step)
         return optimizer
+
+    @property
+    def steps(self) -> TrainingSteps:
+        """What makes up a step and an epoch; known once training begins."""
+        assert self._steps is not None
+        return self._steps
 
     @property
     def schedule(self) -> StepSchedule:
@@ -156,6 +180,8 @@ class Method(pl.LightningModule, ABC):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         # Lightning calls this after unscaling (16-mixed) and once per optimiser step.
+        if gradient_clip_val is not None:  # the Trainer's own, which whoever made it wants
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parts: dict[Any, list[Tensor]] = {}  # whose gradients have a norm together: as a rule, all
         for group in optimizer.param_groups:
             parts.setdefault(group.get("part"), []).extend(group["params"])

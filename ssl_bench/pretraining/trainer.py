@@ -14,12 +14,11 @@ from ssl_bench.config.options import ProbeOptions, TrainerOptions
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.last_checkpoint import LocalCheckpointIO, SaveLast
-from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.metrics import MetricsFile, WandbMetrics
 from ssl_bench.pretraining.nan_guard import StopAtNaN
 from ssl_bench.pretraining.online_probe import OnlineProbe
 from ssl_bench.pretraining.progress import Progress
-from ssl_bench.runtime.acceleration import compile_blocks, effective_precision, keep_freed_memory, write_out_attention
+from ssl_bench.runtime.acceleration import effective_precision
 from ssl_bench.runtime.distributed import TIMEOUT, LaunchedEnvironment, SyncNorms
 from ssl_bench.runtime.launch import Launch, requested_processes, settled_devices
 from ssl_bench.runtime.seeds import derive
@@ -43,7 +42,7 @@ class SeedEachBatch(pl.Callback):
 
 
 def prepare_process(quiet: bool = False) -> None:
-    """What makes Lightning quiet and the CPU fast, once per process.
+    """What makes Lightning quiet and products of matrices fast, once per process.
 
     Args:
         quiet: Whether warnings are another process's to give.
@@ -58,15 +57,6 @@ def prepare_process(quiet: bool = False) -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; no effect on a CPU
-    keep_freed_memory()
-
-
-def quicken(method: Method, trainer: pl.Trainer, options: TrainerOptions) -> None:
-    """Exact savings that depend on where and in which format training runs."""
-    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
-        write_out_attention(method)
-    if options.compile:
-        compile_blocks(method)
 
 
 def make_trainer(

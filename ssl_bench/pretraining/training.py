@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 
 from ssl_bench.config.fit_config import dump
 from ssl_bench.config.options import DataOptions, TrainerOptions, WandbOptions
-from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.files.content import Content, folder_of_run, refuse_changed_images, remember_content
 from ssl_bench.data.files.left_out import read_left_out
@@ -28,11 +27,11 @@ from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
-from ssl_bench.pretraining.trainer import make_trainer, prepare_process, quicken
+from ssl_bench.pretraining.trainer import make_trainer, prepare_process
 from ssl_bench.records.claim import claimed
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import DataRecord, RunInfo, Status, is_finished, write_run
-from ssl_bench.runtime.acceleration import effective_precision
+from ssl_bench.runtime.acceleration import compile_blocks, effective_precision
 from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import is_lost_process
 from ssl_bench.runtime.environment import describe
@@ -122,9 +121,6 @@ def _fit(
         _train(trainer, method, module, folder, options, None)
         return
     info = continued(describe_run(config, data, method, command), folder)
-    if 0 < options.max_epochs <= method.optim.warmup_epochs:
-        epochs = f"{method.optim.warmup_epochs:g} of {options.max_epochs} epochs"
-        say(f"--optim.warmup_epochs: {epochs}, so the learning rate only rises; a tenth of them is usual")
     flops_per_image = training_flops(method)
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder)
@@ -177,7 +173,8 @@ def _train(
     try:
         require_images(method, len(module.data.pretrain), module.options, devices, options.sync_batchnorm)
         last = usable_checkpoint(folder)
-        quicken(method, trainer, options)
+        if options.compile:
+            compile_blocks(method)
         trainer.fit(method, datamodule=module, ckpt_path=str(last) if last else None, weights_only=True)
         if record is not None and not options.fast_dev_run:
             _save(method, module, folder)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_bench.cli.fit_cost import described, image_flops, image_size
 from ssl_bench.config import registry
 from ssl_bench.config.fit_config import FitConfig, parse_fit
 from ssl_bench.config.layers import flatten, read_yaml
@@ -15,6 +14,7 @@ from ssl_bench.config.recipes import Images, patch_for, recipe_for
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.models.timm_arguments import patch_size_in
+from ssl_bench.pretraining.fit_cost import described, image_flops, image_size
 
 METHODS = sorted(registry.names("methods"))
 NAMED = [name for name in CATALOGUE if name not in ("folder", "parquet")]

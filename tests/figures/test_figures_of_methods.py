@@ -18,7 +18,7 @@ from ssl_bench.figures import attention, masks, neighbours, reconstruction
 from ssl_bench.figures import map as feature_map
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.methods.cae import CAE
-from ssl_bench.methods.mae import MAE
+from ssl_bench.methods.mae import MAE, patch_pixels
 from ssl_bench.methods.simmim import SimMIM
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dall_e import DallE
@@ -94,7 +94,10 @@ def test_maes_prediction_becomes_pixels_as_in_a_loop(norm_pix: bool) -> None:
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_a_perfect_mae_gives_the_image_back(norm_pix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     method = mae(norm_pix=norm_pix)
-    right = lambda images, keep, hidden: method.target(images).take_along_dim(hidden[..., None], 1)  # noqa: E731
+
+    def right(images: torch.Tensor, keep: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return patch_pixels(images, method.backbone.patch_size, norm_pix).take_along_dim(hidden[..., None], 1)
+
     monkeypatch.setattr(method, "reconstruct", right)
     images = torch.randn(3, 3, 12, 12)
     assert_close(reconstruction.pasted(method.reconstruction(images)), images)

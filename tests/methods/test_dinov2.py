@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
-from ssl_bench.methods.dinov2 import DINOv2, DropSamples, nearest_neighbours
+from ssl_bench.methods.dinov2 import DINOv2, DropSamples, koleo
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.dino_head import DINOHead
 from ssl_bench.models.sinkhorn import sinkhorn
@@ -225,7 +225,7 @@ def test_losses_of_the_official_code() -> None:
     for kind, rows in (("dino", tensors["teacher_cls"]), ("ibot", tensors["teacher_patch"][0])):
         assert_close(sinkhorn(rows / c["teacher_temp"], 3), tensors[f"{kind}.sinkhorn"])
     x = tensors["koleo.x"].double().requires_grad_()
-    loss = nearest_neighbours(x)
+    loss = koleo(x)
     assert_close(loss, expected["koleo_float64"])
     assert_close(torch.autograd.grad(loss, x)[0], tensors["koleo.grad"])
     method = dinov2(prototypes=20)
@@ -406,7 +406,7 @@ def test_equal_images_leave_neighbours_finite(kind: torch.dtype) -> None:
     x = torch.randn(4, 16)
     x[1] = x[0]
     x = x.to(kind).requires_grad_()
-    loss = nearest_neighbours(x)
+    loss = koleo(x)
     assert loss.dtype == torch.float32 and loss.isfinite()
     loss.backward()
     assert x.grad is not None

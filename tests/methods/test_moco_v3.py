@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions, Optim
 from ssl_bench.errors import UserError
-from ssl_bench.methods.moco_v3 import MoCoV3, contrast
+from ssl_bench.methods.moco_v3 import MoCoV3, info_nce
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.optimizers import LARS, build_optimizer
 from ssl_bench.optim.schedules import cosine
@@ -143,7 +143,7 @@ def test_queries_keys_and_loss_terms_of_the_official_code() -> None:
     loss = method.loss([tensors["x1"], tensors["x2"]])
     for name in ("q1", "q2", "k1", "k2"):
         assert_close(out[name], tensors[f"out.{name}"], record["noise"][name]["max_abs"])
-    terms = [contrast(out["q1"], out["k2"], c["T"]), contrast(out["q2"], out["k1"], c["T"])]
+    terms = [info_nce(out["q1"], out["k2"], c["T"]), info_nce(out["q2"], out["k1"], c["T"])]
     assert_close(torch.stack(terms), torch.tensor(record["loss_terms_float64"]))
     assert_close(loss, record["loss_float64"])
     found = method.state_dict()
@@ -156,7 +156,7 @@ def test_loss_of_the_official_code_on_two_devices_by_hand() -> None:
     record, tensors = load("two_processes")
     z = tensors["in.z"]  # (view, rank, B, P)
     temperature = record["config"]["T"]
-    whole = contrast(z[0].flatten(0, 1), z[1].flatten(0, 1), temperature)
+    whole = info_nce(z[0].flatten(0, 1), z[1].flatten(0, 1), temperature)
     assert_close(whole, record["whole_batch"]["moco"]["loss_whole_batch"])
 
 
@@ -251,13 +251,13 @@ def test_defaults_are_the_official_ones_for_a_vit() -> None:
 def test_contrast_is_the_papers_formula(images: int, dim: int, temperature: float) -> None:
     torch.manual_seed(images)
     q, k = 3 * torch.randn(images, dim), torch.randn(images, dim)
-    assert_close(contrast(q, k, temperature), paper_contrast(q, k, temperature), noise=1e-8)
+    assert_close(info_nce(q, k, temperature), paper_contrast(q, k, temperature), noise=1e-8)
 
 
 def test_independent_embeddings_cost_what_guessing_does() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 256, 4000).unbind()
-    assert contrast(q, k, 0.2).item() == pytest.approx(2 * 0.2 * math.log(256), rel=0.01)
+    assert info_nce(q, k, 0.2).item() == pytest.approx(2 * 0.2 * math.log(256), rel=0.01)
 
 
 @pytest.mark.parametrize("backbone", ["resnet_nano", "vit_pico_patch4_32", "swin_pico_patch2_32"])

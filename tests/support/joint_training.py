@@ -15,8 +15,10 @@ from torch import Tensor, multiprocessing
 
 from ssl_bench.config import registry
 from ssl_bench.config.options import Optim
-from ssl_bench.methods.moco_v3 import contrast as moco_contrast
-from ssl_bench.methods.simclr import contrast
+from ssl_bench.methods.barlow_twins import distance_from_identity
+from ssl_bench.methods.moco_v3 import info_nce
+from ssl_bench.methods.simclr import nt_xent
+from ssl_bench.methods.vicreg import regularised_distance
 from ssl_bench.models.dino_head import Centre
 from ssl_bench.models.sinkhorn import sinkhorn
 from ssl_bench.pretraining.method import Method
@@ -117,14 +119,14 @@ def official_outputs(rank: int) -> dict[str, Tensor]:
     vicreg = build("vicreg", "resnet_nano", projection_dims=(c["D"],))
     weights = (vicreg.invariance_weight, vicreg.variance_weight, vicreg.covariance_weight)
     assert weights == (c["sim"], c["std"], c["cov"])
-    note("vicreg", vicreg.regularised_distance(z0, z1), z1=z0, z2=z1)  # the views' official names
+    note("vicreg", regularised_distance(z0, z1, *weights), z1=z0, z2=z1)  # the views' official names
     for exact in (False, True):
         barlow = build("barlow-twins", "resnet_nano", projection_dims=(c["D"],), exact_gradient=exact)
-        barlow.norm = torch.nn.Identity()  # these are normalised over both ranks
-        z0, z1 = inputs("in.z_normalized")
-        note("barlow_exact" if exact else "barlow", barlow.distance_from_identity(z0, z1), z1=z0, z2=z1)
+        z0, z1 = inputs("in.z_normalized")  # over both ranks
+        loss = distance_from_identity(z0, z1, barlow.off_diagonal_weight, torch.nn.Identity(), exact)
+        note("barlow_exact" if exact else "barlow", loss, z1=z0, z2=z1)
     z0, z1 = inputs("in.z")
-    note("moco", moco_contrast(z0, z1, c["T"]), q=z0)
+    note("moco", info_nce(z0, z1, c["T"]), q=z0)
     found["swav.q"] = sinkhorn(tensors["in.swav_scores"][rank] / c["eps"], c["it"])
     rows = {"dino": tensors["in.dino_logits"][rank], "ibot": tensors["in.patch_logits"][rank][: c["n"][rank]]}
     for kind, logits in rows.items():
@@ -143,7 +145,7 @@ def one_of_two(rank: int, folder: str) -> None:
     z = torch.nn.functional.normalize(load("simclr_ntxent")[1][f"two_replicas.rank{rank}"], dim=1)
     half = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
     found = {str(case): train(case, half, devices=2) for case in CASES}
-    golden = {"loss": contrast(*z.chunk(2), temperature=0.5)}
+    golden = {"loss": nt_xent(*z.chunk(2), temperature=0.5)}
     official = official_outputs(rank)
     torch.save(found | {"simclr_ntxent": golden, "two_processes": official}, f"{folder}/rank{rank}.pt")
 
