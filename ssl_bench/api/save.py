@@ -25,7 +25,7 @@ from ssl_bench.pretraining.checkpoint import write_backbones
 from ssl_bench.pretraining.image_batches import IMAGENET
 from ssl_bench.pretraining.last_checkpoint import write_checkpoint
 from ssl_bench.pretraining.method import Method
-from ssl_bench.pretraining.run_record import main_branch, now
+from ssl_bench.pretraining.run_record import default_branch, now
 from ssl_bench.records.files import write_json, write_text, writing_folder
 from ssl_bench.records.run import DataRecord, RunInfo, write_run
 from ssl_bench.runtime.distributed import rank
@@ -118,7 +118,7 @@ def write(source: Method | ModuleBackbone, target: Path, data: Data | None, trai
         finished=now(),
         command=[Path(sys.argv[0]).name],
         version=ssl_bench.__version__,
-        branch=main_branch(method) if method is not None else "",
+        branch=default_branch(method) if method is not None else "",
     )
     with writing_folder(target, over=target.exists()) as folder:
         write_json(folder / "environment.json", describe())
