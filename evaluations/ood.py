@@ -25,10 +25,9 @@ from torch import Tensor
 
 from ssl_bench.config.constraints import NonEmpty, PathText, PositiveInt
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.dataset import load_dataset
 from ssl_bench.data.splits import Split, TestImages, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.errors import UserError, near
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Scored
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier
@@ -96,11 +95,6 @@ class Ood(Evaluation[Detector]):
         root: PathText | None = None,
         k: PositiveInt = 50,
     ) -> None:
-        for name in against:
-            if name not in CATALOGUE:
-                raise UserError(
-                    f"--ood.against: no data set {name!r}{near(name, CATALOGUE)}: see `ssl-bench list data`"
-                )
         self.against = against
         self.root = root
         self.k = k

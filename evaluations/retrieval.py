@@ -2,7 +2,7 @@
 
 Each test image is a query, and all the others are ranked by cosine similarity of a descriptor. Mean average precision
 (mAP) is the number, by trapezoids as in the revisited Oxford and Paris benchmarks
-(`ssl_bench/evaluation/retrieval.py`); recall at k, the variants, is the part of the queries with an image of their
+(`evaluation/solvers/average_precision.py`); recall at k, the variants, is the part of the queries with an image of their
 class among the first k (Jegou et al., TPAMI 2011; the metric of CUB and Cars). A class with one test image has no
 query. Nothing is learned unless whitening is asked for, and nothing is chosen.
 
@@ -28,7 +28,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Scored
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.patch_features import patch_features
-from ssl_bench.evaluation.retrieval import average_precision
+from ssl_bench.evaluation.solvers.average_precision import average_precision
 from ssl_bench.runtime.precision import full_precision
 from ssl_bench.statistics.bootstrap import Floats, Statistic
 

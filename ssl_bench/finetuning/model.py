@@ -249,6 +249,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def refused_pooling(backbone: FeatureExtractor, pooling: str) -> str | None:
     """Why a backbone cannot be pooled so; None if it can."""
     assert isinstance(backbone.network, Backbone)
-    if pooling == "cls" and backbone.network.is_vit and "cls" not in backbone.feature_types:
+    has_patches = backbone.network.is_vit or backbone.network.is_swin
+    if pooling == "cls" and has_patches and "cls" not in backbone.feature_types:
         return "it has no class token to pool"
     return None

@@ -56,7 +56,7 @@ def test_numbers_are_those_of_the_command_on_the_same_features(tmp_path: Path) -
         rows = table[table.protocol == name].set_index("variant")
         assert len(rows) == len(expected.variants)
         for variant, score in expected.variants.items():
-            row = rows.loc["features" if variant == "pixels" else variant]
+            row = rows.loc[variant.replace("pixels", "features", 1)]
             found = row["value"], (row["low"], row["high"]), (row["class_low"], row["class_high"])
             assert found == (score.value, score.interval, score.over_classes), (name, variant)
         assert rows.index[0] == expected.primary and rows["primary"].tolist() == [True, *[False] * (len(rows) - 1)]

@@ -673,7 +673,7 @@ def test_import_evaluate_leaderboard_continue(tmp_path: Path, capsys: Capture) -
     assert info.backbone is not None and info.backbone.params == 31160 and info.backbone.gflops_per_image > 0
     knn = ["--protocols", "knn", "--runs", str(tmp_path / "runs"), "--device", "cpu"]
     assert main(["evaluate", run, *knn]) == 2
-    assert "was imported and has no images of its own: --data NAME" in capsys.readouterr().err
+    assert "has no images of its own on record: --data NAME" in capsys.readouterr().err
     assert main(["evaluate", run, f"random:{run}", "--data", "digits", "--data.image_size", "32", *knn]) == 0
     assert (Path(run) / "results" / "knn@digits.json").is_file()
     capsys.readouterr()

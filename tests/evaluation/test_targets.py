@@ -76,7 +76,7 @@ def test_imported_networks_take_the_images_beside_them_or_none(tmp_path: Path) -
     write_run(tmp_path / "imported", replace(info, kind="imported", options={"backbone": {"name": "vit_nano"}}))
     run = run_of(tmp_path / "run", DIGITS)
     assert told([imported, run])[0] == (imported, DIGITS | {"batch_size": 256})
-    with pytest.raises(UserError, match="has no images of its own: --data NAME"):
+    with pytest.raises(UserError, match="has no images of its own on record: --data NAME"):
         told([imported, "pixels"])
     assert told([imported], {"name": "digits"})[0][1]["name"] == "digits"
 

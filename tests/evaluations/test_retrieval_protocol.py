@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.retrieval import average_precision
+from ssl_bench.evaluation.solvers.average_precision import average_precision
 from ssl_bench.evaluations import ood
 from ssl_bench.evaluations.ood import Detected, Ood, above, false_positives
 from ssl_bench.evaluations.retrieval import Descriptors, Retrieval, gem, whitened

@@ -254,7 +254,8 @@ def test_mean_patch_goes_through_a_fresh_norm_as_in_maes_fine_tuning() -> None:
         model = FineTuneModel(backbone, 5)
         expected = F.layer_norm(raw, (24,), eps=1e-6) @ model.head.weight.T
         assert_close(model(x), expected)
-        tokens = backbone._trunk(backbone._embed(x, None, None, None))
+        embedded = backbone._embed(x, None, None, None)
+        tokens = backbone._trunk(embedded, backbone.block_arguments(backbone._grid_of(x)))
         assert_close(model.classify(tokens), expected)
     assert model.pooling == "avg"
 

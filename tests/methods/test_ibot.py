@@ -663,7 +663,7 @@ def test_two_devices_are_one(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"backbone": "resnet_nano"}, "dino, byol, simclr"),
-        ({"backbone": "beit_pico_patch4_32"}, "local_views 0; otherwise: simmim"),
+        ({"backbone": "beit_pico_patch4_32"}, "local_views 0; otherwise: simclr"),
         ({"backbone": "swin_pico_patch2_32"}, "strict_img_size: false"),
         ({"local_views": -1}, "local_views -1"),
         ({"local_size": 10}, "try 8"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve
 
-from ssl_bench.evaluation.retrieval import average_precision, hard, mean_average_precision, medium
+from ssl_bench.evaluation.solvers.average_precision import average_precision, hard, mean_average_precision, medium
 
 
 def flags(text: str, letter: str) -> np.ndarray:
