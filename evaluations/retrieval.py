@@ -2,8 +2,8 @@
 
 Each test image is a query, and all the others are ranked by cosine similarity of a descriptor. Mean average precision
 (mAP) is the number, by trapezoids as in the revisited Oxford and Paris benchmarks
-(`evaluation/solvers/average_precision.py`); recall at k, the variants, is the part of the queries with an image of their
-class among the first k (Jegou et al., TPAMI 2011; the metric of CUB and Cars). A class with one test image has no
+(`evaluation/solvers/average_precision.py`); recall at k, the variants, is the part of the queries with an image of
+their class among the first k (Jegou et al., TPAMI 2011; the metric of CUB and Cars). A class with one test image has no
 query. Nothing is learned unless whitening is asked for, and nothing is chosen.
 
 The descriptor is the network's primary feature. Options: GeM pooling of patches (Radenovic et al., "Fine-tuning CNN

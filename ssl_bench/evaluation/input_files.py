@@ -83,7 +83,8 @@ def digest_of(*parts: Any) -> str:
 def network_files(target: Target, branch: str, default_branch: str) -> str | None:
     """Digest of a network's files, or of a baseline's options; None where a file is missing."""
     if target.folder is None:
-        return digest_of(target.baseline, target.backbone, target.seed)
+        given = {name: value for name, value in (target.backbone or {}).items() if value is not None}
+        return digest_of(target.baseline, given, target.seed)
     weights = "backbone.safetensors" if branch in (default_branch, "encoder") else f"backbone-{branch}.safetensors"
     files = [target.folder / weights, target.folder / "backbone.json", *sorted(target.folder.glob("classifier*"))]
     try:
