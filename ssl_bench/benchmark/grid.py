@@ -134,11 +134,11 @@ class Grid:
         self.elsewhere.pop(job, None)
         folder = _place(job)
         holder = living_holder(folder / NAME) if folder is not None else None
-        tail = self._failure(job, self.since)
-        if not self._has_ended(job) and tail is None and holder is None:
+        has_ended, tail = self._has_ended(job), self._failure(job, self.since)
+        if not has_ended and tail is None and holder is None:
             return Active(task, claim)
         claim.release()
-        if self._has_ended(job):
+        if has_ended:
             self.waiting.remove(job)
             self._succeeded(job, "done before, or by another command")
         elif tail is not None:
