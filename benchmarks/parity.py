@@ -46,6 +46,7 @@ from ssl_bench.records.files import write_text
 from ssl_bench.records.run import RunCost, read_run, write_run
 from ssl_bench.runtime.acceleration import keep_freed_memory
 from ssl_bench.runtime.environment import describe
+from ssl_bench.statistics.intervals import LEVEL, student_t
 
 WARMUP = 0.1  # of the steps
 PROTOCOLS = ("knn", "ridge")
@@ -241,14 +242,8 @@ def curves(pairs: list[tuple[Path, Path]]) -> list[str]:
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return [*cells, f"{mean:+.4f}"]
-    half = student_t(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    half = student_t(LEVEL, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
     return [*cells, f"{mean:+.4f} ± {half:.4f}"]
-
-
-def student_t(df: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 0.975))
 
 
 def losses(folder: Path) -> list[float]:
