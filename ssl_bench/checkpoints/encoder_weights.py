@@ -1,10 +1,11 @@
 """The encoder in a file of weights: of any layout that `ssl-bench import` reads, or of a run's folder."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from ssl_bench.checkpoints.checkpoint_file import read_checkpoint
-from ssl_bench.checkpoints.official.layout import FORMATS, IMAGENET, layout
+from ssl_bench.checkpoints.official.layout import FORMATS, IMAGENET
 from ssl_bench.checkpoints.recognition import Match, prefixes, recognise
 from ssl_bench.checkpoints.renaming import renamed
 from ssl_bench.checkpoints.report import Report
@@ -28,29 +29,24 @@ def encoder_weights(path: Path, as_they_are: bool = False) -> Weights:
         return Weights(str(path), backbone.model.state_dict(), mean, std)
     file = read_checkpoint(path)
     names = file.tensors.keys()
-    format = None if as_they_are else _format(names, str(path))
-    if format is None:
+    match = None if as_they_are else _recognised(names, str(path))
+    if match is None:
         prefix = _common(names)
         tensors = {
             name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)
         }
         return Weights(str(path), tensors)
-    match = recognise(format, names, str(path))
-    kind = match.kind
-    state = renamed(match, file, Report(), kind.evaluated)
-    tensors = {name.removeprefix(kind.evaluated): tensor for name, tensor in state.items()}
+    evaluated = match.kind.evaluated
+    state = renamed(match, file, Report(), evaluated)
+    tensors = {name.removeprefix(evaluated): tensor for name, tensor in state.items()}
     return Weights(str(path), tensors, *IMAGENET)
 
 
-def _format(names: Collection[str], file: str) -> str | None:
-    """The layout whose files have these names; None for a network that no layout is of."""
+def _recognised(names: Collection[str], file: str) -> Match | None:
+    """What the first layout whose files have these names takes them for; None for a network that no layout is of."""
     for format in FORMATS:
-        try:
-            match: Match = recognise(format, names, file)
-        except UserError:
-            continue
-        if any(kind is match.kind for kind in layout(format).kinds):
-            return format
+        with suppress(UserError):
+            return recognise(format, names, file)
     return None
 
 

@@ -180,8 +180,8 @@ def cell_shares(mask: Tensor, rows: int, columns: int, classes: int) -> tuple[Te
         classes: K.
     """
     known = mask != IGNORE
-    shares = []
-    for label in range(classes):
-        shares.append(F.adaptive_avg_pool2d((mask == label).float()[None], (rows, columns))[0])
+    shares = torch.zeros(rows, columns, classes)
+    for label in mask[known].unique().tolist():
+        shares[..., label] = F.adaptive_avg_pool2d((mask == label).float()[None], (rows, columns))[0]
     total = F.adaptive_avg_pool2d(known.float()[None], (rows, columns))[0]
-    return torch.stack(shares, -1) / total.clamp(min=1e-6)[..., None], total
+    return shares / total.clamp(min=1e-6)[..., None], total

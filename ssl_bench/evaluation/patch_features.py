@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -57,7 +58,7 @@ class PatchFeatures:
         """D."""
         return int(self.halves.shape[1])
 
-    @property
+    @cached_property
     def starts(self) -> NDArray[np.int64]:
         """(N + 1,) first patch of each image, and T."""
         return np.cumsum([0, *self.grids.prod(1)])

@@ -5,14 +5,12 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from paths import ROOT
 from processes import started, wait_until
 from tiny import TINY
 
@@ -30,6 +28,7 @@ held = claim.take(Path(sys.argv[1]))
 print("taken" if held else "refused", flush=True)
 time.sleep(60)
 """
+HOLDING = (sys.executable, "-c", HOLDS)
 
 
 def aged(path: Path, seconds: float) -> None:
@@ -82,8 +81,7 @@ def test_a_claim_of_another_machine_is_stale_after_its_time(tmp_path: Path) -> N
 
 def test_a_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     path = tmp_path / NAME
-    command = [sys.executable, "-c", HOLDS, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as p:
+    with started([str(path)], HOLDING) as p:
         assert p.stdout is not None and p.stdout.readline() == "taken\n"
         assert take(path) is None
         renewed = path.stat().st_mtime_ns
@@ -153,9 +151,7 @@ def test_a_gate_whose_opener_was_killed_does_not_close_a_claim_for_ever(tmp_path
 
 def test_who_lost_a_claim_ends_and_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / NAME
-    command = [sys.executable, "-c", HOLDS, str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as p:
+    with started([str(path)], HOLDING) as p:
         assert p.stdout is not None and p.stderr is not None and p.stdout.readline() == "taken\n"
         os.kill(p.pid, signal.SIGSTOP)  # a lid that is closed
         elsewhere(path)
