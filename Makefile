@@ -1,5 +1,6 @@
 # make demo    sets everything up, pretrains on embedded images, evaluates, writes the leaderboard
-# make test    sets everything up, runs the fast tests; make slow the others
+# make test    sets everything up, runs the fast tests
+# make integration   the tests that start processes, train or open a browser; make slow those of minutes each
 # make cluster-tests   the tests on a real SLURM (Debian: slurm-wlm munge; as root) and a real Ray
 # make lint    ruff
 # make types   mypy --strict
@@ -11,13 +12,20 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow cluster-tests mutants lint types wheel clean
+.PHONY: demo test integration slow cluster-tests mutants lint types wheel clean
 
 demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
 
+# Bytecode is kept, so that each of hundreds of processes need not compile the package again.
+test integration: export PYTHONDONTWRITEBYTECODE =
+test integration: export OMP_NUM_THREADS = 1
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+integration: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "integration and not slow"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

@@ -139,6 +139,7 @@ def _imported_modules(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.integration
 def test_torch_free_modules_load_no_torch() -> None:
     free = []
     for package, path in files():
@@ -151,6 +152,7 @@ def test_torch_free_modules_load_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+@pytest.mark.integration
 def test_importing_the_package_loads_the_standard_library_only() -> None:
     code = (
         "import sys\nbefore = set(sys.modules)\nimport ssl_bench\n"

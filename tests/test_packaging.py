@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 def tree() -> set[str]:
     """Files a wheel must hold, by their path in it."""

@@ -9,6 +9,8 @@ import pytest
 from paths import SUPPORT
 from skips import ALLOWED
 
+pytestmark = pytest.mark.integration
+
 TESTS = """
 import pytest
 

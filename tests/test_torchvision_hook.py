@@ -25,12 +25,14 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("first", ["timm", "pytorch_lightning", "torchvision"])
 def test_an_installed_package_lets_others_be_imported_first(first: str) -> None:
     done = python(f"{START}\nimport {first}\nimport ssl_bench.pretraining.training")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.integration
 def test_after_a_failed_import_everything_works() -> None:
     attempt = "try:\n    import timm\nexcept RuntimeError:\n    print('failed')\n"
     done = python(f"{attempt}import ssl_bench, timm, torchvision.transforms")

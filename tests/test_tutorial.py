@@ -36,6 +36,7 @@ def test_its_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert "of the Gaussian potential between images" in shown
 
 
+@pytest.mark.integration
 def test_an_entry_point_gives_it_a_name(tmp_path: Path) -> None:
     package = tmp_path / "my_package"
     package.mkdir()

@@ -143,6 +143,7 @@ def test_leaderboard_and_compare(run: Run, table: pd.DataFrame, tmp_path: Path) 
     assert pair.low < pair.difference < pair.high
 
 
+@pytest.mark.integration
 def test_a_method_of_ones_own_trainer_becomes_a_run(tmp_path: Path) -> None:
     method, trainer = pretrained(PICO, optim={"warmup_epochs": 0})
     run = ssl_bench.save_run(method, tmp_path / "mine", data="digits")
@@ -236,6 +237,7 @@ def test_mistakes_are_exceptions_of_one_line(call: Any, message: str, capsys: py
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
 
 
+@pytest.mark.integration
 def test_the_package_says_what_it_has_without_loading_it() -> None:
     code = (
         "import sys, ssl_bench\n"

@@ -70,6 +70,7 @@ def test_k_means_is_planned_once_for_each_seed(tmp_path: Path) -> None:
     assert {name for name in targets if "kmeans" in name} == {"kmeans-patches@0", "kmeans-patches@1"}
 
 
+@pytest.mark.integration
 def test_what_failed_is_told_where_no_run_began(tmp_path: Path, capfd: Capture) -> None:
     data = [{"name": "folder", "root": str(tmp_path / "nowhere")}]
     file = write(tmp_path, methods=[MAE], seeds=[0], data=data, baselines=["pixels"])
@@ -135,6 +136,7 @@ def test_pictures_are_drawn_of_the_first_seed_after_its_evaluation(tmp_path: Pat
         plan({"methods": ["mae"], "data": ["digits"], "figures": "yes"}, tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")
 @pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_from_a_file_to_the_leaderboard_and_wandb(

@@ -362,6 +362,7 @@ def simulated(tmp_path: Path, machines: int, count: int, kills: int) -> None:
     assert all(living_holder(claim) is None for claim in claims), "only those of what was killed are left"
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_a_small_simulated_cluster(tmp_path: Path) -> None:
     simulated(tmp_path, machines=2, count=40, kills=2)

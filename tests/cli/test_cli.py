@@ -49,6 +49,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("argv", QUICK, ids=" ".join)
 def test_what_needs_no_torch_loads_none_and_answers_at_once(argv: list[str], tmp_path: Path) -> None:
     code = (
@@ -131,6 +132,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("argv", WRONG, ids=" ".join)
 def test_a_mistake_is_found_before_torch_is_loaded(argv: list[str], tmp_path: Path) -> None:
     code = (
@@ -222,6 +224,7 @@ def test_fit_evaluate_leaderboard(tmp_path: Path, capsys: Capture) -> None:
     assert "<table" in page.read_text()
 
 
+@pytest.mark.integration
 def test_transfer_is_recorded_beside_not_over(tiny_run: Path, capsys: Capture) -> None:
     options = ["--protocols", "knn", "--backbone.img_size", "8"]
     assert main(["evaluate", str(tiny_run), *options]) == 0

@@ -103,6 +103,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ending(ZeroDivisionError, monkeypatch)
 
 
+@pytest.mark.integration
 def test_sigterm_lets_a_command_clean_up(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from ssl_bench.cli import main\n"

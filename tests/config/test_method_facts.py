@@ -36,6 +36,7 @@ def test_the_list_has_every_method_once_under_its_kind() -> None:
     assert (years["mae"], years["swav"], years["lejepa"]) == ("2022", "2020", "2025")
 
 
+@pytest.mark.integration
 def test_listing_loads_no_torch() -> None:
     code = "import sys; from ssl_bench.cli.list import main; main(['methods']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

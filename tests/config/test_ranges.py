@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from every_option import COMMANDS, options, parser_of
+from every_option import COMMANDS, all_options, options, parser_of
 
 from ssl_bench.config.constraints import LocalPath, NonEmpty, Range, TwoNumbers, checked, constraints_of, plain_type
 from ssl_bench.config.parser import Parser
@@ -84,7 +84,7 @@ def numbers_without_range(annotation: Any, bounded: bool = False) -> bool:
 
 
 def test_every_number_has_a_range_and_every_default_is_in_it() -> None:
-    everything = [(command, *option) for command in COMMANDS for option in options(command)]
+    everything = all_options()
     without = {name for _, name, annotation in everything if numbers_without_range(annotation)}
     assert without == set(WITHOUT_RANGE) | {"trainer.devices"}  # whose number is part of a pattern
     assert len(everything) > 500

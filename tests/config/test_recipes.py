@@ -104,6 +104,7 @@ def test_every_method_has_numbers_for_every_set(method: str) -> None:
             assert (f", for {parsed.images.count:,} images of" in said) == bool(parsed.chosen), said
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_digits_can_be_trained_on_by_every_method(method: str, tmp_path: Path) -> None:
     """The networks and heads are built, and see their views."""
@@ -168,6 +169,7 @@ def test_few_photographs_are_not_accumulated(tmp_path: Path) -> None:
     assert parse("mae", f"--data.root={folder}", data="folder").config["trainer"]["accumulate_grad_batches"] == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["mae", "simmim", "simclr", "byol", "dino"])
 def test_flops_by_formula_are_near_those_counted(method: str) -> None:
     from ssl_bench.pretraining.building import build

@@ -41,6 +41,7 @@ CODE = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", COSTLY)
 def test_a_costly_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     text, message = COSTLY[kind]

@@ -34,6 +34,7 @@ def test_every_option_is_explained(kind: registry.Kind, name: str) -> None:
         assert f"\n    {field.name}: " in (cls.__doc__ or ""), f"{name}: no help for {field.name}"
 
 
+@pytest.mark.integration
 def test_reading_loads_no_torch() -> None:
     code = (
         "import sys\nfrom ssl_bench.config import registry, signatures\n"

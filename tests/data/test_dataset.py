@@ -35,6 +35,7 @@ def files(count: int = 6) -> EncodedPool:
     return EncodedPool(labels=np.arange(count) % 3, ids=[f"i{row}" for row in range(count)], encoded=contents)
 
 
+@pytest.mark.integration
 def test_catalogue_needs_no_torch_and_its_loaders_exist():
     code = "import sys, ssl_bench.data.catalogue; sys.exit(bool({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

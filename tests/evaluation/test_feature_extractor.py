@@ -23,6 +23,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation import feature_bank, feature_extractor
 from ssl_bench.evaluation.cost import Cost
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.evaluation.feature_source import moments
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.distributed import distributed_context
@@ -143,7 +144,7 @@ def test_diverged_features_are_refused(split: TrainSplit) -> None:
 def test_moments_against_numpy(split: TrainSplit) -> None:
     validation = ValidationSplit(split.pool, np.setdiff1d(np.arange(30), split.rows))
     backbone = frozen()
-    mean, variance = backbone.moments([split, validation], "cls+avg")
+    mean, variance = moments(backbone, [split, validation], "cls+avg")
     every = torch.cat([backbone.features(s, "cls+avg") for s in (split, validation)]).double().numpy()
     np.testing.assert_allclose(mean, every.mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(variance, every.var(0), rtol=1e-12)
@@ -390,6 +391,7 @@ def _as_one_of_two(rank: int, port: int, folder: str) -> None:
         torch.save(torch.tensor(backbone.network.passes), f"{folder}/{rank}-passes.pt")
 
 
+@pytest.mark.integration
 def test_two_processes_share_a_pass_and_have_the_features_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

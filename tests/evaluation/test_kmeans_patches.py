@@ -128,6 +128,7 @@ def test_patches_come_from_a_sample_of_many_images(monkeypatch: pytest.MonkeyPat
     assert some_patches(pool(5).images.float(), 6, torch.Generator()).shape == (40, 108)
 
 
+@pytest.mark.integration
 def test_beside_others_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", "digits", "--protocols", "knn,ridge", "--runs", str(tmp_path)]
     main(["evaluate", "pixels", "kmeans-patches", "kmeans-patches@1", *flags])

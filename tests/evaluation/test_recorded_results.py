@@ -39,6 +39,7 @@ def folder_of_images(root: Path) -> Path:
     return root
 
 
+@pytest.mark.integration
 def test_what_is_recorded_is_said_at_once_in_the_same_words(tiny_run: Path, tmp_path: Path, capsys: Capture) -> None:
     argv = [str(tiny_run), f"random:{tiny_run}", "pixels", *QUICK, "--runs", str(tmp_path / "baselines")]
     assert answered(*argv) is None
@@ -65,6 +66,7 @@ def test_what_a_killed_evaluation_left_is_cleared(tiny_run: Path) -> None:
     assert not left.exists()
 
 
+@pytest.mark.integration
 def test_no_torch_and_less_than_a_second(tiny_run: Path) -> None:
     argv = ["evaluate", str(tiny_run), *QUICK]
     assert main(argv) == 0
@@ -122,6 +124,7 @@ def test_a_touched_file_costs_time_alone(tmp_path: Path, capsys: Capture) -> Non
     assert answered(*argv) is not None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 3}', '{"images": {"a": {"files": null}}}'])
 def test_damaged_notes_cost_time_alone(text: str, tiny_run: Path, capsys: Capture) -> None:
     argv = [str(tiny_run), *QUICK]

@@ -330,6 +330,7 @@ def test_student_and_teacher_stand_side_by_side(data: Dataset, run: Path) -> Non
     assert [row.name for row in block.rows] == ["simclr"], "one row for a run"
 
 
+@pytest.mark.integration
 def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> None:
     """A run and two baselines: the same numbers and predictions, each file once, no folder twice."""
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -373,6 +374,7 @@ def test_two_processes_write_what_one_does(tiny_run: Path, tmp_path: Path) -> No
             assert pq.read_table(alone / name / stem) == pq.read_table(together / name / stem)
 
 
+@pytest.mark.integration
 def test_tasks_of_srun_share_the_work_and_write_once(tmp_path: Path) -> None:
     pytest.importorskip("ssl_bench.runtime.launch")
     argv = [sys.executable, "-m", "ssl_bench", "evaluate", "pixels", "--data=digits", "--protocols=knn,ridge"]

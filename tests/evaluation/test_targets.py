@@ -127,6 +127,7 @@ def test_a_run_without_a_network_has_no_random_one(tmp_path: Path) -> None:
         parse_target(f"random:{run}", {}, 0)
 
 
+@pytest.mark.integration
 def test_a_run_and_its_baselines_are_measured_alike(tiny_run: Path, tmp_path: Path, capsys: Capture) -> None:
     """All the way: the same test images, and the network of the run's own size."""
     targets = [str(tiny_run), f"random:{tiny_run}", "pixels"]

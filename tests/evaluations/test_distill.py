@@ -179,6 +179,7 @@ def test_temperature_is_the_papers(student: str | None, temperature: float, caug
     assert float(caught.loss(logits, Batch(images, torch.zeros(2, 3)))) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_student_learns_what_the_teacher_knows(alpha: float, splits: Splits) -> None:
     options = {**QUICK, "teacher_epochs": 25, "epochs": 10, "warmup_epochs": 1, "batch_size": 16, "lr": 0.02}
@@ -192,6 +193,7 @@ def test_student_learns_what_the_teacher_knows(alpha: float, splits: Splits) -> 
     assert {"epoch", "loss", "teacher epoch", "teacher loss"} <= set(fit.curve)
 
 
+@pytest.mark.integration
 def test_teachers_rate_is_chosen_inside_its_labels(caught: Caught, splits: Splits) -> None:
     options = {**QUICK, "teacher_lrs": (1e-6, 0.02, 1e20), "teacher_epochs": 12}
     fit = Distill(**options).fit(frozen(), *splits[:2])

@@ -267,6 +267,7 @@ def test_the_backbone_stays_as_it_was(name: str) -> None:
     assert not network.training and all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.integration
 def test_fitting_twice_gives_the_same(name: str, protocol: Evaluation[Any], splits: Any) -> None:
     once, second = by_variant(fitted(name, "vit").predictions, splits[2]), frozen()
     torch.manual_seed(1)  # whatever else drew random numbers
@@ -275,6 +276,7 @@ def test_fitting_twice_gives_the_same(name: str, protocol: Evaluation[Any], spli
     assert predicted(protocol, second, fit, splits[2]) == once
 
 
+@pytest.mark.integration
 def test_predictions_do_not_depend_on_the_batch(name: str, protocol: Evaluation[Any], splits: Any) -> None:
     train, validation, test = splits
     at_once = fitted(name, "vit")  # batches of 256
@@ -336,6 +338,7 @@ def test_test_images_have_no_labels_wherever_one_looks(splits: Any) -> None:
     assert pickle.loads(pickle.dumps(hidden)).ids == hidden.ids, "processes that decode are handed it, too"
 
 
+@pytest.mark.integration
 def test_fit_needs_no_test_image(
     name: str, protocol: Evaluation[Any], splits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_rates_that_diverge_are_passed_over(splits: Splits) -> None:
         Finetune(lrs=(1e20, 1e21), warmup_epochs=1, **grid).fit(frozen(), *splits[:2])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("options", [VIT, RESNET], ids=["vit", "resnet"])
 def test_it_learns_and_keeps_the_curve_to_the_last_epoch(options: BackboneOptions, splits: Splits) -> None:
     protocol = Finetune(
@@ -238,6 +239,7 @@ def test_resnets_have_sgd_and_crops_alone(monkeypatch: pytest.MonkeyPatch, split
     assert recipe.scale == (0.08, 1.0) and recipe.flip == 0.5
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("options", [VIT, RESNET], ids=["vit", "resnet"])
 def test_head1_starts_from_the_heads_first_layer(options: BackboneOptions, splits: Splits) -> None:
     dim = 16 if options is VIT else 8

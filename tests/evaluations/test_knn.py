@@ -127,6 +127,7 @@ def test_official_accuracies_of_dinov2() -> None:
 # --- ties, sizes, memory
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sizes", [(1, 400, 50, 1), (7, 40, 3, 100), (512, 3000, 64, 2000), (512, 2**25, 2**16, 2**22)])
 def test_chunks_change_nothing(
     problem: Callable, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -165,6 +166,7 @@ def test_without_selection_images(problem: Callable) -> None:
     np.testing.assert_array_equal(found["k20"], brute_force(features[:40], labels[:40], features[40:], (20,), 0.07)[20])
 
 
+@pytest.mark.integration
 def test_no_large_part_of_the_bank_is_held_at_once(problem: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters(9000, 4, 3)
     monkeypatch.setattr(knn, "BANK_VALUES", 400)

@@ -48,6 +48,7 @@ def steepest(inputs: np.ndarray, labels: np.ndarray, weight: Tensor, bias: Tenso
     return float(max(np.abs(share.T @ inputs / n + w / (c * n)).max(), np.abs(share.mean(0)).max()))
 
 
+@pytest.mark.integration
 def test_coefficients_of_scikit_learn(digits: tuple[np.ndarray, np.ndarray]) -> None:
     inputs, labels = digits
     found = path(torch.tensor(inputs), torch.tensor(labels), 10, CS, tolerance=1e-8)
@@ -70,6 +71,7 @@ def test_float32_reaches_the_tolerance(digits: tuple[np.ndarray, np.ndarray]) ->
         assert (predicted == oracle(c).fit(inputs, labels).predict(inputs)).mean() > 0.997
 
 
+@pytest.mark.integration
 def test_float64_where_float32_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = overlapping(500, 10)
     formats: list[torch.dtype] = []
@@ -90,6 +92,7 @@ def test_float64_where_float32_falls_short(monkeypatch: pytest.MonkeyPatch) -> N
     assert formats == [torch.float32]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("shape", [(600, 40), (30, 80), (60, 60)])
 def test_correlated_features(shape: tuple[int, int]) -> None:
     features, labels = overlapping(*shape)

@@ -133,6 +133,7 @@ def by_itself(target: FeatureExtractor, name: str, depth: float, splits: Splits,
 # --- what learns, and how
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "depths"), [("vit", [0.5, 1, 2]), ("beit", [0.5, 2]), ("swin", [0.5, 2, 3]), ("resnet", [1, 2, 4])]
 )
@@ -157,6 +158,7 @@ def test_together_is_as_one_by_one(name: str, depths: list[float], splits: Split
                 assert torch.equal(value, source), f"{depth}: {parameter} has changed"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_blocks_are_full_fine_tuning(name: str, splits: Splits) -> None:
     """Ten steps with stochastic depth and clipped gradients, bit for bit, next to a depth that shares the batches."""
@@ -353,6 +355,7 @@ def test_fewest_blocks_within_half_a_point() -> None:
     assert fewest([0, 1, 2], [0.1, 0.2, 0.8]) == 2
 
 
+@pytest.mark.integration
 def test_epochs_are_chosen_on_the_selection_split() -> None:
     target, splits = frozen(), coloured(contrast=5)  # so faint that epochs matter
     page = PartialFinetune(**QUICK | {"epochs": (6, 1), "depths": (0.5, 1, np.inf), "warmup_epochs": 0.0})

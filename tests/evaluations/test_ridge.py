@@ -44,6 +44,7 @@ def test_classifier_against_scikit_learn(shape: tuple[int, int], penalty: float,
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dim", [20, 220])
 def test_leave_one_out_against_leaving_each_of_200_out(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ridge, "TILE", 40 * dim)  # in several parts

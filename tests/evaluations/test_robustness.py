@@ -79,6 +79,7 @@ def one_by_one(test: TestSplit, kind: str) -> Iterator[tuple[int, int, Tensor]]:
             yield severity, place, copy
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("feature_types", [("cls",), ("cls+avg",)])
 def test_linear_predictions_are_those_of_the_head_on_each_copy(feature_types: tuple[str, ...]) -> None:
     backbone, splits = frozen(), some_digits(20)
@@ -95,6 +96,7 @@ def test_linear_predictions_are_those_of_the_head_on_each_copy(feature_types: tu
             assert found[kind][severity, place] == logits.argmax(), (kind, severity, place)
 
 
+@pytest.mark.integration
 def test_finetuned_predictions_are_those_of_the_network_on_each_copy() -> None:
     backbone, splits = frozen(), some_digits(12)
     protocol = RobustnessFinetune(**QUICK_TUNING)
@@ -108,6 +110,7 @@ def test_finetuned_predictions_are_those_of_the_network_on_each_copy() -> None:
             assert found[kind][severity, place] == logits.argmax(), (kind, severity, place)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("page", ["robustness", "robustness_finetune"])
 def test_clean_is_the_plain_evaluation(page: str) -> None:
     """Same head or network, same choice, same record; only the test images change."""
@@ -209,6 +212,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
     assert Robustness().refusal(pixels) is None and RobustnessFinetune().refusal(frozen()) is None
 
 
+@pytest.mark.integration
 def test_processes_share_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     splits, protocol, parts = some_digits(31), Robustness(**QUICK_LINEAR), []
     fit = protocol.fit(frozen(), *splits[:2])

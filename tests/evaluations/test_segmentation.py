@@ -212,6 +212,7 @@ def test_a_bank_of_fewer_patches_is_a_draw_of_them(splits: Any) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(few.state.rows, again.state.rows, strict=True))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("network", ["vit", "resnet", "pixels"])
 def test_colours_are_told_apart(splits: Any, network: str) -> None:
     """All classes have their colour: any network's patches are enough, and raw colours best of all."""

@@ -246,6 +246,7 @@ def test_mistakes_are_one_line(argv: list[str], message: str, capsys: Capture) -
     assert len(said) == 1 and message in said[0], said
 
 
+@pytest.mark.integration
 def test_help_loads_no_torch() -> None:
     code = "import sys\nfrom ssl_bench.cli.main import main\nassert main(['figures', '--help']) == 0\n"
     code += "assert 'torch' not in sys.modules"

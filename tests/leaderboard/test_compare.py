@@ -308,6 +308,7 @@ def test_other_test_images_are_refused(add: Add) -> None:
         build_report([folders[0], fewer])
 
 
+@pytest.mark.integration
 def test_it_needs_no_torch(add: Add, tmp_path: Path) -> None:
     add("mae", 0, {"knn": 0.8})
     add("simclr", 0, {"knn": 0.7})

@@ -287,6 +287,7 @@ def test_where_nothing_can_be_read_it_is_said(runs: Runs, capsys: pytest.Capture
     assert "results/knn.json is damaged" in line and "(and 1 more)" in line
 
 
+@pytest.mark.integration
 def test_fifty_runs_take_less_than_half_a_second(runs: Runs) -> None:
     for i in range(50):
         runs.add(f"method{i % 10}", i // 10, {"knn": 0.4 + 0.001 * i, "linear": 0.5 + 0.001 * i})

@@ -27,6 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", [["leaderboard"], ["leaderboard", "--format=html"], ["compare"]], ids=" ".join)
 def test_two_thousand_results(store: Path, command: list[str]) -> None:
     """Measured on a busy core: 3 to 4 s; the page and the tables compare image by image, as there are so few."""

@@ -392,6 +392,7 @@ def test_evaluated_backbone_is_the_online_one() -> None:
     assert method.evaluated is not method.target.module[0]
 
 
+@pytest.mark.integration
 def test_projections_do_not_collapse() -> None:
     method = byol("resnet_nano", momentum=0.9)
     views = views_of(method, 16)

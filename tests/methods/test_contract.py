@@ -144,6 +144,7 @@ def test_gradient_reaches_everything_that_learns_and_nothing_frozen(make: Build)
     assert first.count_nonzero() > 0.9 * first.numel()
 
 
+@pytest.mark.integration
 def test_twenty_steps_on_one_batch_lower_the_loss_and_leave_frozen_things_alone(make: Build) -> None:
     method = make()
     views = views_of(method, 4)

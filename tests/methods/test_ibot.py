@@ -636,6 +636,7 @@ multiprocessing.start_processes(one, (sys.argv[1],), nprocs=2, start_method="for
 """
 
 
+@pytest.mark.integration
 def test_two_devices_are_one(tmp_path: Path) -> None:
     """Gradients averaged, as DDP does, and centres of the joint batch."""
     paths = [str(Path(__file__).parent), str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]

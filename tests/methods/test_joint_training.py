@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ssl_bench.config import registry
 
+pytestmark = pytest.mark.integration
+
 Found = dict[str, Tensor]
 
 

@@ -136,6 +136,7 @@ multiprocessing.start_processes(one, (sys.argv[1],), nprocs=2, start_method="for
 """
 
 
+@pytest.mark.integration
 def test_centre_is_of_all_devices(tmp_path: Path) -> None:
     rows = torch.randn(3, 8, 5)
     torch.save(rows, tmp_path / "rows.pt")

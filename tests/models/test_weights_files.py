@@ -279,6 +279,7 @@ def test_what_is_right_is_read(tmp_path: Path) -> None:
     assert read_json(tmp_path / "x.json", tmp_path) == {"a": 1}
 
 
+@pytest.mark.integration
 def test_an_import_of_a_huge_claim(tmp_path: Path) -> None:
     """In a process of its own, whose memory is counted from its start: a small file of a network 60,000 wide."""
     state = {"patch_embed.proj.weight": torch.zeros(60000, 1, 1, 1), "pos_embed": torch.zeros(1, 17, 1)}

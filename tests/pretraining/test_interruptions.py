@@ -28,6 +28,8 @@ from ssl_bench.pretraining.training import fit
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import run_folder
 
+pytestmark = pytest.mark.integration
+
 Config = Callable[..., dict[str, Any]]
 # 20 batches an epoch, of which two make a step; what is drawn at random within the network is drawn, too.
 LONG = (

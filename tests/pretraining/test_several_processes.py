@@ -17,6 +17,7 @@ from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.records.run import read_run
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
 ]

@@ -47,6 +47,7 @@ class Run:
         return shown.err if code else shown.out.splitlines()[-1]
 
 
+@pytest.mark.integration
 def test_pretrain_finetune_distill_evaluate(run: Run) -> None:
     pretrained = run("fit", "--method=simclrv2", *TINY)
     tuned = run("fit", "--method=simclrv2-finetune", f"--init={pretrained}", *TINY, "--data.label_fraction=0.1")

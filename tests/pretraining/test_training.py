@@ -138,6 +138,7 @@ def wait_for_step(folder: Path, epochs: int, process: subprocess.Popen[bytes]) -
 LONG = ("--trainer.max_epochs=16", "--trainer.limit_train_batches=20", "--probe.every_n_epochs=0")
 
 
+@pytest.mark.integration
 def test_killed_in_an_epoch_and_resumed_gives_the_same_bits(tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config(*LONG, "--backbone.drop_path=0.2")
     folder = run_folder(tmp_path / "killed", config)
@@ -156,6 +157,7 @@ def test_killed_in_an_epoch_and_resumed_gives_the_same_bits(tiny_config: Config,
     assert read_run(folder).status == "finished"
 
 
+@pytest.mark.integration
 def test_ctrl_c_says_how_to_go_on(tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config(*LONG)
     folder = run_folder(tmp_path, config)

@@ -79,6 +79,7 @@ def test_a_claim_of_another_machine_is_stale_after_its_time(tmp_path: Path) -> N
     second.release()
 
 
+@pytest.mark.integration
 def test_a_claim_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     path = tmp_path / NAME
     with started([str(path)], HOLDING) as p:
@@ -149,6 +150,7 @@ def test_a_gate_whose_opener_was_killed_does_not_close_a_claim_for_ever(tmp_path
     second.release()
 
 
+@pytest.mark.integration
 def test_who_lost_a_claim_ends_and_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / NAME
     with started([str(path)], HOLDING) as p:

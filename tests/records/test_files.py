@@ -46,6 +46,7 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o664
 
 
+@pytest.mark.integration
 def test_leftovers_of_the_dead_go_and_files_of_the_living_stay(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     code = (

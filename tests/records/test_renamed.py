@@ -62,6 +62,7 @@ def test_its_configuration_is_parsed(runs: Path) -> None:
     assert config["method"]["name"] == "dino"
 
 
+@pytest.mark.integration
 def test_it_is_evaluated_as_before_or_again(runs: Path, capsys: Capture) -> None:
     protocols = ["--protocols=knn,ridge", "--knn.primary_k=10", "--ridge.feature_types=[cls]"]
     before = {name: (runs / NAME / "results" / f"{name}.json").read_bytes() for name in ("knn", "ridge")}

@@ -173,6 +173,7 @@ def test_a_path_without_runs_is_an_error(tmp_path: Path, run: Path) -> None:
         find_runs([tmp_path / "nowhere"])
 
 
+@pytest.mark.integration
 def test_results_and_leaderboard_load_without_torch_numpy_or_pyarrow() -> None:
     heavy = ["torch", "numpy", "pyarrow", "scipy", "pandas", "rich"]
     code = f"import sys, ssl_bench.leaderboard.render; print([name for name in {heavy} if name in sys.modules])"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from campaign import SEED, Outcomes, sample
-from every_option import ALL, METHODS, parser_of
+from every_option import METHODS, all_options, parser_of
 from small import SIZES
 from tiny import TINY
 from trials import Trials
@@ -48,7 +48,7 @@ def base(name: str) -> list[str]:
             "--data=digits",
             f"--protocols={name}",
         ]
-    own = {option for command, option, _ in ALL if command == name}
+    own = {option for command, option, _ in all_options() if command == name}
     sizes = [f"--{option}={size}" for at, size in SIZES.items() if (option := f"method.{at}") in own]
     sizes += ["--method.tokenizer=pixels"] if name == "cae" else []
     shared = [flag for flag in TINY if not flag.startswith("--method.")]
@@ -61,7 +61,7 @@ def test_values_of_options(trials: Trials, outcomes: Outcomes, tmp_path: Path) -
     draw = random.Random(SEED)
     cases = []
     for _ in range(TRIED):
-        name, option, _ = draw.choice(ALL)
+        name, option, _ = draw.choice(all_options())
         cases.append([*base(name), f"--{option}={value(draw, parser_of(name).get_defaults()[option])}"])
     for argv in sample(cases):
         trial = trials(argv, tmp_path, seconds=SECONDS)

@@ -101,6 +101,7 @@ def test_a_norm_that_does_more_than_norm_is_refused() -> None:
         SyncNorms().apply(network)
 
 
+@pytest.mark.integration
 def test_two_processes_agree(tmp_path: Path) -> None:
     """On the largest wish, a call later or at once; on means, values, buffers."""
     path = os.pathsep.join([str(ROOT), str(SUPPORT)])

@@ -118,6 +118,7 @@ def parent(tmp_path: Path, how: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("how", "code"), [("well", 0), ("fails", 2), ("killed", 1)])
 def test_processes_end_together(how: str, code: int, tmp_path: Path) -> None:
     process = parent(tmp_path, how)
@@ -128,6 +129,7 @@ def test_processes_end_together(how: str, code: int, tmp_path: Path) -> None:
     assert said.splitlines() == ([line] if how == "killed" else [])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_reach_all(number: int, code: int, tmp_path: Path) -> None:
     from processes import wait_until

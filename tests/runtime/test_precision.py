@@ -15,6 +15,7 @@ PARENT = (
 )
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_the_peak_is_of_this_program_not_of_the_one_that_started_it() -> None:
     run = subprocess.run([sys.executable, "-c", PARENT, CHILD], check=True, capture_output=True, text=True)

@@ -36,6 +36,7 @@ def started(file: Path, runs: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc")
 def test_no_run_outlives_a_killed_benchmark(tmp_path: Path) -> None:
     grid = started(grid_of(tmp_path, **{"trainer.max_epochs": 100_000}), tmp_path / "runs")

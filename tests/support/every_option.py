@@ -54,4 +54,9 @@ def options(command: str) -> Iterator[tuple[str, Any]]:
 
 
 COMMANDS = (*METHODS, *sorted(registry.names("evaluations")), "benchmark")
-ALL = [(command, *option) for command in COMMANDS for option in options(command)]
+
+
+@cache
+def all_options() -> list[tuple[str, str, Any]]:
+    """Command, name and type of each."""
+    return [(command, *option) for command in COMMANDS for option in options(command)]

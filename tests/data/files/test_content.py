@@ -222,6 +222,7 @@ def test_changed_images_of_an_unfinished_run_are_refused(
     assert f"has changed since {folder} (train/cat: {what[change]}" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_no_torch_is_needed_to_know_a_run(photos: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ssl_bench.data.files.content import folder_of_run\n"
