@@ -40,8 +40,6 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress
 from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.kmeans_patches import KMeansPatches
-from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.evaluation.solvers.attention_heads import (
     AttentiveHeads,
     CrossAttentionPool,
@@ -50,7 +48,7 @@ from ssl_bench.evaluation.solvers.attention_heads import (
     exact_statistics,
 )
 from ssl_bench.evaluation.token_bank import TokenBank
-from ssl_bench.models.module_backbone import ModuleBackbone
+from ssl_bench.models.backbone import Backbone
 from ssl_bench.optim.schedules import warmup_cosine
 from ssl_bench.runtime.precision import full_precision
 from ssl_bench.runtime.seeds import derive
@@ -141,7 +139,7 @@ class Attentive(Evaluation[Trained]):
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         if backbone.baseline:
             return f"{backbone.baseline} have no tokens of a network to attend to"
-        if isinstance(backbone.network, ModuleBackbone):
+        if not isinstance(backbone.network, Backbone):
             return "it gives one feature per image: there is nothing to attend to"
         try:
             _width(backbone)
@@ -198,7 +196,7 @@ class Attentive(Evaluation[Trained]):
     def _heads(self, backbone: FeatureExtractor, classes: int) -> dict[str, AttentiveHeads]:
         """The heads of each kind, one per learning rate."""
         network = backbone.network
-        assert not isinstance(network, Pixels | KMeansPatches)
+        assert isinstance(network, Backbone)
         dim = _width(backbone)
         if network.is_resnet or network.is_pooled:
             num_heads = divisor(dim, max(1, dim // 64))

@@ -54,7 +54,6 @@ from ssl_bench.finetuning.cross_validation import (
     choose_recipe,
     crops_only_recipe,
     fine_tune,
-    is_resnet,
 )
 from ssl_bench.finetuning.images import Batch, Batches, drawing
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
@@ -202,7 +201,7 @@ class Distill(Evaluation[Pair]):
         else:
             known = self._labelled(splits)
         subset = LabelledSubset(train, everyone[known], classes)
-        recipes = self._teachers(is_resnet(backbone))
+        recipes = self._teachers(backbone.network.is_resnet)
         recipe, accuracies, taken = recipes[0], list[float](), dict[str, list[float]]()
         teacher: nn.Module
         feature_types: tuple[str, ...] = ()
@@ -216,7 +215,7 @@ class Distill(Evaluation[Pair]):
                 feature_type for feature_type in (teacher.feature_type,) if feature_type in backbone.feature_types
             )
         student = FineTuneModel(self._student(backbone), classes, "avg", 0.0, self.seed)
-        own = self._recipe(pretrained=self.student is None and not is_resnet(backbone))
+        own = self._recipe(pretrained=self.student is None and not backbone.network.is_resnet)
         mask = np.isin(np.arange(len(everyone)), known)
         batches = Batches(TrainSplit(train.pool, everyone), own, classes, backbone, mask)
         temperature = self.temperature or (0.1 if self.student is None and self.teacher is None else 1.0)

@@ -46,7 +46,6 @@ from ssl_bench.finetuning.cross_validation import (
     choose_recipe,
     crops_only_recipe,
     fine_tune,
-    is_resnet,
 )
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import logits_of
@@ -139,7 +138,7 @@ class FinetuneLabels(Evaluation[Starts]):
         rows, labels = np.concatenate([split.rows for split in splits]), concatenated_labels(splits)
         seeds = [derive(self.seed, draw) for draw in range(self.draws)]  # the draws of `labels`
         subsets = labelled_subsets(splits, self.fraction, self.subset, seeds)
-        recipes = self._recipes(is_resnet(backbone))
+        recipes = self._recipes(backbone.network.is_resnet)
         lrs = [recipe.lr for recipe in recipes]
         models: Starts = {
             start: [] for start in ("encoder", "head1") if start == "encoder" or backbone.head is not None

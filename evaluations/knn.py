@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssl_bench.config.constraints import NonEmpty, PositiveFloat, PositiveInt
 from ssl_bench.data.splits import Split, TestImages, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.knn_search import nearest, neighbours
 
@@ -91,7 +91,7 @@ class Knn(Evaluation[Reference]):
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Reference]:
         splits = train, validation
         feature_type = backbone.primary_feature_type
-        mean, variance = backbone.moments(splits, feature_type)
+        mean, variance = moments(backbone, splits, feature_type)
         variance[variance <= 1e-12 * variance.max()] = torch.inf  # a feature that is constant says nothing
         spaces = [Space("", feature_type), Space("-standardised", feature_type, mean.float(), variance.sqrt().float())]
         if f"{feature_type}_raw" in backbone.feature_types:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ssl_bench.config.constraints import Ascending, Fraction, PathText, PositiveInt, Range, Rates, Seed
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.label_subsets import (
     concatenated_labels,
@@ -85,7 +85,7 @@ class Labels(Evaluation[list[AffineClassifier]]):
         labels = concatenated_labels(splits)
         seeds = [derive(self.seed, draw) for draw in range(self.draws)]
         subsets = labelled_subsets(splits, self.fraction, self.subset, seeds)
-        mean, variance = backbone.moments(splits, feature_type)  # of all images: they need no labels
+        mean, variance = moments(backbone, splits, feature_type)  # of all images: they need no labels
         variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
         deviation = variance.sqrt()
         heads, chosen, curves, boundaries = [], [], {}, []

@@ -41,7 +41,7 @@ from ssl_bench.config.constraints import FeatureType, NonNegativeInt, PositiveIn
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import progress
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.probe_heads import Head, Heads, Norm
 from ssl_bench.optim.schedules import warmup_cosine
@@ -126,7 +126,7 @@ class Linear(Evaluation[dict[str, Head]]):
             feature_type for feature_type in backbone.feature_types if not feature_type.endswith("_raw")
         )
         asked = tuple(dict.fromkeys([*feature_types, *([backbone.primary_feature_type] if self.epochs else [])]))
-        norms = {feature_type: Norm.of(*backbone.moments([train], feature_type, self.crops)) for feature_type in asked}
+        norms = {feature_type: Norm.of(*moments(backbone, [train], feature_type, self.crops)) for feature_type in asked}
         batch = min(self.batch_size, len(train))
         per_kind, tried = {}, {}
         for feature_type in feature_types:

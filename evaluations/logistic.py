@@ -28,7 +28,7 @@ from torch import Tensor
 from ssl_bench.config.constraints import Ascending, FeatureType, PositiveFloat, PositiveInt, Rates
 from ssl_bench.data.splits import LabelledSplit, Split, TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers import logistic
 from ssl_bench.evaluation.solvers.affine_classifier import ROWS, AffineClassifier, grid_boundary, predicted_classes
@@ -201,7 +201,7 @@ def standardised(
     backbone: FeatureExtractor, splits: Sequence[LabelledSplit], feature_type: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(N, D) standardised features of all images of the splits, their (N,) classes, and (D,) mean and deviation."""
-    mean, variance = backbone.moments(splits, feature_type)
+    mean, variance = moments(backbone, splits, feature_type)
     variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
     mean, deviation = mean.float(), variance.sqrt().float()
     inputs = torch.cat(

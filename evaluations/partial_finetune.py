@@ -47,7 +47,7 @@ from ssl_bench.config.constraints import (
 )
 from ssl_bench.data.splits import TestImages, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.probe_heads import Head, Norm
 from ssl_bench.evaluations.linear import Linear
@@ -280,7 +280,7 @@ def probed(
         Diverged: Its loss is not a number.
     """
     probe = Linear(seeds=1, seed=seed)
-    norm = Norm.of(*backbone.moments([train], backbone.primary_feature_type, probe.crops))
+    norm = Norm.of(*moments(backbone, [train], backbone.primary_feature_type, probe.crops))
     found = probe.mae(backbone, train, validation, norm)
     if found is None:
         raise Diverged("the linear probe of k = 0 diverged: leave 0 out of --partial_finetune.depths")

@@ -21,7 +21,7 @@ import torch
 
 from ssl_bench.config.constraints import Ascending, FeatureType, Rates
 from ssl_bench.data.splits import LabelledSplit, TestImages, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction
+from ssl_bench.evaluation.evaluation import Evaluation, Fit, Prediction, moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluation.solvers.affine_classifier import AffineClassifier, grid_boundary, predicted_classes
 from ssl_bench.evaluation.solvers.ridge import LeastSquares, LeftOut
@@ -102,7 +102,7 @@ class Ridge(Evaluation[list[Head]]):
 
     def _best(self, backbone: FeatureExtractor, splits: Sequence[LabelledSplit], feature_type: str) -> Head:
         """The classifier of one feature type, its penalty chosen."""
-        mean, variance = backbone.moments(splits, feature_type)
+        mean, variance = moments(backbone, splits, feature_type)
         variance[variance <= 1e-12 * mean.square()] = torch.inf  # a feature that is constant says nothing
         deviation = variance.sqrt()
         labels = torch.cat([torch.as_tensor(split.labels) for split in splits]).to(backbone.device)

@@ -9,6 +9,8 @@ Where the two disagree, this is the code (an absolute rate, betas of 0.9 and 0.9
 encoded with the current weights, as in the paper; the code's are one step old (`stale_target`). In both, the encoder
 drops paths there too. The published visual tokens are DALL-E's, of a Lanczos crop of the photograph; here its input is
 a bicubic copy of the view. Without any tokenizer, pixels normalised per patch are regressed as in MAE, which is ours.
+
+Longer than most methods, as two networks beside the encoder, two losses and three kinds of targets are its own.
 """
 
 import copy

@@ -13,6 +13,9 @@ tenths hidden, images' temperature 0.04 throughout). Its smallest learning rate,
 Here and not there: a true Gaussian blurs, not Pillow's boxes; a teacher whose heads are shared, unlike its student's,
 starts from the student's head of images. Exact savings: the student's head sees class tokens and hidden patches alone,
 the teacher's prototypes too: their mean answer to all patches is that to the mean patch.
+
+Longer than most methods: half of it says what the options are and which exclude each other, and Swins, whose output has
+fewer tokens than patches, need three functions.
 """
 
 from collections import OrderedDict

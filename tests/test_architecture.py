@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from import_graph import cycles, longest_chain, module_graph, package_graph
 from paths import ROOT
 
 OPEN = {"errors", "console", "__version__"}  # to every package
@@ -175,3 +176,20 @@ def test_packages_are_small_and_say_what_they_hold() -> None:
 def test_no_module_is_named_after_nothing() -> None:
     nothing = {"utils", "util", "misc", "common", "helpers", "helper"}
     assert not [path for _, path in files() if path.stem in nothing or path.parent.name in nothing]
+
+
+def test_the_figures_of_the_import_graph_are_those_of_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Before and after")[2]
+    written = dict(re.findall(r"^\| (\w.*?) \| .* \| (\d+) \|$", text, re.MULTILINE))
+    modules = module_graph(ROOT)
+    rows = package_graph(modules)
+    inside = {name.split(".")[1] for name in modules if name.count(".") > 1}
+    assert written == {
+        "modules at the top of `ssl_bench/`": str(len(rows.keys() - inside)),
+        "rows of the table above": str(len(rows)),
+        "packages, `methods` and `evaluations` included": str(len(inside)),
+        "longest chain of imports between rows of the table": str(len(longest_chain(rows)) - 1),
+        "longest chain of imports between modules": str(len(longest_chain(modules)) - 1),
+        "cycles between modules": str(len(cycles(modules))),
+    }
+    assert not cycles(rows)

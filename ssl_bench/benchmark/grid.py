@@ -17,8 +17,8 @@ from ssl_bench.benchmark.plan import Job
 from ssl_bench.console import say
 from ssl_bench.errors import Taken
 from ssl_bench.evaluation.recorded_results import all_recorded
-from ssl_bench.records.claim import NAME, Claim, disk_time, end_job_claim, living_holder, read_holder, take
-from ssl_bench.records.files import read_regular, write_json
+from ssl_bench.records.claim import NAME, Claim, end_job_claim, living_holder, read_holder, take
+from ssl_bench.records.files import disk_time, read_regular, write_json
 
 MOST_OF_A_MARK = 1 << 20  # bytes
 SHOWN_LINES = 5  # of a failed job's log

@@ -100,9 +100,9 @@ def _evaluate_one(
     image_files, key = images_files(options), repr(options)  # looked at before they are read
     if key not in opened:
         opened[key] = _open(options)
-    evaluations = {name: instance(given, name) for name in given.protocols}
-    lacking = {name: why for name, each in evaluations.items() if (why := opened[key].lacks(each.needs)) is not None}
-    if evaluations and len(lacking) == len(evaluations):
+    asked = {name: instance(given, name) for name in given.protocols}
+    lacking = {name: why for name, each in asked.items() if (why := opened[key].lacks(each.needs)) is not None}
+    if asked and len(lacking) == len(asked):
         name, why = next(iter(lacking.items()))
         raise UserError(f"--protocols {name}: {why}")
     if target.folder:
@@ -117,10 +117,10 @@ def _evaluate_one(
     for place, frozen in enumerate(networks):
         branch = str(frozen.identity["branch"])
         digest = network_files(target, branch, main)
-        evaluations = {name: instance(given, name) for name in given.protocols}
+        evaluations = asked
         if place > 0:
             say(f"{branch}:")
-            evaluations = {name: each for name, each in evaluations.items() if not each.trains}
+            evaluations = {name: each for name, each in asked.items() if not each.trains}
         refused = {n: why for n, why in lacking.items() if n in evaluations}
         refused |= {n: why for n, each in evaluations.items() if (why := each.refusal(frozen)) is not None}
         if alone and evaluations and len(refused) == len(evaluations):

@@ -11,16 +11,18 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from ssl_bench.data.splits import TestImages, TestSplit, TrainSplit, ValidationSplit
+from ssl_bench.data.splits import Split, TestImages, TestSplit, TrainSplit, ValidationSplit
+from ssl_bench.evaluation.cost import Cost
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.models.module_backbone import ModuleBackbone
 from ssl_bench.statistics.bootstrap import Statistic
 
 Fitted = TypeVar("Fitted")
+ROWS = 1024  # of features at once, so that no copy of all is made
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,36 @@ class Fit(Generic[Fitted]):
     boundary_tied: bool = False
 
 
+class FeatureSource(Protocol):
+    """All that protocols ask for which look at neither images nor a network.
+
+    `FeatureExtractor` computes features of images; `GivenFeatures` has those of arrays.
+
+    Attributes:
+        primary_feature_type: Of features, where one must be picked beforehand.
+        device: Where features are returned.
+        used: Splits whose features were asked for since last cleared, and what they cost.
+        spent: On features that were computed for this, as opposed to found.
+    """
+
+    primary_feature_type: str
+    device: torch.device
+    used: dict[str, Cost]
+    spent: Cost
+
+    @property
+    def feature_types(self) -> tuple[str, ...]:
+        """Names of the features that there are."""
+
+    def features(
+        self, split: Split, feature_type: str, rows: slice | Tensor = slice(None), view: int | None = None
+    ) -> Tensor:
+        """(N, D) features of a split in its order, or of some ``rows`` of it, or of a random crop of each image."""
+
+    def state_hash(self) -> str:
+        """sha256 of all that features depend on and that could learn."""
+
+
 class Evaluation(ABC, Generic[Fitted]):
     """One protocol. Its options are its constructor's typed signature, each kept under its own name.
 
@@ -103,11 +135,7 @@ class Evaluation(ABC, Generic[Fitted]):
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
         """Why it cannot be run on a backbone; None if it can."""
-        if self.trains and backbone.baseline:
-            return f"{backbone.baseline} have no network to train"
-        if self.trains and isinstance(backbone.network, ModuleBackbone):
-            return "its layers are unknown here: networks by name are fine-tuned"
-        return None
+        return backbone.untrainable if self.trains else None
 
     @abstractmethod
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[Fitted]:
@@ -120,3 +148,18 @@ class Evaluation(ABC, Generic[Fitted]):
     def options(self) -> dict[str, Any]:
         """Option -> value; what a record says of how a number was made."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def moments(
+    source: FeatureSource, splits: Sequence[Split], feature_type: str, views: Sequence[int | None] = (None,)
+) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each feature over all images of the splits, in all of some views.
+
+    Two (D,) float64 tensors.
+    """
+    parts = [(s, slice(at, at + ROWS), v) for v in views for s in splits for at in range(0, len(s), ROWS)]
+    count = len(views) * sum(len(split) for split in splits)
+    sums = [source.features(s, feature_type, rows, v).double().sum(0) for s, rows, v in parts]
+    mean = torch.stack(sums).sum(0) / count
+    squares = [(source.features(s, feature_type, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
+    return mean, torch.stack(squares).sum(0) / count

@@ -130,7 +130,7 @@ class FeatureExtractor:
             UserError: It is a baseline that has nothing to train.
         """
         if not isinstance(self.network, Backbone):
-            raise UserError(f"{self.baseline} have no network to train")
+            raise UserError(self.untrainable or "")
         return copy.deepcopy(self.network).requires_grad_(True).train()
 
     def trainable_head(self) -> nn.Module | None:
@@ -140,7 +140,15 @@ class FeatureExtractor:
     @property
     def baseline(self) -> str:
         """What stands in the place of a network, in words; empty for a network."""
-        return {Pixels: "raw pixels", KMeansPatches: "k-means patches"}.get(type(self.network), "")
+        return self.network.baseline
+
+    @property
+    def untrainable(self) -> str | None:
+        """Why no copy of the network can be trained; None if one can."""
+        if self.baseline:
+            return f"{self.baseline} have no network to train"
+        known = isinstance(self.network, Backbone)
+        return None if known else "its layers are unknown here: networks by name are fine-tuned"
 
     def features(
         self, split: Split, feature_type: str, rows: slice | Tensor = slice(None), view: int | None = None
@@ -168,22 +176,6 @@ class FeatureExtractor:
             half = half.index_select(0, rows) if isinstance(rows, Tensor) else half[rows]  # in a tenth of half[rows]
             parts.append(half.to(self.device).float().mul_(scale))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-    def moments(
-        self, splits: Sequence[Split], feature_type: str, views: Sequence[int | None] = (None,)
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and (biased) variance of each feature over all images of the splits, in all of some views.
-
-        Two (D,) float64 tensors.
-        """
-        parts = [(s, slice(at, at + 1024), v) for v in views for s in splits for at in range(0, len(s), 1024)]
-        count = len(views) * sum(len(split) for split in splits)
-        mean = (
-            torch.stack([self.features(s, feature_type, rows, v).double().sum(0) for s, rows, v in parts]).sum(0)
-            / count
-        )
-        squares = [(self.features(s, feature_type, rows, v).double() - mean).square().sum(0) for s, rows, v in parts]
-        return mean, torch.stack(squares).sum(0) / count
 
     def state_hash(self) -> str:
         """sha256 of all parameters and buffers."""

@@ -3,9 +3,9 @@
 Shapes: N images of a split, D features.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from ssl_bench.data.pool import Pool
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit, ValidationSplit, stratified_validation
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.cost import Cost
-from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 
 NO_IMAGES = "it looks at images or at the network, and here are features alone"
 
@@ -45,7 +44,7 @@ class FeaturePool(Pool):
 
 @final
 class GivenFeatures:
-    """What protocols on features alone ask of a `FeatureExtractor`, of features as they are given.
+    """A `FeatureSource` of features as they are given.
 
     Args:
         device: Where features are returned.
@@ -72,12 +71,6 @@ class GivenFeatures:
         assert isinstance(split.pool, FeaturePool)
         of_split = torch.as_tensor(split.rows)[rows.cpu() if isinstance(rows, Tensor) else rows]
         return split.pool.features[of_split].to(self.device)
-
-    def moments(
-        self, splits: Sequence[Split], feature_type: str, views: Sequence[int | None] = (None,)
-    ) -> tuple[Tensor, Tensor]:
-        """As `FeatureExtractor.moments`."""
-        return FeatureExtractor.moments(cast(FeatureExtractor, self), splits, feature_type, views)
 
     def state_hash(self) -> str:
         """No parameter, nothing to change."""

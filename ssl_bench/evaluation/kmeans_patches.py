@@ -48,6 +48,8 @@ class KMeansPatches(nn.Module):
         UserError: No image can be decoded.
     """
 
+    baseline = "k-means patches"
+    is_resnet = False
     feature_types = ("kmeans",)
     primary_feature_type = "kmeans"
 

@@ -20,6 +20,8 @@ class Pixels(nn.Module):
         image_size: Pixels of the data's images.
     """
 
+    baseline = "raw pixels"
+    is_resnet = False
     feature_types = ("pixels",)
     primary_feature_type = "pixels"
 

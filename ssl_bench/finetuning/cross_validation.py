@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from ssl_bench.data.splits import Split, TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.kmeans_patches import KMeansPatches
 from ssl_bench.evaluation.label_subsets import stratified_folds
-from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.finetuning.images import Batches
 from ssl_bench.finetuning.model import FineTuneModel, Recipe
 from ssl_bench.finetuning.training import Diverged, logits_of, tune
@@ -108,7 +106,3 @@ def crops_only_recipe(epochs: int, batch_size: int, precision: str, seed: int) -
         precision=precision,
         seed=seed,
     )
-
-
-def is_resnet(backbone: FeatureExtractor) -> bool:
-    return not isinstance(backbone.network, Pixels | KMeansPatches) and backbone.network.is_resnet

@@ -4,7 +4,8 @@ A network of L blocks is cut before its last k. What lies below a cut does not l
 at all cuts, and each depth goes on from its own with its own copy of what lies above. k = 0.5 cuts the last block
 between its attention and its MLP, k = L before the network's first layer. Blocks are those of a ViT, BEiT, EVA or Swin,
 or the residual blocks of a ResNet. Of any other network k counts stages, and as none of them can go on from a state,
-each depth runs the whole network.
+each depth runs the whole network. A few lines above 300: where a network is cut and how it goes on from there must
+agree for each family.
 
 Shapes: B images of a batch, 3 x s x s pixels, P prefix tokens, N patches, D features, K classes; a Swin's or ResNet's
 map has h x w places.

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
-from ssl_bench.models.creation import NATIVE, create_network, evaluated, pooled_width
+from ssl_bench.models.creation import NATIVE, create_network
+from ssl_bench.models.module_backbone import evaluated, feature_size
 from ssl_bench.models.patches import patchify, resample_positions, sincos_positions
 from ssl_bench.models.selective_kernel import plain_stem, select_kernels
 
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         UserError: The name is unknown, or an option does not apply to the network.
     """
 
+    baseline = ""  # what stands in the place of a network, in words
     model: Any  # timm's; what its attributes are depends on the family
 
     def __init__(self, options: BackboneOptions) -> None:
@@ -101,7 +103,10 @@ class Backbone(nn.Module):
             self.img_size = options.img_size or native or NATIVE
             self.memory_format = torch.contiguous_format
             meta = any(parameter.is_meta for parameter in self.parameters())  # then only shapes are wanted
-            self.dim = 0 if meta else pooled_width(self.model, options.name, self.img_size, native)
+            made_for = f"; it was made for {native}: --backbone.img_size {native}" if native else ""
+            remedy = "" if native == self.img_size else made_for
+            name = f"backbone {options.name}"
+            self.dim = 0 if meta else feature_size(self.model, name, self.img_size, remedy=remedy)
 
     @property
     def is_vit(self) -> bool:

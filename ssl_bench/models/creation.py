@@ -1,16 +1,12 @@
-"""A network made by timm, or by a class of the user's, with messages for what either cannot make.
-
-Shapes: B images, 3 x s x s pixels, D features.
-"""
+"""A network made by timm, or by a class of the user's, with messages for what either cannot make."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import BackboneOptions
@@ -108,53 +104,3 @@ def _of_class(options: BackboneOptions) -> Created:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"backbone {options.name} with {args}: {reason}") from None
     return Created(model, options.name, args, "own")
-
-
-@torch.no_grad()
-def evaluated(model: nn.Module, forward: Callable[[Tensor], Any], size: int) -> Any:
-    """What comes out of two black images of this size, in eval mode; the network stays as it was."""
-    modes = {module: module.training for module in model.modules()}
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    try:
-        model.eval()
-        return forward(torch.zeros(2, 3, size, size, device=device))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def pooled_width(model: nn.Module, name: str, size: int, native: int | None) -> int:
-    """D of the (B, D) features that a network gives, found by one forward pass.
-
-    Args:
-        model: The network.
-        name: For messages.
-        size: Pixels of a side of the images.
-        native: Those that the network was made for, where that is known.
-
-    Raises:
-        UserError: It does not take such images, or gives something else.
-    """
-    try:
-        features = evaluated(model, model, size)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        other = f"; it was made for {native}: --backbone.img_size {native}" if native not in (None, size) else ""
-        raise UserError(f"backbone {name} does not take images of {size} x {size} pixels ({reason}){other}") from None
-    if isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point():
-        return int(features.shape[1])
-    raise UserError(f"backbone {name} gives {_said_of(features)}")
-
-
-def _said_of(output: Any) -> str:
-    """What a network gives instead of (B, D) features, and how it is wrapped."""
-    wanted = "features are (images, D): let the forward of a small class of yours return"
-    if isinstance(output, dict):
-        return f"a dict with {', '.join(map(str, list(output)[:6]))}; {wanted} one of its entries, pooled"
-    if isinstance(output, list | tuple):
-        return f"a {type(output).__name__} of {len(output)}; {wanted} one of them, pooled"
-    if not isinstance(output, Tensor):
-        return f"a {type(output).__name__}; {wanted} a tensor"
-    shape = tuple(output.shape)
-    ways = {4: "maps of shape {}; {} x.mean((2, 3))", 3: "tokens of shape {}; {} x[:, 0] or x.mean(1)"}
-    return ways.get(output.ndim, "a tensor of shape {}; {} (images, D)").format(shape, wanted)

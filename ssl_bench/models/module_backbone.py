@@ -1,10 +1,10 @@
-"""A network of one's own, as methods and evaluations see networks: one feature per image, and nothing else.
+"""A network that is known by one feature per image and nothing else, and how many numbers that has.
 
 Shapes: B images, C x H x W pixels, D features.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ssl_bench.config.options import BackboneOptions
 from ssl_bench.errors import UserError
 
-WRAP = "wrap it in a module whose forward returns a (B, D) tensor"
+WANTED = "not (2, D) features: wrap it in a module whose forward returns a (B, D) tensor"
+SIZE = "; image_size says which it takes"
 
 
 @final
@@ -29,6 +30,7 @@ class ModuleBackbone(nn.Module):
         UserError: Its forward fails on such images, or gives something else.
     """
 
+    baseline = ""
     is_vit = False
     is_resnet = False
     is_swin = False
@@ -42,7 +44,7 @@ class ModuleBackbone(nn.Module):
         super().__init__()
         self.model = model
         self.img_size, self.channels = img_size, channels
-        self.dim = feature_size(model, img_size, channels)
+        self.dim = feature_size(model, type(model).__name__, img_size, channels, SIZE)
         self.options = BackboneOptions(name=class_path(model), img_size=img_size)
         self.architecture, self.args = self.options.name, {"channels": channels, "features": self.dim}
 
@@ -55,7 +57,7 @@ class ModuleBackbone(nn.Module):
     def takes(self, size: int) -> bool:
         """Whether images of this size can be its input as well."""
         try:
-            return feature_size(self.model, size, self.channels) == self.dim
+            return feature_size(self.model, self.architecture, size, self.channels) == self.dim
         except UserError:
             return False
 
@@ -73,37 +75,57 @@ class ModuleBackbone(nn.Module):
         return self.forward(images)[:, None]
 
 
-def feature_size(model: nn.Module, img_size: int, channels: int) -> int:
-    """D, found by showing the module two black images in eval mode, without gradient.
+@torch.no_grad()
+def evaluated(model: nn.Module, forward: Callable[[Tensor], Any], size: int, channels: int = 3) -> Any:
+    """What comes out of two black images of this size, in eval mode; the network stays as it was."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    try:
+        model.eval()
+        return forward(torch.zeros(2, channels, size, size, device=device))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def feature_size(model: nn.Module, name: str, size: int, channels: int = 3, remedy: str = "") -> int:
+    """D of the (B, D) features that a network gives.
+
+    Args:
+        model: The network.
+        name: For messages.
+        size: Pixels of a side of the images.
+        channels: C.
+        remedy: What helps where it does not take such images, for the message.
 
     Raises:
-        UserError: That fails, or it gives no (2, D) tensor; how to wrap it.
+        UserError: It does not take them, or gives something else; how to wrap it.
     """
-    name = type(model).__name__
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            found = model.eval()(torch.zeros(2, channels, img_size, img_size, device=device))
+        found = evaluated(model, model, size, channels)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = f"images of {channels} x {img_size} x {img_size} pixels"
-        raise UserError(f"{name} cannot be run on {what}: {reason} (image_size says which it takes)") from None
-    finally:
-        for module, was in training.items():
-            module.training = was
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        images = f"images of {channels} x {size} x {size} pixels"
+        raise UserError(f"{name} does not take {images} ({reason}){remedy}") from None
     if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 2 and found.is_floating_point():
         return int(found.shape[1])
-    if isinstance(found, Tensor):
-        shape, how = tuple(found.shape), ""
-        if found.ndim == 4:
-            how = ", say nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())"
-        elif found.ndim == 3:
-            how = ", say of the class token, net(x)[:, 0], or of their mean, net(x).mean(1)"
-        raise UserError(f"{name} gives {found.dtype} {shape} for 2 images, not (2, D) features: {WRAP}{how}")
-    kind = type(found).__name__
-    keys = f" with {', '.join(map(str, found))}" if isinstance(found, dict) else ""
-    raise UserError(f"{name} gives a {kind}{keys}, not (2, D) features: {WRAP}, the entry of it that you mean")
+    raise UserError(f"{name} gives {_described(found)}")
+
+
+def _described(output: Any) -> str:
+    """What a network gives instead of (2, D) features, and how it is wrapped."""
+    if isinstance(output, dict):
+        return f"a dict with {', '.join(map(str, list(output)[:6]))}, {WANTED}, one of its entries, pooled"
+    if isinstance(output, list | tuple):
+        return f"a {type(output).__name__} of {len(output)}, {WANTED}, one of them, pooled"
+    if not isinstance(output, Tensor):
+        return f"a {type(output).__name__}, {WANTED}"
+    ways = {
+        4: ": x.mean((2, 3)), or nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())",
+        3: ": x[:, 0] or x.mean(1), of the class token or of their mean",
+    }
+    kind = {4: "maps", 3: "tokens"}.get(output.ndim, "a tensor")
+    return f"{kind} of shape {tuple(output.shape)} and {output.dtype}, {WANTED}{ways.get(output.ndim, '')}"
 
 
 def class_path(model: nn.Module) -> str:

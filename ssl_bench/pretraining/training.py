@@ -35,7 +35,7 @@ from ssl_bench.runtime.acceleration import compile_blocks, effective_precision
 from ssl_bench.runtime.devices import check_trainer
 from ssl_bench.runtime.distributed import is_lost_process
 from ssl_bench.runtime.environment import describe
-from ssl_bench.runtime.launch import adopt_launcher
+from ssl_bench.runtime.launch import Launch, adopt_launcher
 from ssl_bench.runtime.stopping import Signals, Stopped, Wish
 from ssl_bench.tracking.wandb_results import logged
 from ssl_bench.tracking.wandb_run import WandbRun
@@ -91,7 +91,7 @@ def fit(
         with signals.handled(), claimed(folder) if launch is None or launch.rank == 0 else nullcontext():
             if is_finished(folder):  # by another command, a moment ago
                 return Fitted(folder, already_done=True)
-            _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals, weights)
+            _fit(config, folder, known[DataOptions(**config["data"])], command, wandb, signals, launch, weights)
     except Stopped as stop:
         raise (KeyboardInterrupt() if stop.wish is Wish.INTERRUPT else Terminated()) from None
     return Fitted(folder, already_done=False)
@@ -104,11 +104,11 @@ def _fit(
     command: Sequence[str],
     wandb: WandbOptions,
     signals: Signals,
+    launch: Launch | None,
     weights: Weights | None,
 ) -> None:
     assert weights is not None or not config.get("backbone", {}).get("weights"), "the file is not read"
     refuse_changed_images(folder, config, content)
-    launch = adopt_launcher()
     first = launch is None or launch.rank == 0
     options = TrainerOptions(**config["trainer"])
     check_trainer(options)

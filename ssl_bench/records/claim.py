@@ -25,7 +25,8 @@ from typing import final
 
 from ssl_bench.console import say
 from ssl_bench.errors import Taken
-from ssl_bench.records.files import read_regular, temporary_beside
+from ssl_bench.records.files import age, read_regular, temporary_beside
+from ssl_bench.records.processes import born, machine, runs
 
 NAME = "claim.json"  # in a run folder
 BEAT_SECONDS = 20.0
@@ -61,15 +62,9 @@ class Holder:
     @property
     def gone(self) -> bool:
         """Whether it was a process of this machine, and has ended."""
-        if self.job or self.machine != _machine():
+        if self.job or self.machine != machine():
             return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:  # another user's
-            return False
-        return _born(self.process) != self.born
+        return not runs(self.process) or born(self.process) not in ("", self.born)
 
 
 @final
@@ -200,23 +195,7 @@ def read_holder(path: Path) -> Holder | None:
 def _this_process() -> Holder:
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     process = os.getpid()
-    return Holder(os.uname().nodename, process, _born(process), _machine(), os.urandom(8).hex(), now)
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{os.uname().nodename} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return os.uname().nodename
-
-
-def _born(process: int) -> str:
-    try:
-        after_name = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-        return after_name.split()[19]
-    except (OSError, IndexError):
-        return ""
+    return Holder(os.uname().nodename, process, born(process), machine(), os.urandom(8).hex(), now)
 
 
 def _create(path: Path, holder: Holder) -> int | None:
@@ -254,7 +233,7 @@ def _gate(path: Path, token: str) -> Iterator[bool]:
             os.close(os.open(gate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             break
         except FileExistsError:
-            if _age(gate) < STALE_SECONDS:
+            if age(gate) < STALE_SECONDS:
                 yield False
                 return
     try:
@@ -266,31 +245,7 @@ def _gate(path: Path, token: str) -> Iterator[bool]:
 
 
 def _is_stale(path: Path, holder: Holder) -> bool:
-    return not holder.job and (holder.gone or _age(path) > STALE_SECONDS)
-
-
-def disk_time(beside: Path) -> float:
-    """What time it is by the clock of a path's file system.
-
-    Raises:
-        OSError: Its folder cannot be written.
-    """
-    probe = temporary_beside(beside)
-    try:
-        with open(probe, "xb") as file:
-            return os.fstat(file.fileno()).st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _age(path: Path) -> float:
-    """Seconds since a file was renewed, by the clock of its file system; 0 where that cannot be asked."""
-    try:
-        with open(path, "rb") as file:  # opening it asks the server
-            renewed = os.fstat(file.fileno()).st_mtime
-        return disk_time(path) - renewed
-    except OSError:
-        return 0.0
+    return not holder.job and (holder.gone or age(path) > STALE_SECONDS)
 
 
 @final

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.errors import UserError
+from ssl_bench.records.processes import runs
 
 DAY = 86_400.0  # seconds
 
@@ -85,7 +86,7 @@ def clear_temporary(folder: Path, elsewhere_after: float = 0.0, pattern: str = "
         maker = re.search(r"\.([^.]+)-(\d+)-[0-9a-f]{8}\.tmp$", path.name)
         with suppress(OSError):
             if maker is not None and maker[1] == _host():
-                left = not _runs(int(maker[2]))
+                left = not runs(int(maker[2]))
             else:
                 left = time.time() - path.lstat().st_mtime >= elsewhere_after
             if left and path.is_dir() and not path.is_symlink():
@@ -98,14 +99,28 @@ def _host() -> str:
     return re.sub(r"[^\w-]+", "_", os.uname().nodename)[:40] or "host"
 
 
-def _runs(process: int) -> bool:
+def disk_time(beside: Path) -> float:
+    """What time it is by the clock of a path's file system.
+
+    Raises:
+        OSError: Its folder cannot be written.
+    """
+    probe = temporary_beside(beside)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+        with open(probe, "xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def age(path: Path) -> float:
+    """Seconds since a file was renewed, by the clock of its file system; 0 where that cannot be asked."""
+    try:
+        with open(path, "rb") as file:  # opening it asks the server
+            renewed = os.fstat(file.fileno()).st_mtime
+        return disk_time(path) - renewed
+    except OSError:
+        return 0.0
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Methods on the same test images: how much they differ, how sure that is, and what could have been seen.
 
 Two methods err mostly on the same images, so the interval of their difference is narrower than the intervals of either
-suggest. Everything here pairs them image by image.
+suggest. Everything here pairs them image by image. It is longer than 300 lines because draws of images and of seeds and
+what is concluded from them are one model of the error: neither is right beside another version of the other.
 
 Letters: M methods, S seeds (runs), R repetitions within a run, N test images, B draws.
 """

@@ -308,9 +308,9 @@ def test_a_method_without_create_method_makes_its_views_too() -> None:
         ({"name": "mae", "backbone": Convolutions()}, "mae needs a ViT"),
         ({"name": "simmim", "backbone": Convolutions()}, "simmim needs a ViT or Swin"),
         ({"name": "ibot", "backbone": Convolutions()}, "ibot needs"),
-        ({"backbone": nn.Conv2d(3, 4, 3)}, r"gives torch.float32 \(2, 4, 6, 6\).*AdaptiveAvgPool2d"),
+        ({"backbone": nn.Conv2d(3, 4, 3)}, r"maps of shape \(2, 4, 6, 6\) and torch.float32, not.*AdaptiveAvgPool2d"),
         ({"backbone": nn.Sequential(nn.Flatten(2))}, r"\(2, 3, 64\).*of their mean"),
-        ({"backbone": nn.Linear(4, 4)}, "Linear cannot be run on images of 3 x 8 x 8 pixels"),
+        ({"backbone": nn.Linear(4, 4)}, r"Linear does not take images of 3 x 8 x 8 pixels \(.*\); image_size says"),
         ({"name": "simclrv2-finetune"}, r"classes=...\) is needed"),
     ],
 )

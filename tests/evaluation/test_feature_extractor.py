@@ -22,8 +22,8 @@ from ssl_bench.data.splits import TrainSplit, ValidationSplit
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation import feature_bank, feature_extractor
 from ssl_bench.evaluation.cost import Cost
+from ssl_bench.evaluation.evaluation import moments
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
-from ssl_bench.evaluation.feature_source import moments
 from ssl_bench.evaluation.pixels import Pixels
 from ssl_bench.models.backbone import Backbone
 from ssl_bench.runtime.distributed import distributed_context

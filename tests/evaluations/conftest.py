@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import Split, TestSplit, TrainSplit, ValidationSplit
-from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 
 
 @dataclass
@@ -30,8 +29,6 @@ class Given:
         found = self.values[feature_type][torch.as_tensor(split.rows)][rows]
         self.most_rows = max(self.most_rows, len(found))
         return found.clone()
-
-    moments = FeatureExtractor.moments
 
 
 Problem = tuple[Given, TrainSplit, ValidationSplit, TestSplit]

@@ -50,8 +50,6 @@ class Crops:
         found: Tensor = self.given.features(split, feature_type, rows)
         return found if view is None else found * (1 + 0.1 * view) + view
 
-    moments = FeatureExtractor.moments
-
 
 @pytest.fixture
 def crops(problem: Callable) -> Callable:
