@@ -35,6 +35,7 @@ def pixels_of(split: Split, extractor: FeatureExtractor) -> torch.Tensor:
     return extractor.features(split, "pixels")
 
 
+@pytest.mark.integration
 def test_numbers_are_those_of_the_command_on_the_same_features(tmp_path: Path) -> None:
     """Raw pixels of `digits` as the command stores them, every protocol, every variant, every interval."""
     flags = [f"--{name}.{option}={value}" for name, given in PROTOCOLS.items() for option, value in given.items()]

@@ -89,6 +89,7 @@ def test_fit_is_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(run.metrics.loss_epoch.dropna()) == 1
 
 
+@pytest.mark.integration
 def test_evaluate_gives_a_row_for_each_number(run: Run, table: pd.DataFrame) -> None:
     assert table.method.unique().tolist() == ["simclr", "random", "pixels", "Net"]
     own = table[table.method == "simclr"]

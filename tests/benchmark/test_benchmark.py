@@ -80,6 +80,7 @@ def test_what_failed_is_told_where_no_run_began(tmp_path: Path, capfd: Capture) 
     assert "no leaderboard: no run in" in said and "--retry-failed" in said
 
 
+@pytest.mark.integration
 def test_a_plan_says_which_protocols_are_recorded(tmp_path: Path, capfd: Capture) -> None:
     def planned(protocols: list[str], iterations: int = 5) -> Benchmark:
         linear = {"iterations": iterations, "batch_size": 64, "views": 0, "epochs": 0}
@@ -219,6 +220,7 @@ def test_what_fails_stops_its_followers_only(tmp_path: Path) -> None:
     assert failed["evaluation of a"] == f"  not begun: {a} is not finished" and len(failed) == 2
 
 
+@pytest.mark.integration
 def test_what_failed_is_taken_up_when_asked(tmp_path: Path) -> None:
     jobs = [job("breaks", "list", "nonsense"), job("works")]
     first = grid(tmp_path, jobs)
@@ -290,6 +292,7 @@ def test_gpus_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.Monkey
 # Data
 
 
+@pytest.mark.integration
 def test_two_folders_have_jobs_of_their_own(tmp_path: Path) -> None:
     data = [{"name": "folder", "root": f"/{place}"} for place in ("a/x", "b/y")]
     jobs = parse_benchmark(["-c", str(write(tmp_path, data=data)), "--runs", str(tmp_path)]).jobs
@@ -301,6 +304,7 @@ def test_two_folders_have_jobs_of_their_own(tmp_path: Path) -> None:
     assert {(job.title, job.log) for job in turned} == {(job.title, job.log) for job in jobs}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "second", ["digits", {"name": "digits", "num_workers": 0}, {"name": "digits", "download": True}]
 )
@@ -467,6 +471,7 @@ CONFIGS = registry.folder("configs")
 SHIPPED = sorted([*CONFIGS.glob("benchmarks/*.yaml"), *CONFIGS.glob("studies/*.yaml")])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_benchmark_can_be_planned(file: Path) -> None:
     jobs = plan(read_yaml(file), Path("runs"))

@@ -232,6 +232,7 @@ def test_mistakes(tmp_path: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out")]
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch would rather have torch.export
 @pytest.mark.parametrize("format", ["torchscript", "onnx", "hf"])
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_what_is_not_there_or_cannot_be_asked_for_is_said(net: str) -> None:
             parse("--backbone", name)
 
 
+@pytest.mark.integration
 def test_it_is_pretrained_evaluated_and_exported(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--data=digits", "--data.batch_size=64", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     short += ["--trainer.accelerator=cpu", "--probe.every_n_epochs=0", "--optim.warmup_epochs=0"]

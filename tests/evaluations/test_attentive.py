@@ -340,6 +340,7 @@ def test_tokens_are_computed_once_while_there_is_room(monkeypatch: pytest.Monkey
     assert backbone.used["tokens"].flops == (10 + 72 + 10 + 30) * backbone.flops_per_image
 
 
+@pytest.mark.integration
 def test_the_same_heads_with_and_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for room in (10**9, 0):
@@ -544,6 +545,7 @@ def test_divisors() -> None:
     assert [divisor(*x) for x in ((768, 32), (24, 32), (100, 32), (7, 3), (192, 3))] == [32, 24, 25, 1, 3]
 
 
+@pytest.mark.integration
 def test_photographs_are_decoded_by_workers(tmp_path: Any) -> None:
     from PIL import Image
 

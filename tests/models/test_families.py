@@ -163,6 +163,7 @@ def one(name: str) -> dict[str, Any]:
     }[name]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(FILES, EVERY, ids=[member.file for member in FAST] + [None] * (len(SLOW) + len(OTHERS)))
 def test_a_member_of_each_family_is_pretrained_evaluated_and_exported(
     file: str, name: str, size: int, options: dict[str, Any], tmp_path: Path

@@ -86,6 +86,7 @@ def test_pretrain_finetune_distill_evaluate(run: Run) -> None:
     assert "digits has other classes" in run("fit", "--method=simclrv2-distill", *student_of, *same, *SMALL, code=2)
 
 
+@pytest.mark.integration
 def test_seeds_of_a_stage_are_one_row_and_other_beginnings_another(run: Run) -> None:
     for seed, rate in (("0", "0.1"), ("1", "0.1"), ("0", "0.2")):
         seeded = [*TINY, f"--seed={seed}", "--trainer.max_epochs=1"]

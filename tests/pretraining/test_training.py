@@ -96,6 +96,7 @@ def test_weights_that_are_gone_are_written_again_from_the_checkpoint(
     load_backbone(tiny_run)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_seed_repeats_and_another_does_not(precision: str, tiny_config: Config, tmp_path: Path) -> None:
     flag = f"--trainer.precision={precision}"
@@ -196,6 +197,7 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
 
 
+@pytest.mark.integration
 def test_a_collapse_is_announced(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

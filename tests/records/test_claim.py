@@ -186,6 +186,7 @@ def _contend(path: Path, out: Path, number: int, rounds: int) -> None:
             held.release()
 
 
+@pytest.mark.integration
 def test_processes_that_contend_are_never_inside_together(tmp_path: Path) -> None:
     path, out, processes, rounds = tmp_path / "run" / NAME, tmp_path / "out", 8, 25
     out.mkdir()
@@ -207,6 +208,7 @@ def test_a_refusal_names_host_and_process(tmp_path: Path) -> None:
                 refused()
 
 
+@pytest.mark.integration
 def test_fit_and_evaluate_leave_a_taken_run_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["fit", "--method=mae", f"--runs={tmp_path}", *TINY]
     assert main(argv) == 0
