@@ -20,7 +20,6 @@ from ssl_bench.records.result import (
     Score,
     Selected,
     SplitRecord,
-    predictions_path,
     read_result,
     write_result,
 )
@@ -218,7 +217,8 @@ def test_two_data_sets_of_one_name_keep_both_results(run: Path) -> None:
     assert again == paths, "each over its own"
     (found,) = load_runs([run])
     assert {result.value for result in found.results} == {0.71, 0.72}
-    assert [predictions_path(run, found.info, other).stem for other in others] == [path.stem for path in paths]
+    by_value = {result.value: found.predictions_of(result).stem for result in found.results}
+    assert by_value == {other.value: path.stem for other, path in zip(others, paths, strict=True)}
     assert all(valid_result(run, other) == other for other in others)
     paths[0].unlink()
     assert valid_result(run, others[1]) == others[1] and valid_result(run, others[0]) is None
