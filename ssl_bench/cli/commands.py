@@ -1,10 +1,8 @@
 """The commands, each a module of this package, and what their parsers share. Torch-free."""
 
 import argparse
-import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,18 +25,6 @@ COMMANDS = {
 }
 
 WIDTH = 100
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for cycles among the records of thousands of results: it takes a tenth of the time and finds none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def command_parser(name: str, examples: str = "") -> argparse.ArgumentParser:

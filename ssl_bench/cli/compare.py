@@ -1,6 +1,7 @@
 """`ssl-bench compare`."""
 
-from ssl_bench.cli.commands import command_parser, path, table_options, uncollected
+from ssl_bench.cli.commands import command_parser, path, table_options
+from ssl_bench.runtime.collection import uncollected
 
 EXAMPLES = """\
   ssl-bench compare runs                  every protocol, and mean ranks over them

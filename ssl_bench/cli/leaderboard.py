@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ssl_bench.cli.commands import command_parser, path, table_options, uncollected
+from ssl_bench.cli.commands import command_parser, path, table_options
 from ssl_bench.errors import UserError
+from ssl_bench.runtime.collection import uncollected
 
 EXAMPLES = """\
   ssl-bench leaderboard                                    the runs in ./runs, as a table of 100 columns
