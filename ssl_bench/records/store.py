@@ -77,14 +77,16 @@ def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
     Raises:
         UserError: As `find_runs`; or records are damaged, and without them no result is left.
     """
-    runs, unread = [], []
+    runs, unread, gone = [], [], []
     for folder in find_runs(paths):
         info, found, damaged = None, {}, []
         try:
             info = read_run(folder)
         except UserError as error:
             damaged.append(str(error))
-        for path in _result_files(folder) if info else ():
+        files = _result_files(folder) if info else []
+        gone += [Unread(folder, info, line) for line in _without_record(folder, files) if info]
+        for path in files:
             try:
                 found[path] = read_result(path)
             except UserError as error:
@@ -95,7 +97,22 @@ def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
     if unread and not any(run.results for run in runs):
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
         raise UserError(f"no result can be read: {unread[0].folder}: {unread[0].reason}{more}")
-    return runs, unread
+    return runs, [*unread, *gone]
+
+
+def _without_record(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Predictions are written before their record: one that is not there was removed, or its evaluation killed."""
+    try:
+        with os.scandir(folder / "predictions") as entries:
+            stems = sorted(name[: -len(".parquet")] for entry in entries if (name := entry.name).endswith(".parquet"))
+    except OSError:
+        return []
+    known = {path.name.removesuffix(".json") for path in files}
+    return [
+        f"results/{stem}.json is not there, though its predictions are: evaluate the run again"
+        for stem in stems
+        if stem not in known and not stem.startswith(".")
+    ]
 
 
 def say_unread(unread: Sequence[Unread]) -> None:

@@ -24,7 +24,7 @@ from ssl_bench.records.result import (
     write_result,
 )
 from ssl_bench.records.run import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
-from ssl_bench.records.store import find_runs, load_runs
+from ssl_bench.records.store import find_runs, load_readable, load_runs, say_unread
 
 CIFAR10 = DataRecord("cifar10", {"sha256": "ab" * 32, "train": 50_000, "classes": ["plane", "car"]})
 INFO = RunInfo(
@@ -236,3 +236,16 @@ def test_a_result_from_before_the_fraction_was_an_option_is_valid(run: Path, pro
     path.write_text(json.dumps(record))
     assert valid_result(run, now) == now
     assert valid_result(run, dataclasses.replace(now, options={**now.options, "fraction": 0.05})) is None
+
+
+def test_predictions_without_their_record_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody removed it, or the evaluation was killed between the two."""
+    first = write_result(run, RESULT, PREDICTIONS)
+    write_result(run, dataclasses.replace(RESULT, protocol="knn"), PREDICTIONS)
+    assert load_readable([run])[1] == []
+    first.unlink()
+    (found,), (gone,) = load_readable([run])
+    assert [result.protocol for result in found.results] == ["knn"]
+    assert gone.folder == run and gone.reason.startswith("results/linear.json is not there, though its predictions are")
+    say_unread([gone])
+    assert "results/linear.json" in capsys.readouterr().err

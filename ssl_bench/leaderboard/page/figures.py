@@ -1,6 +1,7 @@
 """The pictures that `ssl-bench figures` wrote into run folders: beside a page, inside it, or not at all."""
 
 import base64
+import errno
 import json
 import os
 import zlib
@@ -69,12 +70,12 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
         folder: Where copies go, next to the page.
         prefix: Of the copies' names.
     """
-    found = []
-    own = _captions(run) if images != "none" else {}
-    for name, (caption, alt) in FIGURES.items():
-        content = read_png(run, run / FOLDER / f"{name}.png") if images != "none" else None
-        if content is None:
-            continue
+    if images == "none":
+        return []
+    pictures = {name: content for name in FIGURES if (content := read_png(run, run / FOLDER / f"{name}.png"))}
+    own, found = _captions(run) if pictures else {}, []
+    for name, content in pictures.items():
+        caption, alt = FIGURES[name]
         if images == "embed":
             address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         else:
@@ -135,7 +136,9 @@ def _captions(run: Path) -> dict[str, Any]:
     """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
     file = run / FOLDER / CAPTIONS
     try:
-        found = json.loads(read_regular(file, MOST_BYTES)) if is_inside(file, run) else {}
+        if os.path.lexists(file) and not is_inside(file, run):
+            raise OSError(errno.EINVAL, "it is no regular file of the run's own folder")
+        found = json.loads(read_regular(file, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         say(f"warning: captions of {file} are not its own: {in_words(error)}")
         return {}

@@ -106,4 +106,7 @@ def test_a_damaged_picture_is_not_published(
     (folder / "figures" / "figures.json").write_text("{")
     assert len(figures(folder, "embed", None, "x")) == len(before) - 1
     told = capsys.readouterr().err
-    assert f"{file} is not published" in told and "figures.json" in told
+    assert f"{file} is not published" in told and "figures.json are not its own: it is damaged" in told
+    (folder / "figures" / "figures.json").unlink()
+    figures(folder, "embed", None, "x")
+    assert "figures.json are not its own: it is gone" in capsys.readouterr().err
