@@ -2,6 +2,17 @@
 
 import os
 import sys
+from collections.abc import Sequence
+
+MOST_SAID = 10
+
+
+def say_some(lines: Sequence[str], start: str) -> None:
+    """The first lines, each after the same words, and how many more there are."""
+    for line in lines[:MOST_SAID]:
+        say(f"{start} {line}")
+    if len(lines) > MOST_SAID:
+        say(f"{start} ... and {len(lines) - MOST_SAID} more")
 
 
 def say(text: str) -> None:

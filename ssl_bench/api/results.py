@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from ssl_bench.records.predictions import read_predictions
-from ssl_bench.records.result import Result, Score, predictions_path
+from ssl_bench.records.result import Result, Score
 from ssl_bench.records.store import Run as StoredRun
 from ssl_bench.records.store import load_readable, say_unread
 
@@ -70,7 +70,7 @@ def _row(variant: str, measure: str, primary: bool, value: float, score: Score |
 
 def _predictions(run: StoredRun, result: Result) -> dict[str, list[Any]]:
     """Column -> its value for each test image, of one repetition after the other."""
-    read = read_predictions(predictions_path(run.folder, run.info, result))
+    read = read_predictions(run.predictions_of(result))
     drawn: Any = read.variants["prediction"]  # (R, N)
     ids, labels = list(read.ids), [int(label) for label in read.labels]
     columns: dict[str, list[Any]] = {

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ssl_bench.checkpoints.export_formats import check_with_transformers, write_onnx, write_torchscript
-from ssl_bench.checkpoints.model_card import MADE, model_card
+from ssl_bench.checkpoints.export_paths import checked_paths
+from ssl_bench.checkpoints.model_card import model_card
 from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.geometry import CROP, short_side
 from ssl_bench.errors import UserError
@@ -19,7 +20,6 @@ from ssl_bench.records.files import write_json, write_text, writing_folder
 from ssl_bench.records.run import RunInfo, read_run
 from ssl_bench.records.store import load_runs
 
-FILES = {"config.json", "model.safetensors", "model.pt", "model.onnx", "model.onnx.data", "README.md"}
 BY_TIMM = ("timm", "hf")  # formats whose network timm builds again
 
 
@@ -36,18 +36,12 @@ def export(run: Path, out: Path, format: str = "timm", license: str | None = Non
         UserError: There is no such run or backbone, the format cannot hold it, a library is missing, or the folder
             holds something else.
     """
-    if not (run / "run.json").is_file():
-        raise UserError(f"{run} is no run folder: it has no run.json (`ssl-bench fit` prints the folder it made)")
-    if read_run(run).kind == "tokenizer":
-        raise UserError(f"{run} is a tokenizer's run, which has no backbone: export a run that was trained with it")
+    replaced = checked_paths(run, out)
     backbone, mean, std = load_backbone(run)
     if format in BY_TIMM and not backbone.timm_can_build:
         what = "its 3x3 first convolution" if getattr(backbone, "small_stem", False) else "some of its parts"
         text = f"timm has no argument for {what} ({backbone.options.name}, {backbone.img_size} px)"
         raise UserError(f"{run}: {text}, so no folder would load: --format torchscript or onnx, or docs/checkpoints.md")
-    replaced = out.is_dir() and any(out.iterdir())
-    if out.exists() and (not out.is_dir() or (replaced and not _own(out))):
-        raise UserError(f"-o {out} holds something else: name a new folder")
     with writing_folder(out, over=replaced) as folder:
         info = read_run(run)
         config = timm_config(backbone, mean, std, evaluated_crop(info, backbone.img_size))
@@ -117,13 +111,6 @@ def _pooling(backbone: Backbone) -> str | None:
         return None
     pooling: str | None = getattr(backbone.model, "global_pool", None) if backbone.is_vit else "avg"
     return pooling
-
-
-def _own(folder: Path) -> bool:
-    """Whether a folder holds an earlier export and nothing else."""
-    card = folder / "README.md"
-    names = {path.name for path in folder.iterdir()}
-    return names <= FILES and card.is_file() and MADE in card.read_text(encoding="utf-8", errors="replace")
 
 
 @torch.no_grad()

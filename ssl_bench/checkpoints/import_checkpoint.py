@@ -13,9 +13,9 @@ from ssl_bench.checkpoints.import_options import Import
 from ssl_bench.checkpoints.imported_network import check_given, imported_network, statistics
 from ssl_bench.checkpoints.imported_run import ImportedRun, continuing, write_imported
 from ssl_bench.checkpoints.official.dino import TEACHER
-from ssl_bench.checkpoints.official.layout import ENCODER, ENTRIES, Given, Kind, layout, plain
+from ssl_bench.checkpoints.official.layout import ENCODER, ENTRIES, Given, Kind, plain
 from ssl_bench.checkpoints.official.shapes import MissingTensor, Shapes
-from ssl_bench.checkpoints.recognition import WEIGHTS, Match, recognise, role
+from ssl_bench.checkpoints.recognition import Match, recognise, role
 from ssl_bench.checkpoints.renaming import complete, fill, renamed
 from ssl_bench.checkpoints.report import Report
 from ssl_bench.config import registry
@@ -55,13 +55,7 @@ def import_checkpoint(asked: Import) -> Imported:
     Raises:
         UserError: It cannot be read, is of another layout, or leaves something unexplained.
     """
-    known = layout(asked.format)
-    if asked.out.exists():
-        raise UserError(f"-o {asked.out} exists: name a folder that does not")
-    if asked.backbone and asked.format != "timm":
-        raise UserError(f"--backbone is for --format timm: a checkpoint of {known.title} says which network it is")
-    if asked.weights not in (None, *WEIGHTS):
-        raise UserError(f"--weights {asked.weights}: one of {', '.join(WEIGHTS)}")
+    known = asked.checked()
     file = read_checkpoint(asked.file, asked.weights)
     match = recognise(asked.format, file.tensors, str(asked.file), None if file.chosen else asked.weights)
     kind = match.kind

@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssl_bench.checkpoints.official.layout import Layout, layout
+from ssl_bench.errors import UserError
+
+WEIGHTS = ("model", "teacher", "student", "ema")  # in this order, where several networks are in a file
+
 
 @dataclass(frozen=True)
 class Import:
@@ -39,3 +44,20 @@ class Import:
     weights: str | None = None
     interpolate_offset: float | None = None
     interpolate_antialias: bool | None = None
+
+    def checked(self) -> Layout:
+        """The layout that was asked for.
+
+        Raises:
+            UserError: There is none of the name, an option is not for it, or a path is wrong.
+        """
+        known = layout(self.format)
+        if self.out.exists():
+            raise UserError(f"-o {self.out} exists: name a folder that does not")
+        if self.backbone and self.format != "timm":
+            raise UserError(f"--backbone is for --format timm: a checkpoint of {known.title} says which network it is")
+        if self.weights not in (None, *WEIGHTS):
+            raise UserError(f"--weights {self.weights}: one of {', '.join(WEIGHTS)}")
+        if not self.file.exists():
+            raise UserError(f"no file {self.file}")
+        return known

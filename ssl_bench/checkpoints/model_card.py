@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 import ssl_bench
+from ssl_bench.checkpoints.export_paths import MADE
 from ssl_bench.checkpoints.official.layout import FORMATS, layout
 from ssl_bench.config import registry
 from ssl_bench.data.catalogue import CATALOGUE
@@ -16,7 +17,6 @@ from ssl_bench.records.result import Result
 from ssl_bench.records.run import RunInfo
 from ssl_bench.records.store import Run
 
-MADE = "Made by `ssl-bench export`"
 LIBRARIES = {"timm": "timm", "hf": "transformers", "torchscript": "pytorch", "onnx": "onnx"}
 LOADING = {
     "timm": """import timm

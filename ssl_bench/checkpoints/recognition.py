@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from ssl_bench.checkpoints.import_options import WEIGHTS
 from ssl_bench.checkpoints.official.layout import FORMATS, Kind, layout
 from ssl_bench.errors import UserError
 
@@ -12,7 +13,6 @@ HOLDER = re.compile(
     r"(?:(?:student|teacher|online|model|ema)_)?"
     r"(?:model|state_dict|network|net|backbone|encoder|trunk|vit|resnet|student|teacher|online|ema)"
 )
-WEIGHTS = ("model", "teacher", "student", "ema")  # in this order, where several networks are in a file
 
 
 @dataclass(frozen=True)

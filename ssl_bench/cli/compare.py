@@ -1,12 +1,14 @@
 """`ssl-bench compare`."""
 
 from ssl_bench.cli.commands import command_parser, path, table_options
+from ssl_bench.runtime.collection import uncollected
 
 EXAMPLES = """\
   ssl-bench compare runs                  every protocol, and mean ranks over them
   ssl-bench compare runs --protocol knn   one protocol"""
 
 
+@uncollected()
 def main(argv: list[str]) -> int:
     parser = command_parser("compare", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUNS", type=path, help="run folders, or folders of them")

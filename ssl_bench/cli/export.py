@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     classes = "a class of yours that the network is of (my_package.net.Net): its code will run"
     parser.add_argument("--classes", default="", metavar="CLASS", help=classes)
     given = parser.parse_args(argv)
+    from ssl_bench.checkpoints.export_paths import checked_paths
     from ssl_bench.checkpoints.hub import checked_name, push_to_hub
     from ssl_bench.config.class_paths import name_classes
 
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
             checked_name(given.push_to_hub)
         except ValueError as error:
             raise UserError(f"--push-to-hub {given.push_to_hub} {error}") from None
+    checked_paths(given.run, given.output)
     import_torch()
     from ssl_bench.checkpoints.export import export
 

@@ -6,6 +6,8 @@ from typing import Any, cast
 from ssl_bench.cli.commands import command_parser, import_torch, path, typed
 from ssl_bench.config import class_paths
 from ssl_bench.config.constraints import Device, PositiveInt
+from ssl_bench.figures.figures_config import Figures
+from ssl_bench.records.store import find_runs
 
 EXAMPLES = """\
   ssl-bench figures runs/mae-...                      all pictures that make sense for this run
@@ -52,16 +54,18 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args([*(f"--{name}={known[name]}" for name in known if name.startswith("wandb")), *argv])
     given.wandb_checkpoints = given.wandb_checkpoints == "true"
     wandb = wandb_options(cast(Any, given))
-    import_torch()
-    from ssl_bench.figures.write import Figures, write_figures
-    from ssl_bench.tracking.wandb_results import logged
-
     only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
     root = str(given.root) if given.root is not None else None
     data = {key: value for key, value in (("name", given.data), ("root", root)) if value is not None}
     named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
     class_paths.name_classes(*named)
-    for folder in write_figures(Figures(given.runs, only, given.images, data, given.device, given.force, named)):
+    figures = Figures(given.runs, only, given.images, data, given.device, given.force, named)
+    find_runs(given.runs)  # which refuses wrong paths before torch is loaded
+    import_torch()
+    from ssl_bench.figures.write import write_figures
+    from ssl_bench.tracking.wandb_results import logged
+
+    for folder in write_figures(figures):
         with logged(folder.parent, wandb):  # all that the run folder holds by now
             pass
         print(folder, flush=True)

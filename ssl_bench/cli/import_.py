@@ -8,6 +8,7 @@ from ssl_bench.errors import UserError
 
 
 def main(argv: list[str]) -> int:
+    from ssl_bench.checkpoints.import_options import Import
     from ssl_bench.checkpoints.official.layout import FORMATS
 
     parser = argparse.ArgumentParser(
@@ -53,12 +54,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--interpolate-offset {given.interpolate_offset} must lie between 0 and 1")
     if given.interpolate_antialias is not None:
         given.interpolate_antialias = given.interpolate_antialias == "true"
+    own = {name: value for name, value in vars(given).items() if name not in ("output", "verbose")}
+    asked = Import(out=given.output, method=method, command=tuple(argv), **own)
+    asked.checked()
     import_torch()
     from ssl_bench.checkpoints.import_checkpoint import import_checkpoint
-    from ssl_bench.checkpoints.import_options import Import
 
-    own = {name: value for name, value in vars(given).items() if name not in ("output", "verbose")}
-    imported = import_checkpoint(Import(out=given.output, method=method, command=tuple(argv), **own))
+    imported = import_checkpoint(asked)
     print(f"{given.file}: {imported.kind}; {imported.network}")
     if imported.weights:
         print(f"weights: {imported.weights}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ssl_bench.cli.commands import command_parser, path, table_options
 from ssl_bench.errors import UserError
+from ssl_bench.runtime.collection import uncollected
 
 EXAMPLES = """\
   ssl-bench leaderboard                                    the runs in ./runs, as a table of 100 columns
@@ -11,6 +12,7 @@ EXAMPLES = """\
   ssl-bench leaderboard --format latex --by views          a table for each budget"""
 
 
+@uncollected()
 def main(argv: list[str]) -> int:
     from ssl_bench.leaderboard.render import FORMATS, checked_format, leaderboard, write_page
 

@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +17,10 @@ from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.files.left_out import read_left_out
-from ssl_bench.errors import UserError, near
+from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import data_options
 from ssl_bench.figures.drawing import encoded
+from ssl_bench.figures.figures_config import NAMES, Figures
 from ssl_bench.figures.opened_run import LeftOut, OpenedRun
 from ssl_bench.figures.picture import Picture
 from ssl_bench.models.weights_files import read_json
@@ -27,42 +28,7 @@ from ssl_bench.records.files import DAY, clear_temporary, replacing, write_json
 from ssl_bench.records.run import RunInfo, read_run
 from ssl_bench.records.store import find_runs
 
-NAMES = ("reconstruction", "attention", "neighbours", "map", "masks", "views")
 MADE_FROM = ("run.json", "config.yaml", "backbone.json", "backbone.safetensors", "checkpoints/last.ckpt")
-MOST = 32
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A parsed `figures` command.
-
-    Args:
-        runs: Run folders, or folders of them.
-        only: Names of the pictures; all when None.
-        images: Shown in each picture of images.
-        data: Options of the images that were given: `name`, `root`.
-        device: auto, cpu, cuda, ...
-        force: Draw again what is current.
-        named_classes: Class paths that the runs' configurations may have, since the user named them.
-
-    Raises:
-        UserError: A picture that there is not, or too many images.
-    """
-
-    runs: Sequence[Path]
-    only: Sequence[str] | None = None
-    images: int = 8
-    data: dict[str, Any] | None = None
-    device: str = "auto"
-    force: bool = False
-    named_classes: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name in self.only or ():
-            if name not in NAMES:
-                raise UserError(f"--only: no picture {name!r}{near(name, NAMES)} ({', '.join(NAMES)})")
-        if not 1 <= self.images <= MOST:
-            raise UserError(f"--images {self.images} must lie between 1 and {MOST}")
 
 
 def write_figures(given: Figures) -> Iterator[Path]:

@@ -64,13 +64,22 @@ def protocol_name(title: str) -> str:
 
 def answers_of(block: Block, protocol: str) -> list[ColumnAnswers]:
     """The block's protocols that have two methods; in each, those whose predictions can be compared."""
-    found = []
     ranked = _ranked_labels(block)
-    for index, column in enumerate(block.columns):
-        cells = [(row, cell) for row in block.rows if (cell := row.cells[index])]
-        if len(cells) > 1 and not column.oracle and protocol in ("", column.title, protocol_name(column.title)):
-            found.append(_column(column, cells, ranked))
-    return found
+    return [
+        _column(block.columns[index], [(row, cell) for row in block.rows if (cell := row.cells[index])], ranked)
+        for index in asked_columns(block, protocol)
+    ]
+
+
+def asked_columns(block: Block, protocol: str) -> list[int]:
+    """Places of the block's columns of a protocol, or of all where it is empty, that have two methods."""
+    return [
+        index
+        for index, column in enumerate(block.columns)
+        if not column.oracle
+        and protocol in ("", column.title, protocol_name(column.title))
+        and sum(row.cells[index] is not None for row in block.rows) > 1
+    ]
 
 
 def _ranked_labels(block: Block) -> set[str]:

@@ -26,7 +26,7 @@ from ssl_bench.leaderboard.grouping import (
     tell_apart,
 )
 from ssl_bench.leaderboard.table import DEFAULT_BY, Absent, Block, Branches, By, Cell, Column, Images, Key, Row, Table
-from ssl_bench.records.result import Result, predictions_path
+from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run, Unread
 from ssl_bench.statistics.intervals import LEVEL, mean_over_seeds
 
@@ -228,7 +228,7 @@ def _cells(runs: list[Run], columns: list[Key], keys: Mapping[int, Key]) -> tupl
             own = keys[id(result)]
             # Raw pixels have features and a geometry of their own, which no column shares.
             those = [column for column in columns if column[0] == own[0]] if run.info.backbone is None else [own]
-            file = predictions_path(run.folder, run.info, result)
+            file = run.predictions_of(result)
             for column in those:
                 if column in found:
                     found[column].setdefault(run.info.seed, (file, result))

@@ -11,23 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
-from ssl_bench.leaderboard.answers import ColumnAnswers, answers_of, protocol_name
+from ssl_bench.leaderboard.answers import ColumnAnswers, answers_of, asked_columns, protocol_name
 from ssl_bench.leaderboard.build import build
 from ssl_bench.leaderboard.grouping import chosen_by
 from ssl_bench.leaderboard.table import Block, Table, checked_branches
 from ssl_bench.leaderboard.text import block_facts, block_title
 from ssl_bench.records.benchmark import benchmark_of
 from ssl_bench.records.store import load_readable, say_unread
-from ssl_bench.statistics.comparison import DRAWS, Pair, compare, image_draws, seed_draws
+from ssl_bench.statistics.comparison import DRAWS, Comparison, Pair, compare, image_draws, seed_draws
 from ssl_bench.statistics.intervals import over_classes
+from ssl_bench.statistics.many_methods import compare_with_best
 from ssl_bench.statistics.ranking import Friedman, Rank, Task, family, friedman, kendall, mean_ranks, rank_distribution
 
 MOST_METHODS = 40  # of which all pairs are made, and ranks
+MOST_PAIRS, MOST_TESTED = 2_000, 100_000_000  # pairs of a report, and their draws: more would take minutes
+RANK_DRAWS = 2_000  # of a report of more pairs
 MOST_DRAWN = 1000  # rows of several protocols whose images are drawn at once
+
+LARGE = (
+    "there are more pairs than can be tested in seconds: of each protocol the best method is compared with each other "
+    "one, by Student's t of the same variances; --protocol NAME, or fewer runs, make all pairs"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class MethodScore:
         seeds: Of its runs.
         accuracy: Mean over them.
         interval: 95 %.
-        over_classes: 95 %, for new classes too; None where there is one class, and beyond the best 40 methods.
+        over_classes: 95 %, for new classes too; None where there is one class, beyond the best 40 methods, and in a
+            report of more than 2,000 pairs.
         unbeaten: Whether it is not significantly worse than the best; never where it is of one seed.
         covers: What the interval is over.
         one_seed: Whether it stands for a single run, and not for its method.
@@ -135,12 +143,13 @@ def build_report(paths: Iterable[Path], protocol: str = "", by: str | None = Non
         there = ", ".join(sorted(map(protocol_name, known))) or "none"
         raise UserError(f"no results of protocol {protocol!r}{near(protocol, known)}; there are {there}")
     blocks, ranked, left_out = [], [], []
+    many = _is_large(table, protocol)
     for block in table.blocks:
         found = answers_of(block, protocol) if block.ranked else []
         left_out += [line for column in found for line in (*column.left_out, *column.missing)]
         found = [column for column in found if len(column.methods) > 1]
         if found:
-            compared, complete = _block_compared(block, found)
+            compared, complete = _block_compared(block, found, many=many)
             blocks.append(compared)
             ranked += [[(f"{block_title(block)} {block.fingerprint}".strip(), column) for column in complete]]
     if not blocks:
@@ -151,10 +160,28 @@ def build_report(paths: Iterable[Path], protocol: str = "", by: str | None = Non
     over_all = _ranking([column for columns in ranked for column in columns]) if len(ranked) > 1 else None
     oracles = [column.title for block in table.blocks for column in block.columns if column.oracle]
     notes = [*table.notes, *(f"{title} chose on the test images and is not compared" for title in oracles)]
+    notes += [LARGE] if many else []
     notes += [f"{block_title(block)}, nor compared" for block in table.blocks if not block.ranked]
     notes += [f"left out, of {file.folder.name}: {file.reason}" for file in unread]
     notes += [f"not compared: {line}" for line in left_out]
     return Report(tuple(blocks), over_all, tuple(notes))
+
+
+def _is_large(table: Table, protocol: str) -> bool:
+    """Whether there are too many pairs, or draws of them, for all to be tested."""
+    pairs = tested = 0
+    for block in table.blocks:
+        for index in asked_columns(block, protocol) if block.ranked else ():
+            cells = [cell for row in block.rows if (cell := row.cells[index])]
+            own = _count_of_pairs(len(cells))
+            pairs += own
+            tested += own * max(DRAWS, 100 * _count_of_pairs(sum(not cell.one_seed for cell in cells)))
+    return pairs > MOST_PAIRS or tested > MOST_TESTED
+
+
+def _count_of_pairs(methods: int) -> int:
+    """All of so many methods, or of many those with the best."""
+    return math.comb(methods, 2) if methods <= MOST_METHODS else methods
 
 
 def _nothing(table: Table, protocol: str) -> str:
@@ -183,14 +210,15 @@ def compared_block(block: Block, least: int = DRAWS) -> BlockComparison | None:
 
 
 def _block_compared(
-    block: Block, columns: list[ColumnAnswers], least: int = DRAWS
+    block: Block, columns: list[ColumnAnswers], least: int = DRAWS, many: bool = False
 ) -> tuple[BlockComparison, list[ColumnAnswers]]:
-    """A block's comparison, and the columns that its ranks are made of."""
-    protocols = _compared(block_title(block), columns, least)
+    """A block's comparison, of all pairs or of many those with the best, and the columns that its ranks are made of."""
+    title = block_title(block)
+    protocols = _compared_with_best(title, columns) if many else _compared(title, columns, least)
     complete = _complete(columns)
     left_out = tuple(c.title for c in columns if c.title not in {kept.title for kept in complete})
     ranking = _ranking([("", column) for column in complete], left_out) if len(complete) > 1 else None
-    compared = BlockComparison(block_title(block), block_facts(block), protocols, ranking, matched=block.matched)
+    compared = BlockComparison(title, block_facts(block), protocols, ranking, matched=block.matched)
     return compared, complete
 
 
@@ -210,8 +238,24 @@ def _compared(block: str, columns: list[ColumnAnswers], least: int = DRAWS) -> t
             for column in part:
                 images, moved = np.split(moved, [len(column.methods)], axis=1)
                 seeds = seed_draws(column.methods, column.repeats, block, column.title, draws)
-                made[column.title] = _protocol(column, images, seeds)
+                if 1 < sum(column.ranked) <= MOST_METHODS:
+                    column.moved = images + seeds  # for ranks
+                compared = compare(column.methods, images, seeds, column.repeats, most=MOST_METHODS)
+                made[column.title] = _protocol(column, compared)
     return tuple(made[column.title] for column in columns)
+
+
+def _compared_with_best(block: str, columns: list[ColumnAnswers]) -> tuple[Protocol, ...]:
+    """The best method of each column compared with each other one; draws are for ranks alone."""
+    found = []
+    for column in columns:
+        if 1 < sum(column.ranked) <= MOST_METHODS:
+            shares = np.stack([method.shares for method in column.methods])
+            seeds = seed_draws(column.methods, column.repeats, block, column.title, RANK_DRAWS)
+            column.moved = (image_draws(shares, column.labels, RANK_DRAWS) + seeds).astype(np.float32)
+        compared = compare_with_best(column.methods, column.labels, column.repeats)
+        found.append(_protocol(column, compared, wider=0))
+    return tuple(found)
 
 
 def _count_of_tests(column: ColumnAnswers) -> int:
@@ -220,22 +264,20 @@ def _count_of_tests(column: ColumnAnswers) -> int:
     return math.comb(several, 2) if len(column.methods) <= MOST_METHODS else several
 
 
-def _protocol(column: ColumnAnswers, images: NDArray[Any], seeds: NDArray[Any]) -> Protocol:
-    if 1 < sum(column.ranked) <= MOST_METHODS:
-        column.moved = images + seeds  # for ranks
-    compared = compare(column.methods, images, seeds, column.repeats, most=MOST_METHODS)
+def _protocol(column: ColumnAnswers, compared: Comparison, wider: int = MOST_METHODS) -> Protocol:
+    """A column's methods and pairs; the best have an interval for new classes, too."""
     scores = []
-    best = set(sorted(range(len(column.cells)), key=lambda m: -column.cells[m].mean)[:MOST_METHODS])
+    best = set(sorted(range(len(column.cells)), key=lambda m: -column.cells[m].mean)[:wider])
     for place, (cell, kind, answers) in enumerate(zip(column.cells, column.kinds, column.methods, strict=True)):
         right = answers.right.mean(1) if len(answers.seeds) > 1 else answers.right[0]  # (S, N) or (R, N)
         repeats = "draws" if len(answers.seeds) > 1 else column.repeats
         right = right if len(right) > 1 else right[0]
-        wider = over_classes(right, column.labels, repeats) if place in best else None  # a thousand take half a minute
+        classes = over_classes(right, column.labels, repeats) if place in best else None
         unbeaten = answers.name in compared.unbeaten
         interval = (cell.low, cell.high)
         scores.append(
             MethodScore(
-                *(answers.name, kind, cell.seeds, cell.mean, interval, wider, unbeaten, cell.covers, cell.one_seed)
+                *(answers.name, kind, cell.seeds, cell.mean, interval, classes, unbeaten, cell.covers, cell.one_seed)
             )
         )
     scores.sort(key=lambda score: -score.accuracy)

@@ -158,6 +158,8 @@ def joined(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
 
 def visible(text: str) -> str:
     """Control characters, direction overrides and broken surrogates as escapes, so that a name is one line of text."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 

@@ -188,6 +188,13 @@ def read_regular(path: Path, most: int) -> bytes:
         return file.read(size)
 
 
+def in_words(error: Exception) -> str:
+    """Why a file cannot be read, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "it is gone"
+    return (error.strerror if isinstance(error, OSError) else None) or f"it is damaged ({str(error)[:100]})"
+
+
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path is a regular file of the folder itself: no link in it leads out of the folder."""
     try:

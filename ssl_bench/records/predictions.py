@@ -63,11 +63,12 @@ def read_predictions(path: Path) -> Predictions:
     try:
         content = read_regular(path, MOST_BYTES)
         source = pyarrow.parquet.ParquetFile(pa.BufferReader(content))
-        names = [name for name in source.schema_arrow.names if name.partition("#")[0] == "prediction"]
+        schema = source.schema_arrow  # made anew each time it is asked for
+        names = [name for name in schema.names if name.partition("#")[0] == "prediction"]
         if source.metadata.num_rows * (len(names) + 2) > MOST_VALUES:
             raise ValueError(f"{source.metadata.num_rows} rows of {len(names)} predictions are too many")
-        ids, labels = _images(source, content)
-        if not names and "score" in source.schema_arrow.names:
+        ids, labels = _images(source, schema, content)
+        if not names and "score" in schema.names:
             column = source.read(columns=["score"], use_threads=False).column("score")
             return Predictions(ids, labels, {}, {"score": _floats(column, "score")})
         table = source.read(columns=names, use_threads=False)
@@ -81,13 +82,13 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(f"{path} is damaged ({line}): delete it and evaluate its run again") from error
 
 
-def _images(source: Any, content: bytes) -> "tuple[Sequence[str], NDArray[Any]]":
+def _images(source: Any, schema: Any, content: bytes) -> "tuple[Sequence[str], NDArray[Any]]":
     """Names and classes of the images.
 
     Thousands of files are of the same images. Where the bytes of both columns are those of a file that was read before,
     so are their values, and the very same objects are given: they are decoded once, and compared at once.
     """
-    key = _digest(source, content)
+    key = _digest(source.metadata, schema, content)
     if key is None or key not in _known_images:
         table = source.read(columns=["id", "label"], use_threads=False)
         labels = _integers(table.column("label"), "label")
@@ -101,9 +102,8 @@ def _images(source: Any, content: bytes) -> "tuple[Sequence[str], NDArray[Any]]"
     return _known_images[key]
 
 
-def _digest(source: Any, content: bytes) -> bytes | None:
+def _digest(metadata: Any, schema: Any, content: bytes) -> bytes | None:
     """Of the columns of names and classes as they are stored; None where they are in several parts."""
-    metadata = source.metadata
     if metadata.num_row_groups != 1:
         return None
     group = metadata.row_group(0)
@@ -115,7 +115,7 @@ def _digest(source: Any, content: bytes) -> bytes | None:
         column = group.column(places[name])
         start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
         kind = (column.physical_type, column.compression, column.num_values, column.total_compressed_size)
-        found.update(repr((kind, str(source.schema_arrow.field(name).type))).encode())
+        found.update(repr((kind, str(schema.field(name).type))).encode())
         found.update(memoryview(content)[start : start + column.total_compressed_size])
     return found.digest()
 
@@ -129,7 +129,8 @@ def _integers(column: Any, name: str) -> "NDArray[Any]":
         raise ValueError(f"{name} is of type {column.type}")
     if column.null_count:
         raise ValueError(f"{name} has gaps")
-    return np.from_dlpack(column.cast(pa.int64()).combine_chunks())
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return np.from_dlpack(whole if column.type == pa.int64() else whole.cast(pa.int64()))
 
 
 def _floats(column: Any, name: str) -> "NDArray[Any]":

@@ -144,11 +144,6 @@ def write_result(folder: Path, result: Result, predictions: Predictions) -> Path
     return path
 
 
-def predictions_path(folder: Path, info: RunInfo, result: Result) -> Path:
-    """Where the predictions of a run's result are."""
-    return folder / "predictions" / f"{recorded_stem(folder, info, result)}.parquet"
-
-
 def recorded_stem(folder: Path, info: RunInfo, result: Result) -> str:
     """`result_stem`, with the images' hash (`knn@photos-1a2b3c4d`) where a result of others of that name has it."""
     stem = result_stem(info, result)

@@ -1,25 +1,35 @@
 """Folders of runs: every run with its results, and what cannot be read. Torch-free."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl_bench.console import say
+from ssl_bench.console import say, say_some
 from ssl_bench.errors import UserError
 from ssl_bench.records.result import Result, read_result
 from ssl_bench.records.run import RunInfo, read_run
 
-MOST_SAID = 10  # damaged files that are named one by one
-
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read."""
+    """A run folder, read.
+
+    Args:
+        folder: Its path.
+        info: Its record.
+        results: Those that can be read.
+        stems: Names of their files without the ending, by the results' ids.
+    """
 
     folder: Path
     info: RunInfo
     results: tuple[Result, ...]
+    stems: Mapping[int, str] = field(default_factory=dict, repr=False)
+
+    def predictions_of(self, result: Result) -> Path:
+        """Where the predictions of one of its results are."""
+        return self.folder / "predictions" / f"{self.stems[id(result)]}.parquet"
 
 
 @dataclass(frozen=True)
@@ -67,37 +77,56 @@ def load_readable(paths: Iterable[Path]) -> tuple[list[Run], list[Unread]]:
     Raises:
         UserError: As `find_runs`; or records are damaged, and without them no result is left.
     """
-    runs, unread = [], []
+    runs, unread, gone = [], [], []
     for folder in find_runs(paths):
-        info, results, damaged = None, [], []
+        info, found, damaged = None, {}, []
         try:
             info = read_run(folder)
         except UserError as error:
             damaged.append(str(error))
-        for path in _result_files(folder) if info else ():
+        files = _result_files(folder) if info else []
+        gone += [Unread(folder, info, line) for line in _without_record(folder, files) if info]
+        for path in files:
             try:
-                results.append(read_result(path))
+                found[path] = read_result(path)
             except UserError as error:
                 damaged.append(str(error))
-        if info and (results or not damaged):
-            runs.append(Run(folder, info, tuple(results)))
+        if info and (found or not damaged):
+            runs.append(_run(folder, info, found))
         unread += [Unread(folder, info, line.replace(f"{folder}{os.sep}", "")) for line in damaged]
     if unread and not any(run.results for run in runs):
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
         raise UserError(f"no result can be read: {unread[0].folder}: {unread[0].reason}{more}")
-    return runs, unread
+    return runs, [*unread, *gone]
+
+
+def _without_record(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Predictions are written before their record: one that is not there was removed, or its evaluation killed."""
+    try:
+        with os.scandir(folder / "predictions") as entries:
+            stems = sorted(name[: -len(".parquet")] for entry in entries if (name := entry.name).endswith(".parquet"))
+    except OSError:
+        return []
+    known = {path.name.removesuffix(".json") for path in files}
+    return [
+        f"results/{stem}.json is not there, though its predictions are: evaluate the run again"
+        for stem in stems
+        if stem not in known and not stem.startswith(".")
+    ]
 
 
 def say_unread(unread: Sequence[Unread]) -> None:
     """Name damaged records on standard error: CSV and LaTeX have no place for them, and the others may be piped."""
-    for file in unread[:MOST_SAID]:
-        say(f"warning: left out, of {file.folder}: {file.reason}")
-    if len(unread) > MOST_SAID:
-        say(f"warning: left out, too: {len(unread) - MOST_SAID} more damaged files")
+    say_some([f"{file.folder}: {file.reason}" for file in unread], "warning: left out, of")
 
 
 def _load(folder: Path) -> Run:
-    return Run(folder, read_run(folder), tuple(map(read_result, _result_files(folder))))
+    return _run(folder, read_run(folder), {path: read_result(path) for path in _result_files(folder)})
+
+
+def _run(folder: Path, info: RunInfo, results: Mapping[Path, Result]) -> Run:
+    stems = {id(result): path.name.removesuffix(".json") for path, result in results.items()}
+    return Run(folder, info, tuple(results.values()), stems)
 
 
 def _result_files(folder: Path) -> list[Path]:

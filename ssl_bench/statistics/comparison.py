@@ -136,8 +136,20 @@ def compare(
     known = [m for m in order if not methods[m].one_seed]
     raw = [
         _pair(methods[a], methods[b], images[:, a] - images[:, b], seeds[:, a] - seeds[:, b], repeats, level)
-        for a, b in _places_of_pairs(order, known, most)
+        for a, b in places_of_pairs(order, known, most)
     ]
+    return judged(methods, known, raw, level)
+
+
+def judged(methods: Sequence[Answers], known: Sequence[int], raw: Sequence[Pair], level: float) -> Comparison:
+    """Pairs after Holm, with verdicts, and the methods that are not significantly worse than the best.
+
+    Args:
+        methods: M of them.
+        known: Places of those of several seeds, the highest accuracy first.
+        raw: Pairs with their own p.
+        level: Of the intervals.
+    """
     tested = [index for index, pair in enumerate(raw) if pair.verdict != "one seed"]
     pairs = list(raw)
     for index, adjusted in zip(tested, holm([raw[index].p for index in tested]), strict=True):
@@ -151,7 +163,7 @@ def compare(
     return Comparison(tuple(pairs), tuple(methods[m].name for m in known if methods[m].name not in beaten))
 
 
-def _places_of_pairs(order: Sequence[int], known: Sequence[int], most: int | None) -> list[tuple[int, int]]:
+def places_of_pairs(order: Sequence[int], known: Sequence[int], most: int | None) -> list[tuple[int, int]]:
     """Pairs of methods, the higher accuracy first: all, or those of the best (of several seeds, if any is)."""
     if most is None or len(order) <= most:
         return list(itertools.combinations(order, 2))
@@ -298,10 +310,9 @@ def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, l
     """A pair before Holm, of its draws (B,)."""
     difference = float(a.shares.mean() - b.shares.mean())
     verdict: Verdict = "one seed" if a.one_seed or b.one_seed else "undecided"
-    if a.right.shape[:2] == b.right.shape[:2] == (1, 1) and a.right.dtype == bool == b.right.dtype:
-        only_a, only_b = (int(np.sum(x.right & ~y.right)) for x, y in ((a, b), (b, a)))
-        exact, p = mcnemar(only_a, only_b)
-        detectable = detectable_difference(paired_error(only_a, only_b, a.right.shape[2]), level)
+    if (only := answered_alone(a, b)) is not None:
+        exact, p = mcnemar(*only)
+        detectable = detectable_difference(paired_error(*only, a.right.shape[2]), level)
         return Pair(a.name, b.name, difference, _ends(difference + images, level), p, exact, None, detectable, verdict)
     errors, seed_share = _calibrated(a, b, images, seeds, repeats)
     moved = difference + errors
@@ -311,6 +322,13 @@ def _pair(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str, l
     error = (high - low) / 2 / detectable_difference(1.0, level, power=0.5)  # the half width as so many of it
     detectable = detectable_difference(error, level)
     return Pair(a.name, b.name, difference, (low, high), p, None, None, detectable, verdict, seed_share)
+
+
+def answered_alone(a: Answers, b: Answers) -> tuple[int, int] | None:
+    """Images that each of two runs alone has right; None where there is more than a run, or no right and wrong."""
+    if a.right.shape[:2] != (1, 1) or b.right.shape[:2] != (1, 1) or not a.right.dtype == bool == b.right.dtype:
+        return None
+    return int(np.sum(a.right & ~b.right)), int(np.sum(b.right & ~a.right))
 
 
 def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: str) -> tuple[Floats, float]:
@@ -326,19 +344,31 @@ def _calibrated(a: Answers, b: Answers, images: Floats, seeds: Floats, repeats: 
     Simulated coverage of the 95 % interval with 2, 3 and 5 seeds: 93.7 to 96.5 %, whether seeds err on the same images
     or on different ones. Drawing seeds with replacement, then images, and no more: 83 to 99 %.
     """
+    total = float(images.var())
+    spread, own, df = variances(a, b, total, repeats)
+    moved = seeds + images * math.sqrt(own / total) if total > 0 else seeds
+    share = spread / (spread + own) if spread + own > 0 else 0.0
+    if df == math.inf:
+        return moved, share
+    return np.asarray(moved * np.sqrt(df / np.random.default_rng(1).chisquare(df, len(moved)))), share
+
+
+def variances(a: Answers, b: Answers, images: float, repeats: str) -> tuple[float, float, float]:
+    """Of a difference's variance: the part of seeds and repetitions, that of images, and Satterthwaite's df.
+
+    Args:
+        a: A method.
+        b: Another.
+        images: Variance by the test images alone, in which what a seed does to single images is counted again.
+        repeats: As in `compare`.
+    """
     parts = [(*method.variance_of_seeds, len(method.right) - 1) for method in (a, b)]
     if repeats == "draws" and a.right.shape[1] > 1:  # one draw varies by nothing
         parts.append((*variance_of_draws(a.right.mean(0) - b.right.mean(0)), a.right.shape[1] - 1))
     spread = sum(variance for variance, _, _ in parts)
-    total = float(images.var())
-    own = max(0.0, total - sum(twice for _, twice, _ in parts))
-    moved = seeds + images * math.sqrt(own / total) if total > 0 else seeds
+    own = max(0.0, images - sum(twice for _, twice, _ in parts))
     uncertain = sum(variance**2 / df for variance, _, df in parts if df)
-    share = spread / (spread + own) if spread + own > 0 else 0.0
-    if uncertain == 0:
-        return moved, share
-    df = (spread + own) ** 2 / uncertain
-    return np.asarray(moved * np.sqrt(df / np.random.default_rng(1).chisquare(df, len(moved)))), share
+    return spread, own, (spread + own) ** 2 / uncertain if uncertain else math.inf
 
 
 def _weighted(values: Floats, names: Sequence[str], draws: int, seed: int) -> Floats:

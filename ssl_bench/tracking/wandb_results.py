@@ -19,7 +19,7 @@ from ssl_bench.config.options import WandbOptions
 from ssl_bench.console import say
 from ssl_bench.leaderboard.page.figures import published_pictures
 from ssl_bench.records.files import is_inside, read_regular
-from ssl_bench.records.result import Result, recorded_stem
+from ssl_bench.records.result import Result
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.records.store import Run, load_runs
@@ -101,7 +101,7 @@ def summary(run: Run) -> dict[str, Any]:
         **{f"cost/{name}": value for name, value in asdict(info.cost).items()},
     }
     for result in run.results:
-        stem = recorded_stem(run.folder, info, result)
+        stem = run.stems[id(result)]
         if result.value is not None and result.interval is not None:
             low, high = result.interval
             numbers |= {f"{stem}/accuracy": result.value, f"{stem}/low": low, f"{stem}/high": high}
@@ -141,7 +141,7 @@ def tables(wandb: Any, run: Run) -> dict[str, Any]:
     if rows:
         made["results"] = wandb.Table(columns=COLUMNS, data=rows)
     for result in run.results:
-        stem = recorded_stem(run.folder, run.info, result)
+        stem = run.stems[id(result)]
         for name, (xs, ys) in curves(result).items():
             table = wandb.Table(columns=[xs[0], name], data=[list(pair) for pair in zip(xs[1], ys, strict=True)])
             title = f"{stem}: {name}"
@@ -164,7 +164,7 @@ def curves(result: Result) -> dict[str, tuple[tuple[str, list[float]], list[floa
 
 
 def _rows(run: Run, result: Result) -> Iterator[list[Any]]:
-    stem = recorded_stem(run.folder, run.info, result)
+    stem = run.stems[id(result)]
     for name, score in result.variants.items():
         yield [
             *(stem, name, name == result.primary, score.value, *score.interval, result.n_test),

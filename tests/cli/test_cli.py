@@ -131,7 +131,13 @@ WRONG = [
     ["evaluate", "nowhere"],
     ["evaluate", "pixels", "--device", "2"],
     ["leaderboard", "nowhere"],
+    ["compare", "nowhere"],
     ["benchmark", "-c", "nowhere.yaml"],
+    ["figures", "nowhere"],
+    ["figures", "nowhere", "--only", "mask"],
+    ["export", "nowhere", "-o", "exported"],
+    ["import", "nowhere", "--format", "dino", "-o", "imported"],
+    ["import", "nowhere", "--format", "dinno", "-o", "imported"],
 ]
 
 

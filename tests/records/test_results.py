@@ -20,12 +20,11 @@ from ssl_bench.records.result import (
     Score,
     Selected,
     SplitRecord,
-    predictions_path,
     read_result,
     write_result,
 )
 from ssl_bench.records.run import BackboneRecord, DataRecord, RunCost, RunInfo, read_run, write_run
-from ssl_bench.records.store import find_runs, load_runs
+from ssl_bench.records.store import find_runs, load_readable, load_runs, say_unread
 
 CIFAR10 = DataRecord("cifar10", {"sha256": "ab" * 32, "train": 50_000, "classes": ["plane", "car"]})
 INFO = RunInfo(
@@ -219,7 +218,8 @@ def test_two_data_sets_of_one_name_keep_both_results(run: Path) -> None:
     assert again == paths, "each over its own"
     (found,) = load_runs([run])
     assert {result.value for result in found.results} == {0.71, 0.72}
-    assert [predictions_path(run, found.info, other).stem for other in others] == [path.stem for path in paths]
+    by_value = {result.value: found.predictions_of(result).stem for result in found.results}
+    assert by_value == {other.value: path.stem for other, path in zip(others, paths, strict=True)}
     assert all(valid_result(run, other) == other for other in others)
     paths[0].unlink()
     assert valid_result(run, others[1]) == others[1] and valid_result(run, others[0]) is None
@@ -237,3 +237,16 @@ def test_a_result_from_before_the_fraction_was_an_option_is_valid(run: Path, pro
     path.write_text(json.dumps(record))
     assert valid_result(run, now) == now
     assert valid_result(run, dataclasses.replace(now, options={**now.options, "fraction": 0.05})) is None
+
+
+def test_predictions_without_their_record_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody removed it, or the evaluation was killed between the two."""
+    first = write_result(run, RESULT, PREDICTIONS)
+    write_result(run, dataclasses.replace(RESULT, protocol="knn"), PREDICTIONS)
+    assert load_readable([run])[1] == []
+    first.unlink()
+    (found,), (gone,) = load_readable([run])
+    assert [result.protocol for result in found.results] == ["knn"]
+    assert gone.folder == run and gone.reason.startswith("results/linear.json is not there, though its predictions are")
+    say_unread([gone])
+    assert "results/linear.json" in capsys.readouterr().err

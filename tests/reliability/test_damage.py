@@ -154,6 +154,8 @@ def judged(trial: Trial, same: bool, work: Path, file: Path) -> str:
 
 def still_text(path: Path) -> bool:
     """Whether a record can be read still: nothing tells that a digit in it was another one."""
+    if not path.is_file():
+        return False
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".json":

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 SIZE = float(os.environ.get("RELIABILITY", "1"))  # part of all trials that are tried
+PART, PARTS = map(int, os.environ.get("RELIABILITY_PART", "1/1").split("/"))  # of them, for several machines
 SEED = 20_261_201
 
 T = TypeVar("T")
@@ -45,9 +46,9 @@ class Outcomes:
 
 
 def sample(cases: Sequence[T]) -> list[T]:
-    """All cases at full size, else some of them, the same ones each time and in their order."""
+    """All cases at full size, else some of them, or one part: the same ones each time and in their order."""
     chosen = random.Random(SEED).sample(range(len(cases)), min(len(cases), max(1, round(SIZE * len(cases)))))
-    return [cases[at] for at in sorted(chosen)]
+    return [cases[at] for at in sorted(chosen)][PART - 1 :: PARTS]
 
 
 def grouped(flags: Sequence[str]) -> dict[str, dict[str, Any]]:

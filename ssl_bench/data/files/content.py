@@ -24,6 +24,7 @@ from ssl_bench.records.decoding import read_record
 from ssl_bench.records.files import write_json
 from ssl_bench.records.run import read_run
 from ssl_bench.records.run_folder import OWN, identity, run_folder
+from ssl_bench.runtime.collection import uncollected
 
 IMAGES_FILE = "images.json"  # in a run's folder: what its images were when it began
 
@@ -61,6 +62,7 @@ class _Remembered:
     folders: dict[str, tuple[int, str]]
 
 
+@uncollected()
 def content_of(options: DataOptions) -> Content | None:
     """The content of someone's own images; None for a set of the catalogue, which its name identifies.
 

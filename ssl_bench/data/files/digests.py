@@ -43,7 +43,7 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
         memory = read_cached(f"{name}.json")
         known = memory.get("files") if memory.get("format") == FORMAT else None
         known = known if isinstance(known, dict) else {}
-        digests = [_known(known, file) for file in files]
+        digests = [_digest_in(known.get(file.name), file) for file in files]
         new = [at for at, digest in enumerate(digests) if not digest]
         if not new:
             return digests
@@ -64,9 +64,10 @@ def digests_of(root: str | os.PathLike[str], files: Sequence[ImageFile], part: s
     return digests
 
 
-def _known(known: dict[str, str], file: ImageFile) -> str:
-    state, _, digest = str(known.get(file.name, "")).rpartition(" ")
-    return digest if state == _state(file) else ""
+def _digest_in(row: object, file: ImageFile) -> str:
+    """What is remembered of a file, if it is of the file as it is now."""
+    start = f"{_state(file)} "
+    return row[len(start) :] if isinstance(row, str) and row.startswith(start) else ""
 
 
 def _state(file: ImageFile) -> str:

@@ -128,11 +128,12 @@ def _name_the_rest(root: Path, used: set[str | None], found: Found) -> None:
 
 def _by_class(found: Found, top: str) -> dict[str, list[ImageFile]]:
     """Folder directly below `top` -> all images in it, in order; those in `top` itself under the empty name."""
-    start, groups = len(top) + 1 if top else 0, dict[str, list[ImageFile]]()
+    start, groups = f"{top}/" if top else "", dict[str, list[ImageFile]]()
     for file in found.files:
-        if file.name.startswith(f"{top}/" if top else ""):
-            first, slash, _ = file.name[start:].partition("/")
-            groups.setdefault(first if slash else "", []).append(file)
+        name = file.name
+        if name.startswith(start):
+            end = name.find("/", len(start))
+            groups.setdefault(name[len(start) : end] if end > 0 else "", []).append(file)
     return groups
 
 

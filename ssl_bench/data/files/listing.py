@@ -208,13 +208,14 @@ class _Search:
                 self.found.left_out[written_name(name) or "."] = f"it cannot be read ({error.strerror})"
                 continue
             below = []
+            start = f"{name}/" if name else ""
             for entry in entries:
-                own = f"{name}/{entry.name}" if name else entry.name
+                own = start + entry.name
                 if entry.is_symlink():
                     self.links.append((own, entry.path))
                 elif entry.is_dir():
                     below.append((own, entry.path, f"{real.rstrip(os.sep)}{os.sep}{entry.name}"))
-                elif f"{real}{os.sep}{entry.name}" in self.targets:
+                elif self.following and f"{real}{os.sep}{entry.name}" in self.targets:
                     self.found.left_out[written_name(own)] = COUNTED
                 elif self._add(own, entry.path, entry) and self.following:
                     self.targets.add(f"{real}{os.sep}{entry.name}")
@@ -234,8 +235,9 @@ class _Search:
         if why is not None:
             self.found.left_out[written_name(name)] = why
             return False
-        times = status.st_mtime_ns, status.st_ctime_ns
-        self.found.files.append(ImageFile(name, path, status.st_size, *times, status.st_ino))
+        self.found.files.append(
+            ImageFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        )
         return True
 
 
@@ -243,8 +245,8 @@ def _fault(name: str, path: str, status: os.stat_result) -> str | None:
     """Why a file is no image that can be used, as far as its name and first bytes tell."""
     if not stat.S_ISREG(status.st_mode):
         return NO_FILE
-    base = name.rpartition("/")[2]
-    ending = f".{base.rpartition('.')[2].lower()}" if "." in base else ""
+    dot = name.rfind(".")
+    ending = name[dot:].lower() if dot > name.rfind("/") else ""
     if status.st_size == 0:
         return "an empty file" if ending in IMAGES | PLUG_IN | RAW else NO_IMAGE
     if ending in IMAGES:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_bench.errors import UserError
 from ssl_bench.records.predictions import read_predictions
-from ssl_bench.records.result import Result, predictions_path
+from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run
 
 MAIN = ("linear", "finetune", "knn", "logistic", "ridge", "attentive", "classifier")
@@ -29,7 +28,11 @@ class Classes:
 
 
 def classes(run: Run) -> Classes | None:
-    """Those of a run's most telling protocol on its own images; None where predictions or classes are missing."""
+    """Those of a run's most telling protocol on its own images; None where there is no such protocol, or no classes.
+
+    Raises:
+        UserError: Its predictions are missing or damaged.
+    """
     results = {result.protocol: result for result in run.results if result.data.identity == run.info.data.identity}
     found = [results[name] for name in MAIN if name in results]
     found += [
@@ -41,15 +44,9 @@ def classes(run: Run) -> Classes | None:
 
 
 def _classes(run: Run, result: Result) -> Classes | None:
-    path = predictions_path(run.folder, run.info, result)
-    if not path.is_file():
-        return None
     import numpy as np
 
-    try:
-        read = read_predictions(path)
-    except UserError:
-        return None
+    read = read_predictions(run.predictions_of(result))
     labels, guesses = np.asarray(read.labels), np.asarray(read.variants["prediction"])  # (N,), (R, N)
     if not len(labels) or min(labels.min(), guesses.min()) < 0:
         return None

@@ -1,8 +1,10 @@
 """The pictures that `ssl-bench figures` wrote into run folders: beside a page, inside it, or not at all."""
 
 import base64
+import errno
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -10,7 +12,7 @@ from urllib.parse import quote
 
 from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
-from ssl_bench.records.files import is_inside, read_regular, replacing
+from ssl_bench.records.files import in_words, is_inside, read_regular, replacing
 
 Images: TypeAlias = Literal["beside", "embed", "none"]
 FOLDER = "figures"
@@ -68,12 +70,12 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
         folder: Where copies go, next to the page.
         prefix: Of the copies' names.
     """
-    found = []
-    own = _captions(run) if images != "none" else {}
-    for name, (caption, alt) in FIGURES.items():
-        content = read_png(run, run / FOLDER / f"{name}.png") if images != "none" else None
-        if content is None:
-            continue
+    if images == "none":
+        return []
+    pictures = {name: content for name in FIGURES if (content := read_png(run, run / FOLDER / f"{name}.png"))}
+    own, found = _captions(run) if pictures else {}, []
+    for name, content in pictures.items():
+        caption, alt = FIGURES[name]
         if images == "embed":
             address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         else:
@@ -101,11 +103,24 @@ def read_png(run: Path, file: Path) -> bytes | None:
         content = read_regular(file, MOST_BYTES) if is_inside(file, run) else b""
     except OSError:
         content = b""
-    if content.startswith(PNG):
+    if _is_whole(content):
         return content
     if os.path.lexists(file):
-        say(f"warning: {file} is not published: it is no PNG file of the run's own folder")
+        say(f"warning: {file} is not published: it is no whole PNG file of the run's own folder")
     return None
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether this is a PNG file from its first part to its last, each as its checksum says."""
+    at = len(PNG)
+    while content.startswith(PNG) and at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if zlib.crc32(content[at + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
+            return False
+        if content[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end
+    return False
 
 
 def published_pictures(run: Path) -> list[Path]:
@@ -121,8 +136,11 @@ def _captions(run: Path) -> dict[str, Any]:
     """What `figures` wrote of a run's pictures; nothing where it is missing or damaged."""
     file = run / FOLDER / CAPTIONS
     try:
-        found = json.loads(read_regular(file, MOST_BYTES)) if is_inside(file, run) else {}
-    except (OSError, ValueError, RecursionError):
+        if os.path.lexists(file) and not is_inside(file, run):
+            raise OSError(errno.EINVAL, "it is no regular file of the run's own folder")
+        found = json.loads(read_regular(file, MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        say(f"warning: captions of {file} are not its own: {in_words(error)}")
         return {}
     return found if isinstance(found, dict) else {}
 

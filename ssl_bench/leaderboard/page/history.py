@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from ssl_bench.records.files import read_regular
+from ssl_bench.records.files import in_words, read_regular
 from ssl_bench.records.store import Run
 
 Series = list[tuple[float, float]]
@@ -14,8 +14,13 @@ MOST_BYTES = 2**27  # of metrics.csv
 LARGEST = 1e100  # beyond it, differences are not finite
 
 
-def history(run: Run) -> dict[str, Series]:
-    """Column -> (passes over the images, value) of each row that has it; steps where a run's passes are unknown."""
+def history(run: Run, lacks: list[str] | None = None) -> dict[str, Series]:
+    """Column -> (passes over the images, value) of each row that has it; steps where a run's passes are unknown.
+
+    Args:
+        run: A run.
+        lacks: Gets a line where the file is gone or damaged.
+    """
     path = run.folder / "metrics.csv"
     per_step = run.info.epochs / run.info.steps if run.info.epochs and run.info.steps else 1.0
     found: dict[str, Series] = {}
@@ -27,8 +32,10 @@ def history(run: Run) -> dict[str, Series]:
                 value = _number(text)
                 if at is not None and value is not None and name not in ("step", "epoch"):
                     found.setdefault(name, []).append((at * per_step, value))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return {}  # a run copied without it has no curves
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if lacks is not None and run.info.kind == "pretrained":
+            lacks.append(f"curves of {path}: {in_words(error)}")
+        return {}
     return {name: sorted(points) for name, points in found.items()}
 
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_bench.console import say_some
 from ssl_bench.leaderboard.page import curve_pictures, page_table, rank_pictures, run_section, score_pictures, study
 from ssl_bench.leaderboard.page.figures import Images, figures
 from ssl_bench.leaderboard.page.header import header
@@ -58,10 +59,12 @@ def html(
     blocks = "".join(
         f'<section class="block">\n{scores[number]}{_pictures(view)}</section>\n' for number, view in enumerate(views)
     )
+    lacks: list[str] = []
     sections = "".join(
-        run_section.section(run, anchors[run.folder], figures(run.folder, images, folder, anchors[run.folder]))
+        run_section.section(run, anchors[run.folder], figures(run.folder, images, folder, anchors[run.folder]), lacks)
         for run in sorted(runs, key=lambda run: run.folder.name)
     )
+    say_some(lacks, "warning: the page is without the")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -23,18 +23,25 @@ def changes(run: Run) -> tuple[str, list[tuple[str, Any, Any]]] | None:
     start = _start(info.method, str(options.get("data.name") or info.data.title), asked)
     if start is None:
         return None
-    name, recipe = start
-    found = []
-    for option in sorted(options.keys() | recipe.keys()):
-        there, here = recipe.get(option), options.get(option)
-        if option not in NOT_CHANGED and json.dumps(there, default=str) != json.dumps(here, default=str):
-            found.append((option, there, here))
+    name, recipe, texts = start
+    found = [
+        (option, recipe.get(option), here)
+        for option in sorted(options.keys() | recipe.keys())
+        if option not in NOT_CHANGED and _text(here := options.get(option)) != texts.get(option, "null")
+    ]
     return name, found
 
 
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
 @functools.cache
-def _start(method: str, data: str, asked: str) -> tuple[str, dict[str, Any]] | None:
-    """Name and flat configuration of what `fit` starts from; nothing of a run's folder is imported or opened for it."""
+def _start(method: str, data: str, asked: str) -> tuple[str, dict[str, Any], dict[str, str]] | None:
+    """Name, flat configuration and its values as text, of what `fit` starts from.
+
+    Nothing of a run's folder is imported or opened for it.
+    """
     from ssl_bench.config import registry
     from ssl_bench.config.fit_config import parse_fit
 
@@ -47,4 +54,5 @@ def _start(method: str, data: str, asked: str) -> tuple[str, dict[str, Any]] | N
             parsed = parse_fit(argv, {})
     except (UserError, SystemExit):
         return None
-    return parsed.recipe or "the defaults", flat(parsed.config)
+    recipe = flat(parsed.config)
+    return parsed.recipe or "the defaults", recipe, {option: _text(value) for option, value in recipe.items()}

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.page.confusion import classes
 from ssl_bench.leaderboard.page.figures import Figure
 from ssl_bench.leaderboard.page.history import Series, history, thinned
@@ -15,7 +16,7 @@ from ssl_bench.leaderboard.page.plot import bdi, number, shortened
 from ssl_bench.leaderboard.page.recipe import changes
 from ssl_bench.leaderboard.text import percent, visible
 from ssl_bench.leaderboard.units import duration
-from ssl_bench.records.files import read_regular
+from ssl_bench.records.files import in_words, read_regular
 from ssl_bench.records.result import Result
 from ssl_bench.records.store import Run
 
@@ -35,18 +36,25 @@ def anchors(runs: Sequence[Run]) -> dict[Path, str]:
     return found
 
 
-def section(run: Run, anchor: str, pictures: Iterable[Figure]) -> str:
-    """One run, folded; its heading says what it is."""
+def section(run: Run, anchor: str, pictures: Iterable[Figure], lacks: list[str]) -> str:
+    """One run, folded; its heading says what it is.
+
+    Args:
+        run: A run.
+        anchor: Of the section.
+        pictures: Of the run.
+        lacks: Gets a line for each file that is gone or damaged, and what the section is without for it.
+    """
     info = run.info
     facts = [info.method, f"seed {info.seed}", info.status, *([info.kind] if info.kind != "pretrained" else [])]
     parts = [
         f'<pre tabindex="0">{escape(visible(command(run)))}</pre>',
         f"<p class=error>{bdi(info.error)}</p>" if info.error else "",
-        _facts(_what(run)),
+        _facts(_what(run, lacks)),
         _changes(run),
-        _curves(run),
+        _curves(run, lacks),
         _results(run.results),
-        _classes(run),
+        _classes(run, lacks),
         _diagnostics(run.results),
         "".join(_figure(figure) for figure in pictures),
     ]
@@ -63,11 +71,11 @@ def command(run: Run) -> str:
     return f"ssl-bench fit -c {shlex.quote(str(run.folder / 'config.yaml'))}"
 
 
-def _what(run: Run) -> list[tuple[str, str]]:
+def _what(run: Run, lacks: list[str]) -> list[tuple[str, str]]:
     """Images, environment and cost in words."""
     info, cost = run.info, run.info.cost
     found = [("data", _data(info.data.title, info.data.fingerprint))]
-    environment = _environment(run.folder)
+    environment = _environment(run, lacks)
     found += [("environment", environment)] if environment else []
     if info.kind == "pretrained":
         passes = f"{info.epochs:.4g} passes, " if info.epochs is not None else ""
@@ -88,9 +96,10 @@ def _data(title: str, fingerprint: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _environment(folder: Path) -> str:
+def _environment(run: Run, lacks: list[str]) -> str:
+    path = run.folder / "environment.json"
     try:
-        found = json.loads(read_regular(folder / "environment.json", MOST_BYTES))
+        found = json.loads(read_regular(path, MOST_BYTES))
         packages, git = found.get("packages") or {}, found.get("git") or {}
         parts = [f"ssl-bench {found.get('ssl_bench', '?')}", f"Python {found.get('python', '?')}"]
         parts += [f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages]
@@ -98,8 +107,10 @@ def _environment(folder: Path) -> str:
         parts += [str(found["precision"])] if found.get("precision") else []
         if git.get("commit"):
             parts.append(f"commit {str(git['commit'])[:8]}{', changed' if git.get('changed') else ''}")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return ""  # a run copied without it, or by another version
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        if run.info.kind == "pretrained":
+            lacks.append(f"environment of {path}: {in_words(error)}")
+        return ""
     return ", ".join(parts)
 
 
@@ -122,8 +133,8 @@ def _value(value: Any) -> str:
     return shortened(value if isinstance(value, str) else json.dumps(value, default=str), 60)
 
 
-def _curves(run: Run) -> str:
-    found = history(run)
+def _curves(run: Run, lacks: list[str]) -> str:
+    found = history(run, lacks)
     shown = [name for name in CURVES if len(found.get(name, [])) > 1]
     if "loss_epoch" in shown and "loss" in shown:
         shown.remove("loss" if len(found["loss_epoch"]) > 4 else "loss_epoch")
@@ -167,8 +178,12 @@ def _ends(interval: tuple[float, float]) -> str:
     return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
-def _classes(run: Run) -> str:
-    found = classes(run)
+def _classes(run: Run, lacks: list[str]) -> str:
+    try:
+        found = classes(run)
+    except UserError as error:
+        lacks.append(f"accuracy per class of {run.folder}: {error}")
+        return ""
     if found is None or len(found.accuracy) < 2:
         return ""
     shown = found.accuracy[:MOST_CLASSES]

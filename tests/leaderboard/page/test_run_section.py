@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import made
@@ -27,7 +28,7 @@ def test_what_a_run_changed_of_its_recipe(tmp_path: Path) -> None:
     made.full_run(tmp_path, "mae", 3, protocols=("knn",), n_test=20, options={"method.mask_ratio": 0.5})
     run = run_of(tmp_path)
     assert changes(run) == ("mae-cifar10", [("method.mask_ratio", 0.75, 0.5)])
-    assert "method.mask_ratio: 0.75 → 0.5" in section(run, "run-1", [])
+    assert "method.mask_ratio: 0.75 → 0.5" in section(run, "run-1", [], [])
     unknown = dataclasses.replace(run, info=dataclasses.replace(run.info, method="os.path"))
     assert changes(unknown) is None  # nothing that a run's folder names is imported
 
@@ -47,15 +48,17 @@ def test_per_class_accuracy_and_confusions_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metrics.csv", "environment.json", "config.yaml", "predictions/linear.parquet"])
 @pytest.mark.parametrize("content", [None, b"\xff\x00 {,\n1"])
-def test_files_that_are_missing_or_damaged_are_left_out(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_what_is_missing_or_damaged_is_left_out_and_named(tmp_path: Path, name: str, content: bytes | None) -> None:
     folder = made.full_run(tmp_path, protocols=("linear",), n_test=20)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-    text = section(run_of(tmp_path), "run-1", [])
+    lacks: list[str] = []
+    text = section(run_of(tmp_path), "run-1", [], lacks)
     assert ("environment" in text) == (name != "environment.json")
     assert ("loss" in text) == (name != "metrics.csv")
     assert ("Accuracy per class" in text) == ("parquet" not in name)
+    assert [name in line for line in lacks] == ([True] if name != "config.yaml" else [])
 
 
 def test_names_and_commands_of_the_shell(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_captions_are_those_of_the_figures(tmp_path: Path) -> None:
 
     def shown() -> dict[str, tuple[str, str]]:
         found = figures(folder, "embed", None, "x")
-        assert "<b>mask" not in section(run_of(tmp_path), "run-1", found)
+        assert "<b>mask" not in section(run_of(tmp_path), "run-1", found, [])
         return {name: (figure.caption, figure.alt) for name, figure in zip(drawn, found, strict=True)}
 
     drawn = [name for name in FIGURES if (folder / "figures" / f"{name}.png").exists()]
@@ -84,9 +87,26 @@ def test_captions_are_those_of_the_figures(tmp_path: Path) -> None:
     captions.write_text(json.dumps({"map": own, "attention": {"alt": 5, "caption": ""}, "reconstruction": []}))
     fixed = {name: FIGURES[name] for name in drawn}
     assert shown() == fixed | {"map": (own["caption"], own["alt"])}
-    assert "8 test images, &lt;b&gt;mask" in section(run_of(tmp_path), "run-1", figures(folder, "embed", None, "x"))
+    assert "8 test images, &lt;b&gt;mask" in section(run_of(tmp_path), "run-1", figures(folder, "embed", None, "x"), [])
     for damaged in (b"{", b"[1]", b"\xff", b'{"map": "x"}', b"[" * 100_000):
         captions.write_bytes(damaged)
         assert shown() == fixed
     captions.unlink()
     assert shown() == fixed
+
+
+@pytest.mark.parametrize("damage", [lambda png: png[:-20], lambda png: png[:40] + b"\0" + png[41:], lambda png: b""])
+def test_a_damaged_picture_is_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes]
+) -> None:
+    folder = made.full_run(tmp_path, protocols=("knn",), n_test=20, pictures=True)
+    before = figures(folder, "embed", None, "x")
+    file = next((folder / "figures").glob("*.png"))
+    file.write_bytes(damage(file.read_bytes()))
+    (folder / "figures" / "figures.json").write_text("{")
+    assert len(figures(folder, "embed", None, "x")) == len(before) - 1
+    told = capsys.readouterr().err
+    assert f"{file} is not published" in told and "figures.json are not its own: it is damaged" in told
+    (folder / "figures" / "figures.json").unlink()
+    figures(folder, "embed", None, "x")
+    assert "figures.json are not its own: it is gone" in capsys.readouterr().err
