@@ -19,7 +19,15 @@ from jsonargparse import Namespace
 from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import Layers, environment_layer, flag_value, flatten, read_yaml, split_argv, stack
-from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
+from ssl_bench.config.options import (
+    BackboneOptions,
+    DataOptions,
+    DryRunOptions,
+    Optim,
+    ProbeOptions,
+    TrainerOptions,
+    WandbOptions,
+)
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.config.recipes import CONTINUE, Images, Recipe, fit_to, recipe_for, recipe_named
 
@@ -27,7 +35,7 @@ USUAL = (
     *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
     *("trainer.max_epochs", "data.batch_size", "optim.base_lr", "optim.warmup_epochs", "data.image_size"),
     *("backbone.patch_size", "trainer.accelerator", "trainer.devices", "trainer.precision", "data.num_workers"),
-    *("seed", "runs", "config", "wandb", "print_config", "help", "help_all"),
+    *("seed", "runs", "config", "wandb", "print_config", "dry-run", "dry_run.memory", "help", "help_all"),
 )
 EXAMPLES = """
 examples:
@@ -69,6 +77,9 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registr
         "--recipe", help="numbers to start from; by default the method's for such images (list recipes)"
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
+    parser.add_class_arguments(DryRunOptions, "dry_run")
+    plan = "say what the run will take (memory, largest batch, steps, FLOPs, hours), and stop"
+    parser.add_argument("--dry-run", action="store_true", dest="dry-run", help=plan)
     return parser
 
 
@@ -79,7 +90,7 @@ def _kept_parser(found: registry.Found) -> Parser:
 
 
 NOT_CONFIG = (
-    *("config", "runs", "recipe", "print_config", "help_all"),
+    *("config", "runs", "recipe", "print_config", "dry_run", "dry-run", "help_all"),
     *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
 )
 
@@ -97,6 +108,7 @@ class FitConfig:
         images: What is known of its images before they are opened.
         chosen: What that recipe was chosen for, for people; empty if it is the set's own or was asked for.
         notes: Lines for people: what of the recipe was left out.
+        dry_run: How to say what it will take, where that alone is asked for.
     """
 
     config: dict[str, Any]
@@ -107,6 +119,7 @@ class FitConfig:
     images: Images = Images()
     chosen: str = ""
     notes: tuple[str, ...] = ()
+    dry_run: DryRunOptions | None = None
 
 
 def parse_fit(
@@ -129,7 +142,7 @@ def parse_fit(
             options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
-    files, named, flags = split_argv(argv)
+    files, named, flags = split_argv([_dry_run_flag(token) for token in argv])
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
     given.append(("flags", named))
     below = stack(given)
@@ -167,6 +180,7 @@ def parse_fit(
     config = plain(namespace)
     if network is not None:
         config["backbone"] = _as_arguments(config["backbone"])
+    planned = namespace["dry_run"].as_dict()
     Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
         config=config,
@@ -177,7 +191,16 @@ def parse_fit(
         images=images,
         chosen=recipe.why if recipe else "",
         notes=tuple(notes),
+        dry_run=DryRunOptions(**planned) if namespace["dry-run"] or planned != asdict(DryRunOptions()) else None,
     )
+
+
+def _dry_run_flag(token: str) -> str:
+    """`--dry-run` and the options of its group, which may be typed with either sign."""
+    flag, dot, rest = token.partition(".")
+    if flag not in ("--dry-run", "--dry_run"):
+        return token
+    return f"--dry_run.{rest}" if dot else "--dry-run"
 
 
 def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:
