@@ -253,7 +253,8 @@ def _start(
     """The lowest layer: a recipe, fitted to the images where it was chosen for their size."""
     if recipe is None:
         pretrains = signatures.takes(registry.find("methods", method), "backbone")
-        fitted = fit_to({"backbone.name": BackboneOptions.name} if pretrains else {}, "", images, given)
+        network = given.get("backbone.name", BackboneOptions.name)
+        fitted = fit_to({"backbone.name": network} if pretrains else {}, "", images, given)
         return [("the size of the images", fitted)] if fitted else []
     options = flatten(read_yaml(recipe.file), str(recipe.file))
     fitted = {name: value for name, value in recipe.fitted.items() if name in options}
