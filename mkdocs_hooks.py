@@ -62,6 +62,6 @@ def _output(output: dict[str, Any]) -> str:
         return f"![What the cell draws](data:image/png;base64,{''.join(data['image/png']).strip()})"
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
-        return re.sub(r"\n\s*", "\n", table)
+        return re.sub(r"\n\s*", "\n", table.replace('<table border="1" class="dataframe">', "<table>"))
     text = "".join(output.get("text") or data.get("text/plain", ""))
     return f"```text\n{text.rstrip()}\n```"
