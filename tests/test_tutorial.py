@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from paths import ROOT
+from PIL import Image
 
+from ssl_bench.benchmark.plan import plan
 from ssl_bench.cli.main import main
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.catalogue import CATALOGUE, Entry
@@ -92,3 +95,19 @@ def test_the_data_set_of_its_page_works(tmp_path: Path, monkeypatch: pytest.Monk
     assert data.pretrain.labels is not None
     across = data.pretrain.images.float().var(3).mean((1, 2))  # type: ignore[union-attr]
     assert ((across > 0).numpy() == (data.pretrain.labels == 0)).all()  # upright stripes change along a row
+
+
+def test_the_benchmark_of_the_guide_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of docs/choosing.md: three methods with two seeds, MAE on a network of its own."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(8):
+        folder = Path("photos", ("train", "test")[number // 4], "ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (120, 100), (9 * number, 0, 0)).save(folder / f"{number}.png")
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    fits = [job.config for job in plan(tree, tmp_path / "runs") if job.config is not None]
+    networks = [(config["method"]["name"], config["backbone"]["name"], config["seed"]) for config in fits]
+    resnets = [(method, "resnet18", seed) for method in ("simclr", "byol") for seed in (0, 1)]
+    assert sorted(networks) == sorted([*resnets, *(("mae", "vit_small_patch16_224", seed) for seed in (0, 1))])
+    assert all(config["trainer"]["max_epochs"] == 40 for config in fits)

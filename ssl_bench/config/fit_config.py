@@ -43,6 +43,7 @@ examples:
   ssl-bench fit --method mae --data cifar10 --data.download true
   ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
   ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
+  ssl-bench fit --method mae --backbone vit_small_patch16_224 --dry-run   memory, largest batch, steps, hours
   ssl-bench fit --method mae --help-all                            every option, the method's own too
 """
 
