@@ -50,8 +50,8 @@ def commands(page: Path) -> list[list[str]]:
     """Words of the commands in fenced blocks, comments and what `...` abbreviates left out."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", current(page), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = (re.match(r"(?:srun )?(?:\w+=\$\()?(ssl-bench (?:fit|evaluate) [^)]*)", line) for line in lines)
-    return [shlex.split(command[1], comments=True)[1:] for command in found if command]
+    found = [command for line in lines for command in re.findall(r"ssl-bench (?:fit|evaluate) (?:(?!\$\()[^)])*", line)]
+    return [shlex.split(command, comments=True)[1:] for command in found]
 
 
 FILES_OF_YOURS = ("my_package.", "my.yaml", "RUN/")  # which a parser would read

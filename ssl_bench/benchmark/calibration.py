@@ -11,7 +11,7 @@ import torch
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.building import build
-from ssl_bench.pretraining.measured_steps import take_steps
+from ssl_bench.pretraining.dry_run.measured_steps import take_steps
 from ssl_bench.pretraining.trainer import prepare_process
 
 STEPS = 10

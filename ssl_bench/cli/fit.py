@@ -10,7 +10,7 @@ from ssl_bench.console import say
 from ssl_bench.leaderboard.units import duration
 
 if TYPE_CHECKING:
-    from ssl_bench.pretraining.dry_run import DryRun
+    from ssl_bench.pretraining.dry_run.estimate import DryRun
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +42,7 @@ def _planned(parsed: FitConfig) -> str:
     check_place(parsed.config["data"])
     check_runs_named(parsed.config)
     import_torch()
-    from ssl_bench.pretraining.dry_run import dry_run
+    from ssl_bench.pretraining.dry_run.estimate import dry_run
 
     run = dry_run(parsed.config, parsed.dry_run, weights_named(parsed.config))
     return json.dumps(run.as_dict(), indent=2) if parsed.dry_run.format == "json" else "\n".join(_lines(run))

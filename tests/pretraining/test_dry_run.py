@@ -20,10 +20,10 @@ from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.options import DryRunOptions, TrainerOptions
 from ssl_bench.errors import UserError
 from ssl_bench.optim.optimizers import build_optimizer
-from ssl_bench.pretraining.activation_memory import ActivationMemory, fitted, kept_bytes, mean_bytes
 from ssl_bench.pretraining.building import build as built
-from ssl_bench.pretraining.dry_run import GIB, LEFT_FREE, _length, dry_run
-from ssl_bench.pretraining.measured_steps import take_steps
+from ssl_bench.pretraining.dry_run.activation_memory import ActivationMemory, fitted, kept_bytes, mean_bytes
+from ssl_bench.pretraining.dry_run.estimate import GIB, LEFT_FREE, _length, dry_run
+from ssl_bench.pretraining.dry_run.measured_steps import take_steps
 from ssl_bench.pretraining.method import Method
 
 SMALL = ("--data=digits", "--data.batch_size=64", "--trainer.accelerator=cpu", "--trainer.precision=32-true")

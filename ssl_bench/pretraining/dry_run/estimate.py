@@ -18,9 +18,9 @@ from ssl_bench.data.module import DataModule
 from ssl_bench.data.order import Order
 from ssl_bench.errors import UserError
 from ssl_bench.models.pretrained import Weights
-from ssl_bench.pretraining.activation_memory import ActivationMemory, KeptForBackward
 from ssl_bench.pretraining.building import build, require_images
-from ssl_bench.pretraining.measured_steps import StepClock, take_steps
+from ssl_bench.pretraining.dry_run.activation_memory import ActivationMemory, KeptForBackward
+from ssl_bench.pretraining.dry_run.measured_steps import StepClock, take_steps
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import training_flops
 from ssl_bench.pretraining.trainer import prepare_process
