@@ -26,8 +26,7 @@ def seconds(config: dict[str, Any]) -> float:
     batches = max(1, len(data.pretrain) // (config["data"]["batch_size"] * clock.world_size)) * options.max_epochs
     if options.max_steps > 0:
         batches = min(batches, options.max_steps * options.accumulate_grad_batches)
-    first = clock.times[0] - begin
-    return first + (clock.seconds_each or first) * batches
+    return clock.times[0] - begin + clock.seconds_each * batches
 
 
 def main() -> None:

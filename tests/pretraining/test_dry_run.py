@@ -187,8 +187,9 @@ def test_a_rate_is_measured_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     argv = ["fit", "--method=simclr", "--backbone=resnet_micro", *SMALL, "--trainer.max_epochs=2"]
-    assert main([*argv, "--dry-run", "--dry-run.format=json"]) == 0
+    assert main([*argv, "--trainer.max_steps=1", "--dry-run", "--dry-run.format=json"]) == 0
     said = json.loads(capsys.readouterr().out)
+    assert (said["length"]["steps"], said["length"]["images_seen"]) == (1, 64)
     assert 8 <= said["measured_batch"] <= 64 and 0 < said["images_per_second"] < 1e6
     assert said["hours"] == pytest.approx(said["length"]["images_seen"] / said["images_per_second"] / 3600)
     assert said["flops"] == said["flops_per_image"] * said["length"]["images_seen"] > 0

@@ -163,19 +163,19 @@ def dry_run(config: dict[str, Any], asked: DryRunOptions, weights: Weights | Non
     require_images(method, len(data.pretrain), module.options, devices, options.sync_batchnorm)
     length = _length(len(data.pretrain), module.options.batch_size, devices, options)
     flops = training_flops(method)
-    alone = replace(options, devices=1, num_nodes=1, strategy="auto", fast_dev_run=False)
+    long = max(options.max_epochs, STEPS)  # a run of one step says nothing of its rate
+    alone = replace(options, devices=1, num_nodes=1, max_epochs=long, max_steps=-1)
     kept, state = KeptForBackward(method.min_images), OptimizerState()
     looked_at = min(max(LOOKED_AT, method.min_images), length.batch_size)
     once = replace(alone, accumulate_grad_batches=1)
-    seconds = _take(looked_at, once, method, module, 3, kept, state).seconds_each or 0.0
+    seconds = _take(looked_at, once, method, module, 3, kept, state).seconds_each
     memory = _memory(method, kept.memory, state, length, asked.memory)
     rate, measured = asked.rate, None
     if rate is None:
         fits = max(memory.largest_batch, looked_at)
-        quick = int(SECONDS / STEPS / seconds * looked_at) if seconds else fits
+        quick = int(SECONDS / STEPS / seconds * looked_at)
         measured = min(length.batch_size, fits, max(looked_at, quick))
-        each = _take(measured, alone, method, module, STEPS).seconds_each
-        rate = devices * measured / each if each else math.inf
+        rate = devices * measured / _take(measured, alone, method, module, STEPS).seconds_each
     return DryRun(
         method=config["method"]["name"],
         backbone=config["backbone"]["name"] if "backbone" in config else "",
@@ -190,7 +190,7 @@ def dry_run(config: dict[str, Any], asked: DryRunOptions, weights: Weights | Non
         flops=flops * length.images_seen,
         images_per_second=rate,
         measured_batch=measured,
-        hours=length.images_seen / rate / 3600 if rate else math.inf,
+        hours=length.images_seen / rate / 3600,
     )
 
 

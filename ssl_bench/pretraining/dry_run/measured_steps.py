@@ -26,16 +26,17 @@ class StepClock(pl.Callback):
     def __init__(self, batches: int) -> None:
         self.batches = batches
         self.times: list[float] = []
+        self.began = 0.0
         self.world_size = 1
 
     @property
-    def seconds_each(self) -> float | None:
-        """Of a batch, once warm; None where there was one alone."""
+    def seconds_each(self) -> float:
+        """Of a batch, once warm; with that of the start, where there was one alone."""
         steps = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
-        return median(steps[FIRST:] or steps) if steps else None
+        return median(steps[FIRST:] or steps or [self.times[0] - self.began])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.world_size = trainer.world_size
+        self.began, self.world_size = time.perf_counter(), trainer.world_size
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if torch.cuda.is_available():
