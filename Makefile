@@ -4,6 +4,7 @@
 # make cluster-tests   the tests on a real SLURM (Debian: slurm-wlm munge; as root) and a real Ray
 # make lint    ruff
 # make types   mypy --strict
+# make docs    the site, in build/site; fails where a link leads nowhere
 # make mutants PACKAGE=data   tries careless changes of a package, and names those that no test notices
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test integration slow cluster-tests mutants lint types wheel clean
+.PHONY: demo test integration slow cluster-tests mutants lint types docs wheel clean
 
 demo: $(READY)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
@@ -47,6 +48,12 @@ types: $(READY)
 	$(BIN)/pip install -q -c constraints.txt ".[lint]"
 	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy --config-file setup.cfg -p ssl_bench
+
+# The reference is read from an installed copy, for the same reason.
+docs: $(READY)
+	$(BIN)/pip install -q -c constraints.txt ".[docs]"
+	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

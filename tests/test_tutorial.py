@@ -1,4 +1,4 @@
-"""docs/your-method.md, done as it says."""
+"""docs/your-method.md, your-evaluation.md and your-data.md, done as they say."""
 
 import re
 import subprocess
@@ -6,12 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from paths import ROOT
+from PIL import Image
 
+from ssl_bench.benchmark.plan import plan
 from ssl_bench.cli.main import main
+from ssl_bench.config.options import DataOptions
+from ssl_bench.data.catalogue import CATALOGUE, Entry
+from ssl_bench.data.dataset import load_dataset
+from ssl_bench.records.result import read_result
 
 PAGE = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+
+
+def code_of(page: str) -> str:
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]  # type: ignore[no-any-return]
+
+
+CODE = code_of(PAGE)
 
 
 def test_the_method_is_short() -> None:
@@ -55,3 +68,47 @@ def test_an_entry_point_gives_it_a_name(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     listed = r"^ *align-uniform .*Alignment and uniformity: views of an image lie close"
     assert re.search(listed, run.stdout, re.MULTILINE)
+
+
+def test_the_evaluation_of_its_page_works(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "your-evaluation.md").read_text(encoding="utf-8")
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "nearest_mean.py").write_text(code_of(page))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    command = next(line for line in page.splitlines() if line.startswith("ssl-bench evaluate")).split()
+    assert main(["evaluate", str(tiny_run), *command[3:]]) == 0
+    (recorded,) = (tiny_run / "results").glob("*.json")
+    result = read_result(recorded)
+    assert result.value is not None and 0.2 < result.value < 1.0 and result.n_test == 510  # of ten classes
+
+
+def test_the_data_set_of_its_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
+    (tmp_path / "stripes.py").write_text(code_of(page))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(CATALOGUE, "stripes", Entry("stripes:load", 16, 2, "two kinds of stripes"))
+    data = load_dataset(DataOptions("stripes"))
+    assert data.fingerprint["images"] == {"pretrain": 200, "train": 180, "validation": 20, "test": 50}
+    assert data.classes == ("upright", "flat") and data.image_size == 16
+    assert data.pretrain.labels is not None
+    across = data.pretrain.images.float().var(3).mean((1, 2))  # type: ignore[union-attr]
+    assert ((across > 0).numpy() == (data.pretrain.labels == 0)).all()  # upright stripes change along a row
+
+
+def test_the_benchmark_of_the_guide_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of docs/choosing.md: three methods with two seeds, MAE on a network of its own."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(8):
+        folder = Path("photos", ("train", "test")[number // 4], "ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (120, 100), (9 * number, 0, 0)).save(folder / f"{number}.png")
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    fits = [job.config for job in plan(tree, tmp_path / "runs") if job.config is not None]
+    networks = [(config["method"]["name"], config["backbone"]["name"], config["seed"]) for config in fits]
+    resnets = [(method, "resnet18", seed) for method in ("simclr", "byol") for seed in (0, 1)]
+    assert sorted(networks) == sorted([*resnets, *(("mae", "vit_small_patch16_224", seed) for seed in (0, 1))])
+    assert all(config["trainer"]["max_epochs"] == 40 for config in fits)

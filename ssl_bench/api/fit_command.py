@@ -76,7 +76,7 @@ def run_fit(parsed: FitConfig, argv: Sequence[str], before_torch: Callable[[], N
 
     try:
         command = ["ssl-bench", "fit", *argv]
-        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, known, _weights(parsed.config))
+        fitted = fit(parsed.config, parsed.runs, command, parsed.wandb, known, weights_named(parsed.config))
     except DivergenceError as error:
         raise RunFailed(str(error)) from None
     return FitDone(fitted.folder, fitted.already_done)  # done by another process, meanwhile
@@ -107,7 +107,7 @@ def check_runs_named(config: dict[str, Any]) -> None:
             raise UserError(f"--method.{option} {named}: no such file or folder")
 
 
-def _weights(config: dict[str, Any]) -> "Weights | None":
+def weights_named(config: dict[str, Any]) -> "Weights | None":
     """What `--backbone.weights` names."""
     from ssl_bench.checkpoints.encoder_weights import encoder_weights
     from ssl_bench.config.class_paths import BACKBONE, is_class_path

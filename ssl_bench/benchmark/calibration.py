@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from statistics import median
-from typing import Any, final
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,24 +11,10 @@ import torch
 from ssl_bench.config.options import TrainerOptions
 from ssl_bench.errors import UserError
 from ssl_bench.pretraining.building import build
+from ssl_bench.pretraining.dry_run.measured_steps import take_steps
 from ssl_bench.pretraining.trainer import prepare_process
-from ssl_bench.runtime.acceleration import compile_blocks, effective_precision
 
 STEPS = 10
-FIRST = 4  # steps that warm up
-
-
-@final
-class Clock(pl.Callback):
-    """When each step ended."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
 
 
 def seconds(config: dict[str, Any]) -> float:
@@ -37,30 +22,11 @@ def seconds(config: dict[str, Any]) -> float:
     begin = time.perf_counter()
     data, method, module = build(config)
     options = TrainerOptions(**config["trainer"])
-    clock = Clock()
-    trainer = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=STEPS,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=effective_precision(options.precision, options.accelerator),  # type: ignore[arg-type]
-        accumulate_grad_batches=options.accumulate_grad_batches,
-        callbacks=[clock],
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    if options.compile:
-        compile_blocks(method)
-    trainer.fit(method, datamodule=module)
-    batches = max(1, len(data.pretrain) // (config["data"]["batch_size"] * trainer.world_size)) * options.max_epochs
+    clock = take_steps(options, method, module, STEPS)
+    batches = max(1, len(data.pretrain) // (config["data"]["batch_size"] * clock.world_size)) * options.max_epochs
     if options.max_steps > 0:
         batches = min(batches, options.max_steps * options.accumulate_grad_batches)
-    steps = [later - earlier for earlier, later in zip(clock.times, clock.times[1:], strict=False)]
-    step = median(steps[FIRST:] or steps or [time.perf_counter() - begin])
-    return clock.times[0] - begin + step * batches
+    return clock.times[0] - begin + clock.seconds_each * batches
 
 
 def main() -> None:

@@ -19,7 +19,15 @@ from jsonargparse import Namespace
 from ssl_bench.config import class_paths, registry, signatures
 from ssl_bench.config.constraints import PathText, Seed
 from ssl_bench.config.layers import Layers, environment_layer, flag_value, flatten, read_yaml, split_argv, stack
-from ssl_bench.config.options import BackboneOptions, DataOptions, Optim, ProbeOptions, TrainerOptions, WandbOptions
+from ssl_bench.config.options import (
+    BackboneOptions,
+    DataOptions,
+    DryRunOptions,
+    Optim,
+    ProbeOptions,
+    TrainerOptions,
+    WandbOptions,
+)
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
 from ssl_bench.config.recipes import CONTINUE, Images, Recipe, fit_to, recipe_for, recipe_named
 
@@ -27,7 +35,7 @@ USUAL = (
     *("method.name", "data.name", "data.root", "backbone.name", "recipe", "init"),
     *("trainer.max_epochs", "data.batch_size", "optim.base_lr", "optim.warmup_epochs", "data.image_size"),
     *("backbone.patch_size", "trainer.accelerator", "trainer.devices", "trainer.precision", "data.num_workers"),
-    *("seed", "runs", "config", "wandb", "print_config", "help", "help_all"),
+    *("seed", "runs", "config", "wandb", "print_config", "dry-run", "dry_run.memory", "help", "help_all"),
 )
 EXAMPLES = """
 examples:
@@ -35,6 +43,7 @@ examples:
   ssl-bench fit --method mae --data cifar10 --data.download true
   ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
   ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
+  ssl-bench fit --method mae --backbone vit_small_patch16_224 --dry-run   memory, largest batch, steps, hours
   ssl-bench fit --method mae --help-all                            every option, the method's own too
 """
 
@@ -69,6 +78,9 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registr
         "--recipe", help="numbers to start from; by default the method's for such images (list recipes)"
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
+    parser.add_class_arguments(DryRunOptions, "dry_run")
+    plan = "say what the run will take (memory, largest batch, steps, FLOPs, hours), and stop"
+    parser.add_argument("--dry-run", action="store_true", dest="dry-run", help=plan)
     return parser
 
 
@@ -79,7 +91,7 @@ def _kept_parser(found: registry.Found) -> Parser:
 
 
 NOT_CONFIG = (
-    *("config", "runs", "recipe", "print_config", "help_all"),
+    *("config", "runs", "recipe", "print_config", "dry_run", "dry-run", "help_all"),
     *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_checkpoints"),
 )
 
@@ -97,6 +109,7 @@ class FitConfig:
         images: What is known of its images before they are opened.
         chosen: What that recipe was chosen for, for people; empty if it is the set's own or was asked for.
         notes: Lines for people: what of the recipe was left out.
+        dry_run: How to say what it will take, where that alone is asked for.
     """
 
     config: dict[str, Any]
@@ -107,6 +120,7 @@ class FitConfig:
     images: Images = Images()
     chosen: str = ""
     notes: tuple[str, ...] = ()
+    dry_run: DryRunOptions | None = None
 
 
 def parse_fit(
@@ -129,7 +143,7 @@ def parse_fit(
             options that do not go together.
         SystemExit: An unknown option or a bad value (2), or help was asked for (0).
     """
-    files, named, flags = split_argv(argv)
+    files, named, flags = split_argv([_dry_run_flag(token) for token in argv])
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
     given.append(("flags", named))
     below = stack(given)
@@ -167,6 +181,7 @@ def parse_fit(
     config = plain(namespace)
     if network is not None:
         config["backbone"] = _as_arguments(config["backbone"])
+    planned = namespace["dry_run"].as_dict()
     Optim(**config["optim"])  # what is wrong between its options is found now
     return FitConfig(
         config=config,
@@ -177,7 +192,16 @@ def parse_fit(
         images=images,
         chosen=recipe.why if recipe else "",
         notes=tuple(notes),
+        dry_run=DryRunOptions(**planned) if namespace["dry-run"] or planned != asdict(DryRunOptions()) else None,
     )
+
+
+def _dry_run_flag(token: str) -> str:
+    """`--dry-run` and the options of its group, which may be typed with either sign."""
+    flag, dot, rest = token.partition(".")
+    if flag not in ("--dry-run", "--dry_run"):
+        return token
+    return f"--dry_run.{rest}" if dot else "--dry-run"
 
 
 def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:
@@ -230,7 +254,8 @@ def _start(
     """The lowest layer: a recipe, fitted to the images where it was chosen for their size."""
     if recipe is None:
         pretrains = signatures.takes(registry.find("methods", method), "backbone")
-        fitted = fit_to({"backbone.name": BackboneOptions.name} if pretrains else {}, "", images, given)
+        network = given.get("backbone.name", BackboneOptions.name)
+        fitted = fit_to({"backbone.name": network} if pretrains else {}, "", images, given)
         return [("the size of the images", fitted)] if fitted else []
     options = flatten(read_yaml(recipe.file), str(recipe.file))
     fitted = {name: value for name, value in recipe.fitted.items() if name in options}

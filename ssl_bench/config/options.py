@@ -227,3 +227,18 @@ class WandbOptions:
     entity: str | None = None
     group: str | None = None
     checkpoints: bool = False
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """What a run is to be planned for, where it is not this machine.
+
+    Args:
+        memory: GiB of a device.
+        rate: Images a second of all devices together.
+        format: How it is printed.
+    """
+
+    memory: PositiveFloat | None = None
+    rate: PositiveFloat | None = None
+    format: Literal["table", "json"] = "table"

@@ -180,3 +180,26 @@ def test_flops_by_formula_are_near_those_counted(method: str) -> None:
     estimate = image_flops(parsed.config, image_size(parsed))
     assert estimate is not None
     assert 0.5 < estimate / training_flops(built) < 2
+
+
+def test_a_method_without_recipes_takes_a_network_without_patches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches fitted to small images are those of the network that is named, not of the default one."""
+    (tmp_path / "plain_method.py").write_text(PLAIN_METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    for network, patch in (("resnet_nano", None), ("vit_nano_patch4_32", 2)):
+        argv = ["--method", "plain_method.Plain", "--data", "digits", "--backbone", network]
+        assert parse_fit(argv, {}, look=image_summary).config["backbone"]["patch_size"] == patch
+
+
+PLAIN_METHOD = '''
+from ssl_bench.config.options import Optim
+from ssl_bench.models.backbone import Backbone
+
+
+class Plain:
+    """Learns nothing."""
+
+    def __init__(self, backbone: Backbone, optim: Optim = Optim()) -> None: ...
+'''
