@@ -24,6 +24,7 @@ from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.content import Content, folder_of_run
+from ssl_bench.data.files.location import located
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
@@ -225,7 +226,7 @@ def _config(argv: Sequence[str], seed: Any, parsed: dict[tuple[str, ...], dict[s
     if but_seed in parsed and type(seed) is int:
         with suppress(ValueError):
             return {**copy.deepcopy(parsed[but_seed]), "seed": checked(Seed, seed)}
-    parsed[but_seed] = parse_fit(argv, look=image_summary).config
+    parsed[but_seed] = parse_fit(argv, look=image_summary, locate=located).config
     return parsed[but_seed]
 
 
@@ -325,7 +326,7 @@ def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             entries.append({f"{group}.name": name, **flatten(options, key)})
         else:
             entries.append({} if entry is None else {f"{group}.name": entry})
-    return entries
+    return [located(entry) for entry in entries]
 
 
 def _list(tree: Mapping[str, Any], key: str, default: list[Any] | None, empty: bool = False) -> list[Any]:

@@ -33,7 +33,7 @@ EXAMPLES = """
 examples:
   ssl-bench fit --method simclr                                    embedded images, minutes on a laptop
   ssl-bench fit --method mae --data cifar10 --data.download true
-  ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
+  ssl-bench fit --method dino --data photos/ --backbone vit_small_patch16_224
   ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
   ssl-bench fit --method mae --help-all                            every option, the method's own too
 """
@@ -114,6 +114,7 @@ def parse_fit(
     environ: Mapping[str, str] = os.environ,
     look: Callable[[Mapping[str, Any]], Images] | None = None,
     named_classes: Sequence[str] = (),
+    locate: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> FitConfig:
     """Configuration of a `fit` command line.
 
@@ -123,6 +124,7 @@ def parse_fit(
         look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
             their name alone when not given.
         named_classes: Class paths that files may have, since the user named them elsewhere.
+        locate: Puts the set and its root in place of a path that stands for a set's name, in flat options.
 
     Raises:
         UserError: An unknown name, a file that cannot be read, one that names a class which the user does not, or
@@ -131,7 +133,7 @@ def parse_fit(
     """
     files, named, flags = split_argv(argv)
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
-    given.append(("flags", named))
+    given = [(origin, locate(layer)) for origin, layer in [*given, ("flags", named)]]
     below = stack(given)
     users = below.values
     own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]

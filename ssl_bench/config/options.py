@@ -74,7 +74,7 @@ class DataOptions:
     """The images.
 
     Args:
-        name: A data set (`ssl-bench list data`), or `folder` / `parquet` for your own.
+        name: A data set (`ssl-bench list data`), the path of your own images, or hf:ORG/NAME of the Hugging Face hub.
         root: Folder of the files; the downloads' folder for torchvision's sets.
         download: Fetch a torchvision set that is not under root yet.
         batch_size: Images per batch and device.
@@ -87,7 +87,8 @@ class DataOptions:
             class, fixed by split_seed, none of them of the validation part; all when not given.
         value_range: Values that become black and white in images with more than 8 bits or a sign: "0,4095", say;
             guessed from the whole set and printed when not given, or auto.
-        label_column: Column of a parquet file that holds the classes, when its name is none of the usual ones.
+        label_column: Column (of tars: ending or JSON field) that holds the classes, when its name is none of the usual
+            ones or there are several; none for no labels.
     """
 
     name: str = "digits-canvas"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MASKED = "ssl_bench.data.sources.masked:"
+TABLES = "ssl_bench.data.sources.tables:load"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
 
@@ -96,9 +97,13 @@ CATALOGUE: dict[str, Entry] = {
         None,
         "yours: train/val/test class folders, or unlabelled images in one",
     ),
-    "parquet": Entry(
-        "ssl_bench.data.sources.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"
+    "parquet": Entry(TABLES, None, None, "yours: Hugging Face image layout, one or many shards"),
+    "arrow": Entry(TABLES, None, None, "yours: what Hugging Face's save_to_disk wrote"),
+    "table": Entry(TABLES, None, None, "yours: metadata.csv, or a CSV, TSV, JSON or parquet table of paths and labels"),
+    "webdataset": Entry(
+        "ssl_bench.data.sources.webdataset:load", None, None, "yours: WebDataset tars, NAME.jpg beside NAME.cls"
     ),
+    "hf": Entry(TABLES, None, None, "a data set of the Hugging Face hub, --data hf:ORG/NAME[/CONFIG]"),
 }
 
 

@@ -11,6 +11,7 @@ from ssl_bench.config.constraints import Device, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
+from ssl_bench.data.files.location import located
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import Target, parse_target
 
@@ -72,6 +73,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         *((str(f), flatten(read_yaml(f), str(f))) for f in files),
         ("flags", named),
     ]
+    given = [(origin, located(layer)) for origin, layer in given]
     chosen, below = flag_value(flags, "--protocols"), stack(given)
     asked = chosen or below.values.get("protocols", DEFAULT_PROTOCOLS)
     names = asked if isinstance(asked, list) else str(asked).split(",")

@@ -21,7 +21,16 @@ NOT_IDENTITY = (
     ("trainer", "requeue"),
 )
 
-OWN = ("folder", "parquet", "image-masks")  # sets that are someone's own images
+OWN = (
+    "folder",
+    "parquet",
+    "arrow",
+    "table",
+    "hf",
+    "webdataset",
+    "array",
+    "image-masks",
+)  # sets that are someone's own images
 
 
 def identity(config: dict[str, Any], content: str | None = None) -> str:

@@ -16,9 +16,10 @@ from typing import Any, final
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
 from ssl_bench.data.files.digests import digests_of
+from ssl_bench.data.files.image_column import images_named_in
 from ssl_bench.data.files.layout import read_layout
 from ssl_bench.data.files.listing import ImageFile, find_images, written_name
-from ssl_bench.data.files.shards import digests_of_shards, find_shards
+from ssl_bench.data.files.shards import SUFFIXES, TABLES, digests_of_shards, find_shards
 from ssl_bench.errors import UserError
 from ssl_bench.records.decoding import read_record
 from ssl_bench.records.files import write_json
@@ -79,6 +80,9 @@ def content_of(options: DataOptions) -> Content | None:
         base, shards = find_shards(options)
         parts = (digests_of_shards(base, split, paths) for split, paths in shards.items())
         rows = [row for known, hashes in parts for row in zip(known, hashes, strict=True)]
+        if options.name in TABLES:
+            named = images_named_in(base, (file for files in shards.values() for file in files))
+            rows += zip(named, digests_of(base, named, "images"), strict=True)
     lines: dict[str, list[str]] = {}
     for file, digest in sorted(rows):
         lines.setdefault(_group(file), []).append(f"{file.name}\0{digest}\n")
@@ -174,7 +178,7 @@ def _row(content: Content, folder: str) -> list[Any]:
 
 
 def _group(file: ImageFile) -> str:
-    return file.name if file.name.endswith(".parquet") else file.name.rpartition("/")[0]
+    return file.name if file.name.endswith(SUFFIXES) else file.name.rpartition("/")[0]
 
 
 def _sha256(text: str) -> str:
