@@ -48,6 +48,7 @@ class BackboneOptions:
         interpolate_offset: At other sizes than img_size, a ViT's positions are resampled by (side + offset) / native
             side, DINO's 0.1 when not given; 0 asks for that many positions, as MAE and DINOv2 with registers do.
         interpolate_antialias: Smooth positions that are resampled to fewer, as DINOv2 with registers does.
+        channels: Of an input image; the data's own when not given.
         pretrained: Start from the weights that timm has for this name, downloaded once, not from random ones.
         weights: Start from this file's: any that `ssl-bench import` reads, or the backbone of a run's folder.
     """
@@ -65,6 +66,7 @@ class BackboneOptions:
     absolute_positions: bool | None = None
     interpolate_offset: Annotated[float, Range(min=0, max=1)] | None = None
     interpolate_antialias: bool | None = None
+    channels: Annotated[int, Range(min=1, max=512)] | None = None
     pretrained: bool | None = None
     weights: PathText | None = None
 
@@ -89,6 +91,7 @@ class DataOptions:
             guessed from the whole set and printed when not given, or auto.
         label_column: Column (of tars: ending or JSON field) that holds the classes, when its name is none of the usual
             ones or there are several; none for no labels.
+        channels: Of an image: 1 keeps gray files gray, with all their bits; arrays have their own, files otherwise RGB.
     """
 
     name: str = "digits-canvas"
@@ -103,6 +106,7 @@ class DataOptions:
     label_fraction: Fraction | None = None
     value_range: Annotated[str, TwoNumbers()] | None = None
     label_column: str | None = None
+    channels: Annotated[int, Range(min=1, max=512)] | None = None
 
 
 @dataclass(frozen=True)

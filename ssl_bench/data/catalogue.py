@@ -103,6 +103,9 @@ CATALOGUE: dict[str, Entry] = {
     "webdataset": Entry(
         "ssl_bench.data.sources.webdataset:load", None, None, "yours: WebDataset tars, NAME.jpg beside NAME.cls"
     ),
+    "array": Entry(
+        "ssl_bench.data.sources.arrays:load", None, None, "yours: NumPy or Zarr arrays of images with any channels"
+    ),
     "hf": Entry(TABLES, None, None, "a data set of the Hugging Face hub, --data hf:ORG/NAME[/CONFIG]"),
 }
 

@@ -11,6 +11,7 @@ from ssl_bench.config.constraints import local_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.config.recipes import SMALL, Images
 from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.files.arrays import channel_axis, find_arrays
 from ssl_bench.data.files.columnar import count_rows, first_rows, read_schema
 from ssl_bench.data.files.image_column import embeds, image_column, paths
 from ssl_bench.data.files.shards import TABLES, find_shards
@@ -45,6 +46,8 @@ def image_summary(data: Mapping[str, Any]) -> Images:
         count, sizes = _of_tables(DataOptions(name=name, root=str(data["root"])))
     elif name == "webdataset":
         count, sizes = _of_tars(DataOptions(name=name, root=str(root)))
+    elif name == "array":
+        count, sizes = _of_arrays(DataOptions(name=name, root=str(root), channels=_channels(data)))
     elif name == "folder" and root.is_dir():
         train = root / "train"
         count, sizes = _of_folder(train if train.is_dir() else root)
@@ -113,6 +116,22 @@ def _of_tars(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:
         return None, []
     looked_at = images[:: max(1, len(images) // LOOKED_AT)]
     return len(images) * len(tars), _sizes([io.BytesIO(read_member(tars[0], each)) for each in looked_at])
+
+
+def _of_arrays(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:
+    """The same of arrays."""
+    try:
+        images = find_arrays(options)["train"].images
+        axis = channel_axis(images.shape, options.channels, images.place)
+    except UserError:
+        return None, []
+    height, width = (side for at, side in enumerate(images.shape) if at > 0 and at != axis)
+    return images.shape[0], [(width, height)]
+
+
+def _channels(data: Mapping[str, Any]) -> int | None:
+    text = str(data.get("channels"))
+    return int(text) if text.isdecimal() else None
 
 
 def _sizes(files: Sequence[Any]) -> list[tuple[int, int]]:

@@ -35,7 +35,11 @@ class Cell:
 
 
 def to_image(pixels: Tensor, side: int) -> Image.Image:
-    """(3, H, W) in [0, 1], square, at most about ``side`` pixels wide: small images enlarged by whole numbers."""
+    """(C, H, W) in [0, 1], square, at most about ``side`` pixels wide: small images enlarged by whole numbers.
+
+    Of images without colours the first three channels are shown as red, green and blue, or the only one as gray.
+    """
+    pixels = pixels[[min(channel, len(pixels) - 1) for channel in range(3)]]
     values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(np.ascontiguousarray(values))
     if image.width <= side:

@@ -102,6 +102,8 @@ def _of_class(options: BackboneOptions) -> Created:
     args = dict(options.timm_args or {})
     if "img_size" in inspect.signature(cls).parameters:
         args.setdefault("img_size", options.img_size or NATIVE)
+    if options.channels is not None and "in_chans" in inspect.signature(cls).parameters:
+        args.setdefault("in_chans", options.channels)
     try:
         model = cls(**args)
     except Exception as error:
@@ -111,19 +113,19 @@ def _of_class(options: BackboneOptions) -> Created:
 
 
 @torch.no_grad()
-def evaluated(model: nn.Module, forward: Callable[[Tensor], Any], size: int) -> Any:
+def evaluated(model: nn.Module, forward: Callable[[Tensor], Any], size: int, channels: int = 3) -> Any:
     """What comes out of two black images of this size, in eval mode; the network stays as it was."""
     modes = {module: module.training for module in model.modules()}
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     try:
         model.eval()
-        return forward(torch.zeros(2, 3, size, size, device=device))
+        return forward(torch.zeros(2, channels, size, size, device=device))
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def pooled_width(model: nn.Module, name: str, size: int, native: int | None) -> int:
+def pooled_width(model: nn.Module, name: str, size: int, native: int | None, channels: int = 3) -> int:
     """D of the (B, D) features that a network gives, found by one forward pass.
 
     Args:
@@ -131,16 +133,20 @@ def pooled_width(model: nn.Module, name: str, size: int, native: int | None) -> 
         name: For messages.
         size: Pixels of a side of the images.
         native: Those that the network was made for, where that is known.
+        channels: Of the images.
 
     Raises:
         UserError: It does not take such images, or gives something else.
     """
     try:
-        features = evaluated(model, model, size)
+        features = evaluated(model, model, size, channels)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         other = f"; it was made for {native}: --backbone.img_size {native}" if native not in (None, size) else ""
-        raise UserError(f"backbone {name} does not take images of {size} x {size} pixels ({reason}){other}") from None
+        many = f" and {channels} channels" if channels != 3 else ""
+        raise UserError(
+            f"backbone {name} does not take images of {size} x {size} pixels{many} ({reason}){other}"
+        ) from None
     if isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point():
         return int(features.shape[1])
     raise UserError(f"backbone {name} gives {_said_of(features)}")

@@ -64,7 +64,10 @@ def training_flops(method: Method) -> float:
     """FLOPs of one image's forward and backward, counted on a copy with two random images."""
     copied = copy.deepcopy(method).train()
     generator = torch.Generator().manual_seed(0)
-    views = [torch.rand(2, 3, v.size, v.size, generator=generator) for v in method.views() for _ in range(v.count)]
+    channels = getattr(getattr(method, "backbone", None), "channels", 3)  # a tokenizer has no backbone
+    views = [
+        torch.rand(2, channels, v.size, v.size, generator=generator) for v in method.views() for _ in range(v.count)
+    ]
     labels = {"labels": torch.zeros(2, dtype=torch.int64)} if method.needs_labels else {}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         copied.loss(views, **labels).backward()

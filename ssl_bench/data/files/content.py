@@ -15,10 +15,11 @@ from typing import Any, final
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
+from ssl_bench.data.files.arrays import array_files
 from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.image_column import images_named_in
 from ssl_bench.data.files.layout import read_layout
-from ssl_bench.data.files.listing import ImageFile, find_images, written_name
+from ssl_bench.data.files.listing import ImageFile, find_images, listed, written_name
 from ssl_bench.data.files.shards import SUFFIXES, TABLES, digests_of_shards, find_shards
 from ssl_bench.errors import UserError
 from ssl_bench.records.decoding import read_record
@@ -73,6 +74,10 @@ def content_of(options: DataOptions) -> Content | None:
     if options.name == "folder":
         layout = read_layout(options)
         rows = list(zip(layout.files, digests_of(layout.root, layout.files), strict=True))
+    elif options.name == "array":
+        base, files = array_files(options)
+        known = listed((path.relative_to(base).as_posix(), str(path)) for path in files)
+        rows = list(zip(known, digests_of(base, known, "arrays"), strict=True))
     elif options.name == "image-masks":
         found = find_images(str(Path(options.root or "").expanduser()))
         rows = list(zip(found.files, digests_of(Path(options.root or "").expanduser(), found.files), strict=True))

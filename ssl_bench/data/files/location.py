@@ -60,7 +60,7 @@ def data_at(text: str) -> tuple[str, str]:
     except ValueError as error:
         raise UserError(f"--data {text} {error}") from None
     if not path.exists():
-        raise UserError(f"no data set and no folder or file {text!r}{near(text, CATALOGUE)}: see `ssl-bench list data`")
+        raise UserError(f"no data set and no folder {text!r}{near(text, CATALOGUE)} (ssl-bench list data)")
     return (_of_folder(path) if path.is_dir() else _of_file(path)), str(path)
 
 

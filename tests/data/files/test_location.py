@@ -66,7 +66,7 @@ def test_what_holds_no_images_is_refused_with_a_remedy(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=said):
             data_at(str(tmp_path / name))
-    with pytest.raises(UserError, match="no data set and no folder or file"):
+    with pytest.raises(UserError, match="no data set and no folder"):
         data_at(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="leave one out"):
         located({"data.name": str(tmp_path), "data.root": "x"})
