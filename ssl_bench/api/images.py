@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeAlias
 
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of
 from ssl_bench.data.files.location import data_at
 
 Data: TypeAlias = str | PathLike[str] | Mapping[str, Any]
@@ -22,7 +22,7 @@ def data_options(data: Data | None) -> dict[str, Any]:
         return {}
     if isinstance(data, Mapping):
         return dict(data)
-    if isinstance(data, str) and data in CATALOGUE:
+    if isinstance(data, str) and entry_of(data) is not None:
         return {"name": data}
     name, root = data_at(str(data))
     return {"name": name, "root": root}

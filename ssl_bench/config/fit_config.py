@@ -63,6 +63,8 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registr
     parser.add_class_arguments(ProbeOptions, "probe")
     help_init = "start from the weights of this run, not from random ones"
     parser.add_argument("--init", type=PathText | None, metavar="RUN", help=help_init)
+    what = "operations of yours on each view, besides the method's: class paths or plug-ins, with commas"
+    parser.add_argument("--operations", type=str | None, metavar="NAME,...", help=what)
     parser.add_argument("--seed", type=Seed, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
     parser.add_argument(
@@ -136,7 +138,8 @@ def parse_fit(
     given = [(origin, locate(layer)) for origin, layer in [*given, ("flags", named)]]
     below = stack(given)
     users = below.values
-    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    own = [o for o in (class_paths.TOKENIZER, class_paths.OPERATIONS) if flag_value(flags, f"--{o}") is not None]
+    class_paths.name_classes(*(flag_value(flags, f"--{class_paths.OPERATIONS}") or "").split(","))
     _refuse_unnamed_classes(below, own, named_classes)  # before anything is looked up by its name
     method, asked = users.get("method.name"), users.pop("recipe", None)
     set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
@@ -183,8 +186,8 @@ def parse_fit(
 
 
 def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:
-    """Class paths of files alone are refused; a tokenizer that a flag names (``own``) stands above those of files."""
-    values = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    """Class paths of files alone are refused; options that a flag sets (``own``) stand above those of files."""
+    values = {name: value for name, value in layers.values.items() if name not in own}
     class_paths.check(values, layers.origins, named_classes)
 
 

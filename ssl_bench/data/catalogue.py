@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_bench.config import class_paths, registry
+
 MASKED = "ssl_bench.data.sources.masked:"
 TABLES = "ssl_bench.data.sources.tables:load"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
@@ -108,6 +110,21 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "hf": Entry(TABLES, None, None, "a data set of the Hugging Face hub, --data hf:ORG/NAME[/CONFIG]"),
 }
+
+
+def entry_of(name: str) -> Entry | None:
+    """The data set of a name: of the catalogue, of an installed plug-in, or a function of the user's by its path."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    if name not in registry.plug_ins("data") and not class_paths.is_class_path(class_paths.DATA, name):
+        return None
+    found = registry.find_plug_in("data", name)
+    return Entry(f"{found.module}:{found.class_name}", None, None, f"plug-in: {found.module}")
+
+
+def names() -> list[str]:
+    """The catalogue's and installed plug-ins'."""
+    return [*CATALOGUE, *registry.plug_ins("data")]
 
 
 def default_root() -> Path:

@@ -5,7 +5,6 @@ Shapes: N images, H x W pixels.
 
 import contextlib
 import hashlib
-import importlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of, names
 from ssl_bench.data.decode import BrokenImage
 from ssl_bench.data.files.listing import written_name
 from ssl_bench.data.geometry import see_image
@@ -153,14 +153,19 @@ def load_dataset(options: DataOptions) -> Dataset:
     Raises:
         UserError: Its name is unknown, its files are missing or unfit, or it has one class only.
     """
-    if options.name not in CATALOGUE:
-        raise UserError(f"no data set {options.name!r}{near(options.name, CATALOGUE)}: see `ssl-bench list data`")
+    entry = entry_of(options.name)
+    if entry is None:
+        raise UserError(f"no data set {options.name!r}{near(options.name, names())}: see `ssl-bench list data`")
+    if class_paths.is_class_path(class_paths.DATA, options.name):
+        class_paths.refuse_unnamed(class_paths.DATA, options.name)
     if not 0 <= options.val_fraction < 1:
         raise UserError(f"--data.val_fraction is {options.val_fraction}: give a part of 1, such as 0.1")
     if options.label_fraction is not None and not 0 < options.label_fraction <= 1:
         raise UserError(f"--data.label_fraction is {options.label_fraction}: give a part of 1, such as 0.01")
-    module, _, function = CATALOGUE[options.name].loader.partition(":")
-    source: Source = getattr(importlib.import_module(module), function)(options)
+    module, _, function = entry.loader.partition(":")
+    source = registry.load_object(registry.Found(options.name, module, function))(options)
+    if not isinstance(source, Source):
+        raise UserError(f"--data {options.name} gives a {type(source).__name__}, not a ssl_bench.data.pool.Source")
     title = _title(options)
     skipped = _skipped(source)
     _say_skipped(title, skipped)

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_bench.config.constraints import local_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.config.recipes import SMALL, Images
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of, names
 from ssl_bench.data.files.arrays import channel_axis, find_arrays
 from ssl_bench.data.files.columnar import count_rows, first_rows, read_schema
 from ssl_bench.data.files.image_column import embeds, image_column, paths
@@ -31,7 +31,7 @@ def image_summary(data: Mapping[str, Any]) -> Images:
         data: `name` and `root`, as they were given.
     """
     name = str(data["name"])
-    entry = CATALOGUE.get(name)
+    entry = entry_of(name)
     if entry is not None and entry.images is not None:
         return Images(name, entry.image_size, entry.images)
     if entry is None or data.get("root") is None:
@@ -68,8 +68,8 @@ def check_place(data: Mapping[str, Any]) -> None:
     Raises:
         UserError: The set is unknown, or there is nothing at `root`.
     """
-    if data["name"] not in CATALOGUE:
-        raise UserError(f"no data set {data['name']!r}{near(data['name'], CATALOGUE)}: see `ssl-bench list data`")
+    if entry_of(data["name"]) is None:
+        raise UserError(f"no data set {data['name']!r}{near(data['name'], names())}: see `ssl-bench list data`")
     if data["name"] in OWN and data["name"] != "hf" and data.get("root") and not Path(data["root"]).exists():
         raise UserError(f"no folder {data['root']}: --data.root says where the images are")
 
@@ -85,9 +85,9 @@ def _of_folder(folder: Path) -> tuple[int, list[tuple[int, int]]]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
+    for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "@", "$")))
-        yield from (os.path.join(place, name) for name in sorted(names) if SUFFIXES.search(name))
+        yield from (os.path.join(place, name) for name in sorted(files) if SUFFIXES.search(name))
 
 
 def _of_tables(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:

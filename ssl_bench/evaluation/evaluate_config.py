@@ -79,6 +79,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     names = asked if isinstance(asked, list) else str(asked).split(",")
     if not chosen:
         class_paths.check_evaluations([str(name).strip() for name in names], below.origins.get("protocols", "flags"))
+    class_paths.check({class_paths.DATA: below.values.get(class_paths.DATA)}, below.origins)
     classes = _classes(names)
     groups = {name: name.rpartition(".")[2].replace("-", "_") for name in classes}
     presets = [

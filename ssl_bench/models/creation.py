@@ -92,7 +92,7 @@ def _made(options: BackboneOptions, architecture: str, args: dict[str, Any]) -> 
 
 
 def _of_class(options: BackboneOptions) -> Created:
-    class_paths.refuse_unnamed_backbone(options.name)
+    class_paths.refuse_unnamed(class_paths.BACKBONE, options.name)
     cls = registry.load(registry.class_at(options.name, "backbone"))
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"backbone {options.name} is no torch.nn.Module")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_bench.config import registry
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
 from ssl_bench.console import say
 from ssl_bench.data.dataset import Channels, Dataset, load_dataset
@@ -62,7 +62,12 @@ def build_on(
     elif data_options.label_fraction is not None:
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
         raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
-    return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+    operations = [name.strip() for name in (config.get("operations") or "").split(",") if name.strip()]
+    for name in operations:
+        if class_paths.is_class_path(class_paths.OPERATIONS, name):
+            class_paths.refuse_unnamed(class_paths.OPERATIONS, name)
+    seed, labels = config["seed"], method.needs_labels
+    return data, method, DataModule(data, data_options, method.views(), seed, labels, operations)
 
 
 def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.config.constraints import local_path
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of, names
 from ssl_bench.data.files.columnar import IMAGES, embeds_images
 from ssl_bench.errors import UserError, near
 
@@ -32,7 +32,7 @@ def located(options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: Nothing is at that path, what is there holds no images, or `data.root` names another.
     """
     name = options.get("data.name")
-    if not isinstance(name, str) or name in CATALOGUE or not (name.startswith(HUB) or is_path(name)):
+    if not isinstance(name, str) or entry_of(name) is not None or not (name.startswith(HUB) or is_path(name)):
         return dict(options)
     if options.get("data.root") is not None:
         raise UserError(
@@ -60,7 +60,7 @@ def data_at(text: str) -> tuple[str, str]:
     except ValueError as error:
         raise UserError(f"--data {text} {error}") from None
     if not path.exists():
-        raise UserError(f"no data set and no folder {text!r}{near(text, CATALOGUE)} (ssl-bench list data)")
+        raise UserError(f"no data set and no folder {text!r}{near(text, names())} (ssl-bench list data)")
     return (_of_folder(path) if path.is_dir() else _of_file(path)), str(path)
 
 
