@@ -14,9 +14,9 @@ from ssl_bench.errors import UserError
 
 # Options whose value may be a class path.
 METHOD, BACKBONE, TOKENIZER = "method.name", "backbone.name", "method.tokenizer"
-DATA, OPERATIONS = "data.name", "operations"
+DATA, OPERATIONS, CALLBACKS = "data.name", "operations", "trainer.callbacks"
 FLAGS = {METHOD: "--method", BACKBONE: "--backbone", TOKENIZER: f"--{TOKENIZER}", DATA: "--data"}
-FLAGS |= {OPERATIONS: f"--{OPERATIONS}"}
+FLAGS |= {OPERATIONS: f"--{OPERATIONS}", CALLBACKS: f"--{CALLBACKS}"}
 USERS = ("flags", "the environment")  # origins that are the user's own word
 _NAMED: set[str] = set()  # by the user, to this process
 
@@ -60,7 +60,7 @@ def refuse_unnamed(option: str, name: str) -> None:
     """Refuse to import a class that only a run folder names.
 
     Args:
-        option: BACKBONE, DATA or OPERATIONS.
+        option: BACKBONE, DATA, OPERATIONS or CALLBACKS.
         name: Its class path.
 
     Raises:
@@ -71,6 +71,7 @@ def refuse_unnamed(option: str, name: str) -> None:
             BACKBONE: "the network is of the class",
             DATA: "the images are read by",
             OPERATIONS: "views are made by",
+            CALLBACKS: "training calls",
         }
         remedy = f"name it yourself: --classes {name} (of fit: {FLAGS[option]} {name})"
         raise UserError(f"{what[option]} {name}, and a file alone has no code run: {remedy}")
@@ -92,6 +93,8 @@ def is_class_path(option: str, value: str) -> bool:
     """Whether a value can only be a class path."""
     if option == METHOD:
         return "." in value and value not in registry.names("methods")
+    if option == CALLBACKS:
+        return bool(value)
     if option in (DATA, OPERATIONS):
         own = registry.plug_ins("data" if option == DATA else "operations")
         plain = "." in value and not set("/:~") & set(value) and value not in own and not Path(value).exists()

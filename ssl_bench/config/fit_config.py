@@ -8,7 +8,7 @@ messages.
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,11 @@ def parse_fit(
     given = [(origin, locate(layer)) for origin, layer in [*given, ("flags", named)]]
     below = stack(given)
     users = below.values
-    own = [o for o in (class_paths.TOKENIZER, class_paths.OPERATIONS) if flag_value(flags, f"--{o}") is not None]
-    class_paths.name_classes(*(flag_value(flags, f"--{class_paths.OPERATIONS}") or "").split(","))
+    by_flag = {o: flag_value(flags, f"--{o}") for o in (class_paths.OPERATIONS, class_paths.CALLBACKS)}
+    for text in by_flag.values():
+        class_paths.name_classes(*(name.strip() for name in (text or "").split(",")))
+    own = [o for o, text in by_flag.items() if text is not None]
+    own += [class_paths.TOKENIZER] if flag_value(flags, f"--{class_paths.TOKENIZER}") is not None else []
     _refuse_unnamed_classes(below, own, named_classes)  # before anything is looked up by its name
     method, asked = users.get("method.name"), users.pop("recipe", None)
     set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
@@ -177,12 +180,19 @@ def parse_fit(
         config=config,
         runs=Path(namespace.runs),
         recipe=" + ".join([*([recipe.name] if recipe else []), *([CONTINUE] if continues else [])]) or None,
-        wandb=wandb_options(namespace),
+        wandb=_wandb(namespace),
         print_config="--print_config" in flags,
         images=images,
         chosen=recipe.why if recipe else "",
         notes=tuple(notes),
     )
+
+
+def _wandb(namespace: Namespace) -> WandbOptions:
+    """The options of W&B, which `--trainer.loggers wandb` turns on."""
+    options = wandb_options(namespace)
+    asked = options.mode == "off" and "wandb" in str(namespace.trainer.loggers).split(",")
+    return replace(options, mode="auto") if asked else options
 
 
 def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from ssl_bench.config.constraints import (
 )
 from ssl_bench.errors import UserError
 
+LOGGERS = r"(csv|wandb|tensorboard|mlflow)(,(csv|wandb|tensorboard|mlflow))*"
 Devices = Annotated[
     int | str, Matching(r"auto|-1|[1-9]\d{0,3}|\d{1,3}(,\d{1,3})+", "auto, a number from 1, or a list such as 0,2")
 ]
@@ -164,7 +165,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Passed to Lightning's Trainer.
+    """Passed to Lightning's Trainer, but for what is explained otherwise.
 
     Args:
         max_epochs: Passes over the training images.
@@ -183,6 +184,16 @@ class TrainerOptions:
         checkpoint_minutes: Between checkpoints within an epoch; 0 for one after each epoch alone.
         requeue: On SIGUSR1, save, have SLURM queue the job again (scontrol requeue) and stop; otherwise save and go on.
         fast_dev_run: One batch, nothing written: does it run at all?
+        callbacks: Lightning callbacks of yours, class paths with commas, each made without arguments.
+        loggers: Where numbers go besides metrics.csv, with commas: csv, wandb (as --wandb auto), tensorboard, mlflow.
+        profiler: Time of each part of training in the run's folder: simple, advanced, or pytorch for each operator.
+        checkpoint_activations: Compute the activations of each block again in the backward rather than keep them: less
+            memory, slower steps, the same numbers.
+        ema: Decay of an average of the backbone's weights over the steps, 0.999 say, saved as its branch `ema`.
+        deterministic: Only algorithms that give the same numbers again; slower, and an error where there is none.
+        benchmark: Let cuDNN try which algorithm is fastest, for inputs of one size.
+        detect_anomaly: Stop at the operation whose gradient is no number; slow.
+        enable_model_summary: Print the method's parts and their parameters at the start.
     """
 
     max_epochs: PositiveInt = 100
@@ -200,6 +211,15 @@ class TrainerOptions:
     checkpoint_minutes: PositiveFloat = 15.0
     requeue: bool = False
     fast_dev_run: bool = False
+    callbacks: str | None = None
+    loggers: Annotated[str, Matching(LOGGERS, "of csv, wandb, tensorboard, mlflow, with commas")] | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    checkpoint_activations: bool | None = None
+    ema: Annotated[float, Range(above=0, below=1)] | None = None
+    deterministic: bool | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool | None = None
+    enable_model_summary: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -236,18 +236,17 @@ def _statistics(name: str, pool: Pool) -> tuple[Channels, Channels]:
     if name in STATISTICS and pool.channels == 3:
         return STATISTICS[name]
     if isinstance(pool, ResidentPool):
-        return measured(pool.images)
+        return measured(pool)
     return STATISTICS["imagenet"] if pool.channels == 3 else measured_on_some(pool)
 
 
-def measured(images: torch.Tensor, most: int = 50_000) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel over at most so many evenly spaced images, to four decimals.
+def measured(pool: ResidentPool, most: int = 50_000) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel over at most so many evenly spaced images, to four decimals."""
+    return _measured(pool.images[:: -(-len(pool) // most)])
 
-    Args:
-        images: (N, C, H, W), uint8 or float from 0 to 255; of those the numbers have six digits.
-        most: Images that are looked at.
-    """
-    images = images[:: -(-len(images) // most)]
+
+def _measured(images: torch.Tensor) -> tuple[Channels, Channels]:
+    """The same of (N, C, H, W), uint8, or float from 0 to 255, whose numbers have six digits."""
     level = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
@@ -272,7 +271,7 @@ def measured_on_some(pool: Pool, most: int = 500) -> tuple[Channels, Channels]:
     for row in np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64)):
         with contextlib.suppress(BrokenImage):  # named when it is read in earnest
             seen.append(see_image(pool.image(int(row)), PHOTOGRAPH))
-    return measured(torch.stack(seen)) if seen else ((0.5,) * pool.channels, (0.25,) * pool.channels)
+    return _measured(torch.stack(seen)) if seen else ((0.5,) * pool.channels, (0.25,) * pool.channels)
 
 
 def _fingerprint(source: Source, skipped: dict[str, str]) -> dict[str, Any]:

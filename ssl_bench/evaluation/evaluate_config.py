@@ -116,7 +116,9 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_class_arguments(BackboneOptions, "backbone")
     parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
     parser.add_argument("--device", type=Device, default="auto", metavar="NAME", help="where networks run")
-    parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
+    parser.add_argument(
+        "--branch", choices=("student", "teacher", "ema"), help="the only network of a run that has several"
+    )
     theirs = "classes of yours that networks of runs are of (my_package.net.Net), with commas: their code will run"
     parser.add_argument("--classes", default="", metavar="CLASS,...", help=theirs)
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")

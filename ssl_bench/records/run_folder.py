@@ -19,6 +19,13 @@ NOT_IDENTITY = (
     ("trainer", "log_every_n_steps"),
     ("trainer", "checkpoint_minutes"),
     ("trainer", "requeue"),
+    ("trainer", "loggers"),
+    ("trainer", "profiler"),
+    ("trainer", "checkpoint_activations"),
+    ("trainer", "deterministic"),
+    ("trainer", "benchmark"),
+    ("trainer", "detect_anomaly"),
+    ("trainer", "enable_model_summary"),
 )
 
 OWN = (
