@@ -70,7 +70,8 @@ def test_the_operation(package, capfd):
         losses.append([row["loss"] for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines())])
     assert losses[0] == losses[1] != losses[2]
     (folder,) = (path for path in Path("runs0").iterdir() if path.is_dir())
-    assert main(["figures", str(folder), "--only", "views"]) == 0
+    assert main(["figures", str(folder), "--only=views", "--classes=my_package.microscopy.rotate"]) == 0
+    assert (folder / "figures" / "views.png").is_file()
 
 
 def test_views_are_turned_as_pixels(package):
