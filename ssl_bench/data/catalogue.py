@@ -7,6 +7,7 @@ from pathlib import Path
 from ssl_bench.config import class_paths, registry
 
 MASKED = "ssl_bench.data.sources.masked:"
+SUBSETS = "ssl_bench.data.sources.imagenet_subsets:"
 TABLES = "ssl_bench.data.sources.tables:load"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
@@ -86,6 +87,16 @@ CATALOGUE: dict[str, Entry] = {
         TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880", 3_760
     ),
     "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925", 9_469),
+    "tiny_imagenet": Entry(
+        SUBSETS + "tiny_imagenet", 64, 200, "TinyImageNet as it is unpacked, 64 px, 100,000 + 10,000 (its val)", 100_000
+    ),
+    "imagenet100": Entry(
+        SUBSETS + "imagenet100",
+        None,
+        100,
+        "ImageNet-100: 100 class folders in train/ and val/, or a list of them",
+        126_689,
+    ),
     "voc2012": Entry(MASKED + "voc2012", None, 21, "PASCAL VOC 2012, a class for each pixel, 1,464 + 1,449", 1_464),
     "oxford_pets_trimaps": Entry(
         MASKED + "pets", None, 2, "Oxford-IIIT Pets, pet or background for each pixel, 3,680 + 3,669", 3_680

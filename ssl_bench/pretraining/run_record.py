@@ -38,13 +38,13 @@ def describe_run(config: dict[str, Any], data: Dataset, method: Method, command:
         created=now(),
         command=list(command),
         version=ssl_bench.__version__,
-        branch=default_branch(method) if pretrains else "",
+        branch=default_branch(method, bool(config["trainer"].get("ema"))) if pretrains else "",
     )
 
 
-def default_branch(method: Method) -> str:
-    """The default of a method's networks, where there are several."""
-    return next(iter(method.branches)) if len(method.branches) > 1 else ""
+def default_branch(method: Method, averaged: bool = False) -> str:
+    """The default of a method's networks, where there are several; an average of the weights is another."""
+    return next(iter(method.branches)) if averaged or len(method.branches) > 1 else ""
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ssl_bench.data.catalogue import CATALOGUE
 from ssl_bench.data.files.arrays import array_files
 from ssl_bench.data.files.digests import digests_of
 from ssl_bench.data.files.image_column import images_named_in
+from ssl_bench.data.files.imagenet_subsets import imagenet100_classes
 from ssl_bench.data.files.layout import read_layout
 from ssl_bench.data.files.listing import ImageFile, find_images, is_system, listed, written_name
 from ssl_bench.data.files.shards import SUFFIXES, TABLES, digests_of_shards, find_shards
@@ -70,6 +71,10 @@ def content_of(options: DataOptions) -> Content | None:
     Raises:
         UserError: There are no such images.
     """
+    if options.name == "imagenet100" and options.root:  # of which there are several choices of classes
+        root = Path(options.root).expanduser()
+        classes = _sha256("\n".join(imagenet100_classes(root))) if root.is_dir() else ""
+        return Content(os.path.realpath(root), classes[:16], {"": (100, classes)})
     if options.name not in OWN:
         return _of_plug_in(options) if options.name not in CATALOGUE and options.root else None
     if options.name == "folder":
