@@ -289,4 +289,4 @@ def divisor(number: int, most: int) -> int:
 
 def _width(backbone: FeatureExtractor) -> int:
     """D of the tokens or of the last map, which may have other channels than the pooled features."""
-    return int(backbone.tokens(torch.zeros(1, 3, backbone.img_size, backbone.img_size)).shape[2])
+    return int(backbone.tokens(torch.zeros(1, backbone.channels, backbone.img_size, backbone.img_size)).shape[2])

@@ -31,7 +31,7 @@ from ssl_bench.config.constraints import (
     Seed,
 )
 from ssl_bench.data.splits import TrainSplit, ValidationSplit
-from ssl_bench.evaluation.corrupted_test import CorruptedTest
+from ssl_bench.evaluation.corrupted_test import CorruptedTest, needs_colours
 from ssl_bench.evaluation.evaluation import Fit
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
 from ssl_bench.evaluations.finetune import Finetune
@@ -92,7 +92,7 @@ class RobustnessFinetune(CorruptedTest[FineTuneModel]):
         self._finetune = Finetune(**self.options())
 
     def refusal(self, backbone: FeatureExtractor) -> str | None:
-        return self._finetune.refusal(backbone)
+        return self._finetune.refusal(backbone) or needs_colours(backbone)
 
     def fit(self, backbone: FeatureExtractor, train: TrainSplit, validation: ValidationSplit) -> Fit[FineTuneModel]:
         found = self._finetune.fit(backbone, train, validation)

@@ -98,7 +98,7 @@ class BEiT(Method):
         self.tokenizer: PatchTokens | None = None
         if tokenizer != "pixels":
             self.tokenizer = PatchTokens(load_tokenizer(tokenizer), backbone.grid, *statistics)
-        outputs = self.tokenizer.vocabulary if self.tokenizer else 3 * backbone.patch_size**2
+        outputs = self.tokenizer.vocabulary if self.tokenizer else backbone.channels * backbone.patch_size**2
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.dim))
         self.lm_head = nn.Linear(backbone.dim, outputs)
         self._initialize()

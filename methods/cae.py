@@ -111,7 +111,7 @@ class CAE(Method):
         self.tokenizer: PatchTokens | None = None
         if tokenizer != "pixels":
             self.tokenizer = PatchTokens(load_tokenizer(tokenizer), backbone.grid, *statistics)
-        outputs = self.tokenizer.vocabulary if self.tokenizer else 3 * backbone.patch_size**2
+        outputs = self.tokenizer.vocabulary if self.tokenizer else backbone.channels * backbone.patch_size**2
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         if decoder_dim != backbone.dim:
             self.encoder_to_decoder = nn.Linear(backbone.dim, decoder_dim)

@@ -93,7 +93,7 @@ class MAE(Method):
             )
         )
         self.decoder_norm = layer_norm(decoder_dim)
-        self.decoder_pred = nn.Linear(decoder_dim, backbone.patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(decoder_dim, backbone.patch_size**2 * backbone.channels)
         self._initialize()
 
     def views(self) -> Views:

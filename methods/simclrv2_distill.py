@@ -129,7 +129,7 @@ class Frozen(nn.Module):
             raise UserError(f"--method.teacher {run} has no classifier: fine-tune it first (simclrv2-finetune --init)")
         self.classifier = classifier
         for name, values in zip(("mean", "std"), statistics, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
         self.requires_grad_(False)
 
     @torch.no_grad()

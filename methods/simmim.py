@@ -83,7 +83,7 @@ class SimMIM(Method):
         self.decoded_tokens = min((size // stride) ** 2, self.hidden_cells * reach**2)
         self.crop_scale = crop_scale
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
-        self.decoder = nn.Linear(backbone.dim, stride**2 * 3)  # the code's 1 x 1 convolution
+        self.decoder = nn.Linear(backbone.dim, stride**2 * backbone.channels)  # the code's 1 x 1 convolution
         self._initialize()
         spared = ("cls_token", "pos_embed") if backbone.is_vit else ("absolute_pos_embed",)
         names = {f"backbone.model.{name}" for name in spared} | (set() if backbone.is_vit else {"mask_token"})

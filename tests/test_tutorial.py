@@ -1,4 +1,4 @@
-"""docs/your-method.md, your-evaluation.md and your-data.md, done as they say."""
+"""docs/your-method.md and your-evaluation.md, done as they say."""
 
 import re
 import subprocess
@@ -12,9 +12,6 @@ from PIL import Image
 
 from ssl_bench.benchmark.plan import plan
 from ssl_bench.cli.main import main
-from ssl_bench.config.options import DataOptions
-from ssl_bench.data.catalogue import CATALOGUE, Entry
-from ssl_bench.data.dataset import load_dataset
 from ssl_bench.records.result import read_result
 
 PAGE = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
@@ -83,19 +80,6 @@ def test_the_evaluation_of_its_page_works(tiny_run: Path, tmp_path: Path, monkey
     (recorded,) = (tiny_run / "results").glob("*.json")
     result = read_result(recorded)
     assert result.value is not None and 0.2 < result.value < 1.0 and result.n_test == 510  # of ten classes
-
-
-def test_the_data_set_of_its_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
-    (tmp_path / "stripes.py").write_text(code_of(page))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(CATALOGUE, "stripes", Entry("stripes:load", 16, 2, "two kinds of stripes"))
-    data = load_dataset(DataOptions("stripes"))
-    assert data.fingerprint["images"] == {"pretrain": 200, "train": 180, "validation": 20, "test": 50}
-    assert data.classes == ("upright", "flat") and data.image_size == 16
-    assert data.pretrain.labels is not None
-    across = data.pretrain.images.float().var(3).mean((1, 2))  # type: ignore[union-attr]
-    assert ((across > 0).numpy() == (data.pretrain.labels == 0)).all()  # upright stripes change along a row
 
 
 def test_the_benchmark_of_the_guide_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from ssl_bench.data.catalogue import CATALOGUE
-from ssl_bench.errors import UserError, near
+from ssl_bench.data.catalogue import entry_of
+from ssl_bench.data.files.location import data_at
 
 Data: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 
@@ -14,20 +13,16 @@ Data: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 def data_options(data: Data | None) -> dict[str, Any]:
     """Options of images from the name of a set, the path of someone's own, or such options.
 
-    A path is a folder of images, or, where parquet files lie in it or it is one, shards in Hugging Face's layout.
+    What a path is, is found out by what lies there; `hf:ORG/NAME` is a data set of the Hugging Face hub.
 
     Raises:
-        UserError: No set has that name and nothing is at that path.
+        UserError: No set has that name and nothing is at that path, or nothing that holds images.
     """
     if data is None:
         return {}
     if isinstance(data, Mapping):
         return dict(data)
-    text = str(data)
-    if isinstance(data, str) and text in CATALOGUE:
-        return {"name": text}
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise UserError(f"no data set and no folder {text!r}{near(text, CATALOGUE)} (ssl_bench.list_datasets())")
-    parquet = path.suffix == ".parquet" or any(next(p.glob("*.parquet"), None) for p in (path, path / "data"))
-    return {"name": "parquet" if parquet else "folder", "root": str(path)}
+    if isinstance(data, str) and entry_of(data) is not None:
+        return {"name": data}
+    name, root = data_at(str(data))
+    return {"name": name, "root": root}

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable
 
 from ssl_bench.config import registry
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import names
 from ssl_bench.models.architectures import backbone_names
 
 
@@ -25,7 +25,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 def list_datasets(pattern: str = "*") -> list[str]:
     """Names of the data sets that match a pattern."""
-    return _matching(CATALOGUE, pattern)
+    return _matching(names(), pattern)
 
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:

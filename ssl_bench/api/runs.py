@@ -16,6 +16,7 @@ from ssl_bench.api.results import load_results
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import read_yaml
 from ssl_bench.config.parser import errors_raised
+from ssl_bench.data.files.location import located
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import RunFailed, UserError
 from ssl_bench.records.run import RunInfo, read_run
@@ -138,7 +139,7 @@ def fit(
     files = ["-c", os.fspath(config)] if config is not None else []
     argv = ["--method", method, *files, *flags({**groups, **single, "seed": seed, "wandb": wandb})]
     with errors_raised():
-        parsed = parse_fit(argv, look=image_summary)
+        parsed = parse_fit(argv, look=image_summary, locate=located)
     done = run_fit(parsed, argv)
     if done.code:
         raise RunFailed(f"fit ended with exit code {done.code}, as the lines above say")

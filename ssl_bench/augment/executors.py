@@ -65,7 +65,7 @@ class CropInWorker:
         self.views = views
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> list[Tensor]:
-        """An RGB image to one (3, s, s) uint8 per view."""
+        """An image, RGB or gray, to one (C, s, s) per view: uint8, or float32 from 0 to 255 where it has more bits."""
         pixels = pil_to_tensor(image)
         return [crop for view in self.views for crop in self._crops(view, pixels, generator)]
 
@@ -75,6 +75,8 @@ class CropInWorker:
         flips = (torch.rand(view.count, generator=generator) < view.flip).tolist()
         size, interpolation = [view.size, view.size], InterpolationMode(view.interpolation)
         crops = [resized_crop(pixels, *box, size, interpolation, antialias=True) for box in boxes]
+        if pixels.is_floating_point():  # where bicubic overshoots; of integers torchvision clips it
+            crops = [crop.clamp(0, 255) for crop in crops]
         return [crop.flip(-1) if flip else crop.contiguous() for crop, flip in zip(crops, flips, strict=True)]
 
 
@@ -145,7 +147,7 @@ class _Colour:
         changes: tuple[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]], ...] = (
             (self.grayscale, lambda some, _: grayscale(some) if some.shape[1] == RGB else some),
             (self.blur, lambda some, which: gaussian_blur(some, self.sigma[which], self.view.taps)),
-            (self.solarize, lambda some, _: solarize(some)),
+            (self.solarize, lambda some, _: solarize(some) if some.shape[1] == RGB else some),
         )
         for happens, change in changes:
             indices = happens[rows].nonzero()[:, 0]

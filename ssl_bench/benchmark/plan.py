@@ -2,7 +2,8 @@
 
 A method's entry may have followers, `then: [...]`: runs on the same images, network and seed that start from its run
 (`--init`), or hand its folder to an option of theirs (`method: {teacher: $previous}`), and may have followers too.
-`axes: {method.mask_ratio: [0.5, 0.75]}` varies any option, `axes: [{...}, {...}]` one group of options after the other.
+`axes: {method.mask_ratio: [0.5, 0.75]}` varies any option, `axes: [{...}, {...}]` one group of options after the other;
+`axes: {random: 20, ...}` and `{optuna: 20, ...}` draw points instead (`sweep.py`).
 A little above 300 lines, as one file format is read in one module.
 """
 
@@ -18,12 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.benchmark.sweep import jobs_of_sweep, read_sweep
 from ssl_bench.config import class_paths, registry
 from ssl_bench.config.constraints import Seed, checked
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.layers import flatten
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.content import Content, folder_of_run
+from ssl_bench.data.files.location import located
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
 from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
@@ -110,7 +113,10 @@ def plan(
         if key not in KEYS:
             raise UserError(f"a benchmark file has no key {key!r}{near(key, KEYS)} ({', '.join(KEYS)})")
     methods, data = _stages(_list(tree, "methods", None)), _entries(tree, "data")
-    backbones, points = _entries(tree, "backbones"), _points(tree)
+    backbones, axes = _entries(tree, "backbones"), tree.get("axes") or {}
+    sweep = read_sweep(axes) if isinstance(axes, Mapping) else None
+    seeds = [{"seed": seed} for seed in _list(tree, "seeds", [0])]
+    points = _points(tree) if sweep is None else seeds
     shared = flatten(tree.get("fit") or {}, "fit")
     fits: dict[Path | None, Job] = {}
     evaluations: dict[str, Job] = {}
@@ -118,14 +124,25 @@ def plan(
     parsed: dict[tuple[str, ...], dict[str, Any]] = {}
     for images in data:
         jobs: dict[Path | None, Job] = {}
-        for stage, backbone, point in itertools.product(methods, backbones, points):
+        chosen: dict[Path | None, Job] = {}
+        for stage, backbone in itertools.product(methods, backbones):
             given = {**shared, **images, **backbone, "runs": str(runs)}
-            for options in (given, point, *_options(stage)):
-                class_paths.check(options, dict.fromkeys(options, "the benchmark file"), named_classes)
-            for job in _jobs(stage, given, point, runs, extra, None, known, parsed):
+
+            def chain(point: Mapping[str, Any], stage: Stage = stage, given: dict[str, Any] = given) -> list[Job]:
+                for options in (given, point, *_options(stage)):
+                    class_paths.check(options, dict.fromkeys(options, "the benchmark file"), named_classes)
+                return list(_jobs(stage, given, point, runs, extra, None, known, parsed))
+
+            if sweep is None:
+                found = [job for point in points for job in chain(point)]
+                chosen |= {job.folder: job for job in found if job.folder not in chosen}
+            else:
+                found, best = jobs_of_sweep(sweep, seeds, chain)
+                chosen |= {job.folder: job for job in best}
+            for job in found:
                 jobs.setdefault(job.folder, job)  # two chains may begin with the same run
         _check_protocols(tree, named_classes)
-        for job in _evaluations(tree, images, list(jobs.values()), runs, extra):
+        for job in _evaluations(tree, images, list(chosen.values()), runs, extra) if chosen else ():
             evaluations.setdefault(_target(job), job)  # two entries of `data` may be the same images
         fits |= {folder: job for folder, job in jobs.items() if folder not in fits}
     evaluated = _named_apart(list(evaluations.values()))
@@ -225,7 +242,7 @@ def _config(argv: Sequence[str], seed: Any, parsed: dict[tuple[str, ...], dict[s
     if but_seed in parsed and type(seed) is int:
         with suppress(ValueError):
             return {**copy.deepcopy(parsed[but_seed]), "seed": checked(Seed, seed)}
-    parsed[but_seed] = parse_fit(argv, look=image_summary).config
+    parsed[but_seed] = parse_fit(argv, look=image_summary, locate=located).config
     return parsed[but_seed]
 
 
@@ -325,7 +342,7 @@ def _entries(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             entries.append({f"{group}.name": name, **flatten(options, key)})
         else:
             entries.append({} if entry is None else {f"{group}.name": entry})
-    return entries
+    return [located(entry) for entry in entries]
 
 
 def _list(tree: Mapping[str, Any], key: str, default: list[Any] | None, empty: bool = False) -> list[Any]:

@@ -6,9 +6,9 @@ others, one that is done is skipped, and after a kill the same command goes on.
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from ssl_bench.benchmark.executors.local import LocalExecutor
 from ssl_bench.benchmark.executors.options import OPTIONS, RayOptions, SlurmOptions
 from ssl_bench.benchmark.grid import Grid
 from ssl_bench.benchmark.plan import Job, plan
+from ssl_bench.benchmark.sweep import is_sweep
 from ssl_bench.benchmark.watch import watch
 from ssl_bench.config import class_paths, registry
 from ssl_bench.config.constraints import PositiveInt
@@ -63,6 +64,7 @@ class Benchmark:
         asked: Options of the executor.
         detach: Leave it to the cluster.
         reuse: Whether evaluations of which everything is recorded are done without a process.
+        again: Makes the plan anew of what is finished by then; None where nothing follows from that.
     """
 
     jobs: list[Job]
@@ -77,6 +79,7 @@ class Benchmark:
     asked: dict[str, Any] = field(default_factory=dict)
     detach: bool = False
     reuse: bool = False
+    again: Callable[[], list[Job]] | None = None
 
     @property
     def logs(self) -> Path:
@@ -133,7 +136,11 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     wandb_options(given)  # one that is wrong is found now
     classes_named = [name.strip() for name in given.classes.split(",") if name.strip()]
     class_paths.name_classes(*classes_named)
-    jobs = plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given), classes_named)
+
+    def planned() -> list[Job]:
+        return plan(tree, runs, () if given.wandb == "off" else _wandb_flags(given), classes_named)
+
+    jobs = planned()
     return Benchmark(
         jobs,
         runs,
@@ -147,6 +154,7 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
         asked,
         given.detach,
         reuse=given.wandb == "off",
+        again=planned if is_sweep(tree) else None,
     )
 
 
@@ -207,6 +215,12 @@ def run_benchmark(benchmark: Benchmark) -> int:
     with _stopped_by_sigterm():
         grid = Grid(benchmark.jobs, benchmark.logs, executor, benchmark.retry_failed, benchmark.reuse)
         failed = grid.run(watch())
+        while benchmark.again is not None and not failed:
+            jobs = benchmark.again()
+            if [job.argv for job in jobs] == [job.argv for job in benchmark.jobs]:
+                break
+            benchmark = replace(benchmark, jobs=jobs)
+            failed = Grid(jobs, benchmark.logs, executor, benchmark.retry_failed, benchmark.reuse).run(watch())
     try:
         page = _leaderboard(benchmark)
         say(f"{(time.monotonic() - start) / 60:.1f} minutes; the page: {page}")

@@ -53,12 +53,12 @@ def export(run: Path, out: Path, format: str = "timm", license: str | None = Non
         else:
             write_json(folder / "config.json", {**config["pretrained_cfg"], "num_features": backbone.dim})
             write = write_onnx if format == "onnx" else write_torchscript
-            write(folder, plain_network(backbone), backbone.img_size)
+            write(folder, plain_network(backbone), backbone.img_size, backbone.channels)
         write_text(folder / "README.md", model_card(load_runs([run])[0], backbone, mean, std, format, license))
         if format in BY_TIMM:
             _check(folder, backbone, out.absolute())
         if format == "hf":
-            check_with_transformers(folder, plain_network(backbone), backbone.img_size)
+            check_with_transformers(folder, plain_network(backbone), backbone.img_size, backbone.channels)
 
 
 def plain_network(backbone: Backbone) -> nn.Module:
@@ -92,7 +92,7 @@ def timm_config(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, .
         "global_pool": _pooling(backbone),
         "model_args": args,
         "pretrained_cfg": {
-            "input_size": [3, backbone.img_size, backbone.img_size],
+            "input_size": [backbone.channels, backbone.img_size, backbone.img_size],
             "fixed_input_size": "img_size" in args,  # then timm gives the network this size
             "interpolation": "bicubic",
             "crop_pct": crop,
@@ -116,7 +116,9 @@ def _pooling(backbone: Backbone) -> str | None:
 @torch.no_grad()
 def _check(folder: Path, backbone: Backbone, out: Path) -> None:
     """That timm gives the same features of an image."""
-    image = torch.rand(1, 3, backbone.img_size, backbone.img_size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(
+        1, backbone.channels, backbone.img_size, backbone.img_size, generator=torch.Generator().manual_seed(0)
+    )
     expected = backbone.eval()(image)
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -17,7 +17,7 @@ BATCH = 3  # images of the check, another number than the network was traced wit
 
 
 @torch.no_grad()
-def write_torchscript(folder: Path, model: nn.Module, size: int) -> None:
+def write_torchscript(folder: Path, model: nn.Module, size: int, channels: int) -> None:
     """model.pt, which `torch.jit.load` reads without this package or timm.
 
     Raises:
@@ -26,18 +26,18 @@ def write_torchscript(folder: Path, model: nn.Module, size: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that are constants, which the check with another batch finds
         try:
-            traced: Any = torch.jit.trace(model, torch.zeros(2, 3, size, size), check_trace=False)
+            traced: Any = torch.jit.trace(model, torch.zeros(2, channels, size, size), check_trace=False)
             torch.jit.save(traced, folder / "model.pt")
             loaded: Any = torch.jit.load(folder / "model.pt")
-            found = loaded(images(size))
+            found = loaded(images(size, channels))
         except Exception as error:
             raise UserError(f"--format torchscript: this network cannot be traced ({_brief(error)})") from None
-    require_equal(found, model, size, "torchscript")
+    require_equal(found, model, (size, channels), "torchscript")
 
 
 @torch.no_grad()
-def write_onnx(folder: Path, model: nn.Module, size: int) -> None:
-    """model.onnx: `images` (B, 3, s, s) float32 -> `features` (B, D), for any B; checked with onnxruntime.
+def write_onnx(folder: Path, model: nn.Module, size: int, channels: int) -> None:
+    """model.onnx: `images` (B, C, s, s) float32 -> `features` (B, D), for any B; checked with onnxruntime.
 
     Raises:
         UserError: A library is missing, the network cannot be exported, or gives other features when loaded.
@@ -51,7 +51,7 @@ def write_onnx(folder: Path, model: nn.Module, size: int) -> None:
         try:
             torch.onnx.export(
                 model,
-                (torch.zeros(2, 3, size, size),),
+                (torch.zeros(2, channels, size, size),),
                 file,
                 input_names=["images"],
                 output_names=["features"],
@@ -60,14 +60,14 @@ def write_onnx(folder: Path, model: nn.Module, size: int) -> None:
                 verbose=False,
             )
             session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-            (found,) = session.run(None, {"images": images(size).numpy()})
+            (found,) = session.run(None, {"images": images(size, channels).numpy()})
         except Exception as error:
             raise UserError(f"--format onnx: this network cannot be exported ({_brief(error)})") from None
-    require_equal(torch.from_numpy(found), model, size, "onnx")
+    require_equal(torch.from_numpy(found), model, (size, channels), "onnx")
 
 
 @torch.no_grad()
-def check_with_transformers(folder: Path, model: nn.Module, size: int) -> None:
+def check_with_transformers(folder: Path, model: nn.Module, size: int, channels: int) -> None:
     """Check that `AutoModel.from_pretrained` loads the folder and pools the same features.
 
     Raises:
@@ -76,24 +76,24 @@ def check_with_transformers(folder: Path, model: nn.Module, size: int) -> None:
     transformers = _library("transformers", "hf")
     try:
         loaded = transformers.AutoModel.from_pretrained(str(folder), local_files_only=True).eval()
-        found = loaded(pixel_values=images(size)).pooler_output
+        found = loaded(pixel_values=images(size, channels)).pooler_output
     except Exception as error:
         raise UserError(f"--format hf: transformers {transformers.__version__}: {_brief(error)}") from None
-    require_equal(found, model, size, "hf")
+    require_equal(found, model, (size, channels), "hf")
 
 
-def images(size: int) -> Tensor:
-    """(B, 3, s, s) of noise."""
-    return torch.rand(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
+def images(size: int, channels: int) -> Tensor:
+    """(B, C, s, s) of noise."""
+    return torch.rand(BATCH, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def require_equal(found: Tensor, model: nn.Module, size: int, format: str) -> None:
+def require_equal(found: Tensor, model: nn.Module, shape: tuple[int, int], format: str) -> None:
     """Refuse what gives other features of noise than the network.
 
     Raises:
         UserError: It does.
     """
-    expected = model.eval()(images(size))
+    expected = model.eval()(images(*shape))
     if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
         raise UserError(f"--format {format}: what was written gives other features than the network")
 

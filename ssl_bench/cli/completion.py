@@ -10,7 +10,7 @@ from ssl_bench.cli.list import KINDS
 from ssl_bench.config import registry, signatures
 from ssl_bench.config.fit_config import fit_parser
 from ssl_bench.config.suites import suites
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import names
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.render import FORMATS
 from ssl_bench.models.architectures import TINY, timm_names
@@ -28,7 +28,7 @@ def script(shell: str) -> str:
         _fields(parsers["fit"], "method", signatures.read(found))
     backbones = [*TINY, *(name for names in timm_names().values() for name in names)]
     for command in ("fit", "evaluate"):
-        parsers[command].add_argument("--data", choices=list(CATALOGUE))
+        parsers[command].add_argument("--data", choices=names())
     parsers["fit"].add_argument("--method", choices=list(registry.names("methods")))
     parsers["fit"].add_argument("--backbone", choices=backbones)
     parsers["fit"].add_argument("--recipe", choices=[name for name, _ in registry.recipes()])

@@ -18,6 +18,7 @@ EXAMPLES = """\
 def main(argv: list[str]) -> int:
     from ssl_bench.config.layers import environment_layer
     from ssl_bench.config.parser import wandb_options
+    from ssl_bench.data.files.location import located
 
     parser = command_parser("figures", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=path, help="run folders, or folders of them")
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--images", type=typed(PositiveInt), default=8, metavar="N", help="images in each picture (default: 8)"
     )
-    parser.add_argument("--data", metavar="NAME", help="other images than the run's own; an imported run has none")
+    parser.add_argument("--data", metavar="NAME|PATH", help="other images than the run's own; an imported run has none")
     parser.add_argument(
         "--data.root", dest="root", type=path, metavar="DIR", help="where the images are on this machine"
     )
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
     wandb = wandb_options(cast(Any, given))
     only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
     root = str(given.root) if given.root is not None else None
-    data = {key: value for key, value in (("name", given.data), ("root", root)) if value is not None}
+    chosen = located({"data.name": given.data, "data.root": root})
+    data = {key.removeprefix("data."): value for key, value in chosen.items() if value is not None}
     named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
     class_paths.name_classes(*named)
     figures = Figures(given.runs, only, given.images, data, given.device, given.force, named)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     from ssl_bench.api.fit_command import run_fit
     from ssl_bench.config.fit_config import dump, parse_fit
+    from ssl_bench.data.files.location import located
     from ssl_bench.data.image_summary import image_summary
 
-    parsed = parse_fit(argv, look=image_summary)
+    parsed = parse_fit(argv, look=image_summary, locate=located)
     if parsed.print_config:
         print(dump(parsed.config), end="")
         return 0

@@ -51,10 +51,11 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
         for name, found in registry.names(kind).items():  # type: ignore[arg-type]
             yield name, registry.summary(found)
     elif kind == "data":
-        from ssl_bench.data.catalogue import CATALOGUE
+        from ssl_bench.data.catalogue import entry_of, names
 
-        for name, entry in CATALOGUE.items():
-            yield name, entry.description
+        for name in names():
+            entry = entry_of(name)
+            yield name, entry.description if entry else ""
     elif kind == "backbones":
         for name, (_, _, what) in TINY.items():
             yield name, what

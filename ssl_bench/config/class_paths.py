@@ -14,6 +14,9 @@ from ssl_bench.errors import UserError
 
 # Options whose value may be a class path.
 METHOD, BACKBONE, TOKENIZER = "method.name", "backbone.name", "method.tokenizer"
+DATA, OPERATIONS, CALLBACKS = "data.name", "operations", "trainer.callbacks"
+FLAGS = {METHOD: "--method", BACKBONE: "--backbone", TOKENIZER: f"--{TOKENIZER}", DATA: "--data"}
+FLAGS |= {OPERATIONS: f"--{OPERATIONS}", CALLBACKS: f"--{CALLBACKS}"}
 USERS = ("flags", "the environment")  # origins that are the user's own word
 _NAMED: set[str] = set()  # by the user, to this process
 
@@ -29,9 +32,10 @@ def check(values: Mapping[str, Any], origins: Mapping[str, str], named: Collecti
     Raises:
         UserError: There is one; the message says how to name it.
     """
-    for option, flag in ((METHOD, "--method"), (BACKBONE, "--backbone"), (TOKENIZER, f"--{TOKENIZER}")):
-        value, origin = values.get(option), origins.get(option, "")
-        if not isinstance(value, str) or not is_class_path(option, value):
+    given = [(option, name) for option in FLAGS for name in _names(values.get(option))]
+    for option, value in given:
+        flag, origin = FLAGS[option], origins.get(option, "")
+        if not is_class_path(option, value):
             continue
         if origin in USERS or value in named:
             name_classes(value)
@@ -40,20 +44,37 @@ def check(values: Mapping[str, Any], origins: Mapping[str, str], named: Collecti
             raise UserError(f"{origin} names the class {value}, and a file alone has no code run: {remedy}")
 
 
+def _names(value: Any) -> list[str]:
+    """The names that an option holds: one, or a list of them."""
+    if isinstance(value, str):
+        return [part.strip(" '\"") for part in value.strip("[]").split(",")]
+    return [str(part) for part in value] if isinstance(value, list | tuple) else []
+
+
 def name_classes(*names: str) -> None:
     """The user has named these classes: from now on, what this process reads from files may name them too."""
     _NAMED.update(names)
 
 
-def refuse_unnamed_backbone(name: str) -> None:
-    """Refuse to import a network's class that only a run folder names.
+def refuse_unnamed(option: str, name: str) -> None:
+    """Refuse to import a class that only a run folder names.
+
+    Args:
+        option: BACKBONE, DATA, OPERATIONS or CALLBACKS.
+        name: Its class path.
 
     Raises:
         UserError: The user has not named it.
     """
     if name not in _NAMED:
-        remedy = f"name it yourself: --classes {name} (of fit: --backbone {name})"
-        raise UserError(f"the network is of the class {name}, and a file alone has no code run: {remedy}")
+        what = {
+            BACKBONE: "the network is of the class",
+            DATA: "the images are read by",
+            OPERATIONS: "views are made by",
+            CALLBACKS: "training calls",
+        }
+        remedy = f"name it yourself: --classes {name} (of fit: {FLAGS[option]} {name})"
+        raise UserError(f"{what[option]} {name}, and a file alone has no code run: {remedy}")
 
 
 def check_evaluations(names: Collection[str], origin: str, named: Collection[str] = ()) -> None:
@@ -72,6 +93,12 @@ def is_class_path(option: str, value: str) -> bool:
     """Whether a value can only be a class path."""
     if option == METHOD:
         return "." in value and value not in registry.names("methods")
+    if option == CALLBACKS:
+        return bool(value)
+    if option in (DATA, OPERATIONS):
+        own = registry.plug_ins("data" if option == DATA else "operations")
+        plain = "." in value and not set("/:~") & set(value) and value not in own and not Path(value).exists()
+        return plain and _is_package(value.partition(".")[0])
     if option == BACKBONE:  # timm's names have dots too, before the name of their weights
         return "." in value and not set(":/") & set(value) and _is_package(value.partition(".")[0])
     return ":" in value and not Path(value).exists()

@@ -8,7 +8,7 @@ messages.
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ EXAMPLES = """
 examples:
   ssl-bench fit --method simclr                                    embedded images, minutes on a laptop
   ssl-bench fit --method mae --data cifar10 --data.download true
-  ssl-bench fit --method dino --data folder --data.root photos/ --backbone vit_small_patch16_224
+  ssl-bench fit --method dino --data photos/ --backbone vit_small_patch16_224
   ssl-bench fit --method mae --data cifar10 --trainer.max_epochs 20 --print_config
   ssl-bench fit --method mae --backbone vit_small_patch16_224 --dry-run   memory, largest batch, steps, hours
   ssl-bench fit --method mae --help-all                            every option, the method's own too
@@ -72,6 +72,8 @@ def fit_parser(method: str | None, prog: str = "ssl-bench fit", network: registr
     parser.add_class_arguments(ProbeOptions, "probe")
     help_init = "start from the weights of this run, not from random ones"
     parser.add_argument("--init", type=PathText | None, metavar="RUN", help=help_init)
+    what = "operations of yours on each view, besides the method's: class paths or plug-ins, with commas"
+    parser.add_argument("--operations", type=str | None, metavar="NAME,...", help=what)
     parser.add_argument("--seed", type=Seed, default=0, help="seeds weights, order, views and masks")
     common_arguments(parser)
     parser.add_argument(
@@ -128,6 +130,7 @@ def parse_fit(
     environ: Mapping[str, str] = os.environ,
     look: Callable[[Mapping[str, Any]], Images] | None = None,
     named_classes: Sequence[str] = (),
+    locate: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> FitConfig:
     """Configuration of a `fit` command line.
 
@@ -137,6 +140,7 @@ def parse_fit(
         look: Tells what images are from their `name` and `root`, for the choice of a recipe that was not asked for; by
             their name alone when not given.
         named_classes: Class paths that files may have, since the user named them elsewhere.
+        locate: Puts the set and its root in place of a path that stands for a set's name, in flat options.
 
     Raises:
         UserError: An unknown name, a file that cannot be read, one that names a class which the user does not, or
@@ -145,10 +149,14 @@ def parse_fit(
     """
     files, named, flags = split_argv([_dry_run_flag(token) for token in argv])
     given = [("the environment", environment_layer(environ)), *((str(f), flatten(read_yaml(f), str(f))) for f in files)]
-    given.append(("flags", named))
+    given = [(origin, locate(layer)) for origin, layer in [*given, ("flags", named)]]
     below = stack(given)
     users = below.values
-    own = [value for value in (flag_value(flags, f"--{class_paths.TOKENIZER}"),) if value is not None]
+    by_flag = {o: flag_value(flags, f"--{o}") for o in (class_paths.OPERATIONS, class_paths.CALLBACKS)}
+    for text in by_flag.values():
+        class_paths.name_classes(*(name.strip() for name in (text or "").split(",")))
+    own = [o for o, text in by_flag.items() if text is not None]
+    own += [class_paths.TOKENIZER] if flag_value(flags, f"--{class_paths.TOKENIZER}") is not None else []
     _refuse_unnamed_classes(below, own, named_classes)  # before anything is looked up by its name
     method, asked = users.get("method.name"), users.pop("recipe", None)
     set_by_user = users | {name: value for name in WATCHED if (value := flag_value(flags, f"--{name}")) is not None}
@@ -187,7 +195,7 @@ def parse_fit(
         config=config,
         runs=Path(namespace.runs),
         recipe=" + ".join([*([recipe.name] if recipe else []), *([CONTINUE] if continues else [])]) or None,
-        wandb=wandb_options(namespace),
+        wandb=_wandb(namespace),
         print_config="--print_config" in flags,
         images=images,
         chosen=recipe.why if recipe else "",
@@ -204,9 +212,16 @@ def _dry_run_flag(token: str) -> str:
     return f"--dry_run.{rest}" if dot else "--dry-run"
 
 
+def _wandb(namespace: Namespace) -> WandbOptions:
+    """The options of W&B, which `--trainer.loggers wandb` turns on."""
+    options = wandb_options(namespace)
+    asked = options.mode == "off" and "wandb" in str(namespace.trainer.loggers).split(",")
+    return replace(options, mode="auto") if asked else options
+
+
 def _refuse_unnamed_classes(layers: Layers, own: Sequence[str], named_classes: Sequence[str]) -> None:
-    """Class paths of files alone are refused; a tokenizer that a flag names (``own``) stands above those of files."""
-    values = {name: value for name, value in layers.values.items() if not (own and name == class_paths.TOKENIZER)}
+    """Class paths of files alone are refused; options that a flag sets (``own``) stand above those of files."""
+    values = {name: value for name, value in layers.values.items() if name not in own}
     class_paths.check(values, layers.origins, named_classes)
 
 

@@ -22,6 +22,7 @@ from ssl_bench.config.constraints import (
 )
 from ssl_bench.errors import UserError
 
+LOGGERS = r"(csv|wandb|tensorboard|mlflow)(,(csv|wandb|tensorboard|mlflow))*"
 Devices = Annotated[
     int | str, Matching(r"auto|-1|[1-9]\d{0,3}|\d{1,3}(,\d{1,3})+", "auto, a number from 1, or a list such as 0,2")
 ]
@@ -48,6 +49,7 @@ class BackboneOptions:
         interpolate_offset: At other sizes than img_size, a ViT's positions are resampled by (side + offset) / native
             side, DINO's 0.1 when not given; 0 asks for that many positions, as MAE and DINOv2 with registers do.
         interpolate_antialias: Smooth positions that are resampled to fewer, as DINOv2 with registers does.
+        channels: Of an input image; the data's own when not given.
         pretrained: Start from the weights that timm has for this name, downloaded once, not from random ones.
         weights: Start from this file's: any that `ssl-bench import` reads, or the backbone of a run's folder.
     """
@@ -65,6 +67,7 @@ class BackboneOptions:
     absolute_positions: bool | None = None
     interpolate_offset: Annotated[float, Range(min=0, max=1)] | None = None
     interpolate_antialias: bool | None = None
+    channels: Annotated[int, Range(min=1, max=512)] | None = None
     pretrained: bool | None = None
     weights: PathText | None = None
 
@@ -74,7 +77,7 @@ class DataOptions:
     """The images.
 
     Args:
-        name: A data set (`ssl-bench list data`), or `folder` / `parquet` for your own.
+        name: A data set (`ssl-bench list data`), the path of your own images, or hf:ORG/NAME of the Hugging Face hub.
         root: Folder of the files; the downloads' folder for torchvision's sets.
         download: Fetch a torchvision set that is not under root yet.
         batch_size: Images per batch and device.
@@ -87,7 +90,9 @@ class DataOptions:
             class, fixed by split_seed, none of them of the validation part; all when not given.
         value_range: Values that become black and white in images with more than 8 bits or a sign: "0,4095", say;
             guessed from the whole set and printed when not given, or auto.
-        label_column: Column of a parquet file that holds the classes, when its name is none of the usual ones.
+        label_column: Column (of tars: ending or JSON field) that holds the classes, when its name is none of the usual
+            ones or there are several; none for no labels.
+        channels: Of an image: 1 keeps gray files gray, with all their bits; arrays have their own, files otherwise RGB.
     """
 
     name: str = "digits-canvas"
@@ -102,6 +107,7 @@ class DataOptions:
     label_fraction: Fraction | None = None
     value_range: Annotated[str, TwoNumbers()] | None = None
     label_column: str | None = None
+    channels: Annotated[int, Range(min=1, max=512)] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Passed to Lightning's Trainer.
+    """Passed to Lightning's Trainer, but for what is explained otherwise.
 
     Args:
         max_epochs: Passes over the training images.
@@ -178,6 +184,16 @@ class TrainerOptions:
         checkpoint_minutes: Between checkpoints within an epoch; 0 for one after each epoch alone.
         requeue: On SIGUSR1, save, have SLURM queue the job again (scontrol requeue) and stop; otherwise save and go on.
         fast_dev_run: One batch, nothing written: does it run at all?
+        callbacks: Lightning callbacks of yours, class paths with commas, each made without arguments.
+        loggers: Where numbers go besides metrics.csv, with commas: csv, wandb (as --wandb auto), tensorboard, mlflow.
+        profiler: Time of each part of training in the run's folder: simple, advanced, or pytorch for each operator.
+        checkpoint_activations: Compute the activations of each block again in the backward rather than keep them: less
+            memory, slower steps, the same numbers.
+        ema: Decay of an average of the backbone's weights over the steps, 0.999 say, saved as its branch `ema`.
+        deterministic: Only algorithms that give the same numbers again; slower, and an error where there is none.
+        benchmark: Let cuDNN try which algorithm is fastest, for inputs of one size.
+        detect_anomaly: Stop at the operation whose gradient is no number; slow.
+        enable_model_summary: Print the method's parts and their parameters at the start.
     """
 
     max_epochs: PositiveInt = 100
@@ -195,6 +211,15 @@ class TrainerOptions:
     checkpoint_minutes: PositiveFloat = 15.0
     requeue: bool = False
     fast_dev_run: bool = False
+    callbacks: str | None = None
+    loggers: Annotated[str, Matching(LOGGERS, "of csv, wandb, tensorboard, mlflow, with commas")] | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    checkpoint_activations: bool | None = None
+    ema: Annotated[float, Range(above=0, below=1)] | None = None
+    deterministic: bool | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool | None = None
+    enable_model_summary: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ssl_bench.config.constraints import PathText, checked
 from ssl_bench.config.help import describe, help_text
 from ssl_bench.config.options import WandbOptions
 from ssl_bench.config.safe_yaml import refuse_costly
+from ssl_bench.config.trainer_refusals import REFUSED
 from ssl_bench.errors import UserError, near
 
 MEANT = {  # what people type -> the option that does it
@@ -171,6 +172,8 @@ class Parser(ArgumentParser):  # type: ignore[misc]
         options = [o.removeprefix("--") for a in self._actions for o in a.option_strings if o.startswith("--")]
         options += [short for short in ("method", "data", "backbone") if f"{short}.name" in options]
         plain = name.replace("-", "_").lower()
+        if plain in REFUSED and any(option.startswith("trainer.") for option in options):
+            return f"--{plain} is no option here: {REFUSED[plain]}"
         members = [option for option in options if option.startswith(f"{plain}.")]
         if members:
             return f"--{name} is a group of options, such as --{members[0]}; a file of options is given by -c FILE"

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ssl_bench.errors import UserError, near
 
 Kind = Literal["methods", "evaluations"]
+PlugIn = Literal["data", "operations"]  # kinds that are functions, and of which ours are no plug-ins
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -94,6 +95,43 @@ def class_at(path: str, what: str) -> Found:
     if not module or not _importable(module):
         raise UserError(f"no module {module!r} for {what} {path!r}: is its folder on PYTHONPATH?")
     return Found(path, module, class_name)
+
+
+@cache
+def plug_ins(kind: PlugIn) -> dict[str, Found]:
+    """Data sets or operations that installed packages register, by their names."""
+    found = {}
+    for point in entry_points(group=f"ssl_bench.{kind}"):
+        module, _, attribute = point.value.partition(":")
+        found[point.name] = Found(point.name, module, attribute)
+    return dict(sorted(found.items()))
+
+
+def find_plug_in(kind: PlugIn, name: str) -> Found:
+    """What a name or a class path means.
+
+    Raises:
+        UserError: Nothing.
+    """
+    if name in plug_ins(kind):
+        return plug_ins(kind)[name]
+    what = {"data": "data set", "operations": "operation"}[kind]
+    if "." not in name:
+        raise UserError(f"no {what} {name!r}{near(name, plug_ins(kind))}: name it as my_module.{name}, or install it")
+    return class_at(name, what)
+
+
+def load_object(found: Found) -> Any:
+    """Import a function or a class.
+
+    Raises:
+        UserError: Its module has none of that name.
+    """
+    module = importlib.import_module(found.module)
+    if not hasattr(module, found.class_name):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise UserError(f"{found.module} has no {found.class_name!r}{near(found.class_name, public)}")
+    return getattr(module, found.class_name)
 
 
 def all_evaluations() -> list[str]:

@@ -4,7 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_bench.config import class_paths, registry
+
 MASKED = "ssl_bench.data.sources.masked:"
+SUBSETS = "ssl_bench.data.sources.imagenet_subsets:"
+TABLES = "ssl_bench.data.sources.tables:load"
 TORCHVISION = "ssl_bench.data.sources.torchvision_sets:load"
 
 
@@ -83,6 +87,16 @@ CATALOGUE: dict[str, Entry] = {
         TORCHVISION, None, 47, "Describable Textures, first partition, 3,760 (its train and val) + 1,880", 3_760
     ),
     "imagenette": Entry(TORCHVISION, None, 10, "ten easy classes of ImageNet, full size, 9,469 + 3,925", 9_469),
+    "tiny_imagenet": Entry(
+        SUBSETS + "tiny_imagenet", 64, 200, "TinyImageNet as it is unpacked, 64 px, 100,000 + 10,000 (its val)", 100_000
+    ),
+    "imagenet100": Entry(
+        SUBSETS + "imagenet100",
+        None,
+        100,
+        "ImageNet-100: 100 class folders in train/ and val/, or a list of them",
+        126_689,
+    ),
     "voc2012": Entry(MASKED + "voc2012", None, 21, "PASCAL VOC 2012, a class for each pixel, 1,464 + 1,449", 1_464),
     "oxford_pets_trimaps": Entry(
         MASKED + "pets", None, 2, "Oxford-IIIT Pets, pet or background for each pixel, 3,680 + 3,669", 3_680
@@ -96,10 +110,32 @@ CATALOGUE: dict[str, Entry] = {
         None,
         "yours: train/val/test class folders, or unlabelled images in one",
     ),
-    "parquet": Entry(
-        "ssl_bench.data.sources.parquet:load", None, None, "yours: Hugging Face image layout, one or many shards"
+    "parquet": Entry(TABLES, None, None, "yours: Hugging Face image layout, one or many shards"),
+    "arrow": Entry(TABLES, None, None, "yours: what Hugging Face's save_to_disk wrote"),
+    "table": Entry(TABLES, None, None, "yours: metadata.csv, or a CSV, TSV, JSON or parquet table of paths and labels"),
+    "webdataset": Entry(
+        "ssl_bench.data.sources.webdataset:load", None, None, "yours: WebDataset tars, NAME.jpg beside NAME.cls"
     ),
+    "array": Entry(
+        "ssl_bench.data.sources.arrays:load", None, None, "yours: NumPy or Zarr arrays of images with any channels"
+    ),
+    "hf": Entry(TABLES, None, None, "a data set of the Hugging Face hub, --data hf:ORG/NAME[/CONFIG]"),
 }
+
+
+def entry_of(name: str) -> Entry | None:
+    """The data set of a name: of the catalogue, of an installed plug-in, or a function of the user's by its path."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    if name not in registry.plug_ins("data") and not class_paths.is_class_path(class_paths.DATA, name):
+        return None
+    found = registry.find_plug_in("data", name)
+    return Entry(f"{found.module}:{found.class_name}", None, None, f"plug-in: {found.module}")
+
+
+def names() -> list[str]:
+    """The catalogue's and installed plug-ins'."""
+    return [*CATALOGUE, *registry.plug_ins("data")]
 
 
 def default_root() -> Path:

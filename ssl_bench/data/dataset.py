@@ -3,8 +3,8 @@
 Shapes: N images, H x W pixels.
 """
 
+import contextlib
 import hashlib
-import importlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -15,10 +15,13 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of, names
+from ssl_bench.data.decode import BrokenImage
 from ssl_bench.data.files.listing import written_name
+from ssl_bench.data.geometry import see_image
 from ssl_bench.data.pool import EncodedPool, Pool, ResidentPool, Source
 from ssl_bench.data.splits import TestSplit, TrainSplit, ValidationSplit, balanced, stratified_validation
 from ssl_bench.errors import UserError, near
@@ -26,13 +29,14 @@ from ssl_bench.records.run_folder import OWN
 
 NAMED = 1000  # files left out that a record names; all are counted
 FEW = 3  # that the console names
+SIZES = 64  # photographs whose size is read for the record
 PHOTOGRAPH = 224  # pixels that photographs are brought to when nothing else is asked
 STATISTICS = {  # mean and standard deviation per channel, as recipes publish them
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-RGB = tuple[float, float, float]
+Channels = tuple[float, ...]  # a number for each
 
 
 @final
@@ -64,11 +68,16 @@ class Dataset:
     test: TestSplit | None
     classes: tuple[str, ...] | None
     image_size: int
-    mean: RGB
-    std: RGB
+    mean: Channels
+    std: Channels
     fingerprint: dict[str, Any]
     remedy: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Of an image: 3 but in sets that have others."""
+        return self.pretrain.channels
 
     @property
     def known(self) -> Literal["classes", "masks"] | None:
@@ -144,18 +153,23 @@ def load_dataset(options: DataOptions) -> Dataset:
     Raises:
         UserError: Its name is unknown, its files are missing or unfit, or it has one class only.
     """
-    if options.name not in CATALOGUE:
-        raise UserError(f"no data set {options.name!r}{near(options.name, CATALOGUE)}: see `ssl-bench list data`")
+    entry = entry_of(options.name)
+    if entry is None:
+        raise UserError(f"no data set {options.name!r}{near(options.name, names())}: see `ssl-bench list data`")
+    if class_paths.is_class_path(class_paths.DATA, options.name):
+        class_paths.refuse_unnamed(class_paths.DATA, options.name)
     if not 0 <= options.val_fraction < 1:
         raise UserError(f"--data.val_fraction is {options.val_fraction}: give a part of 1, such as 0.1")
     if options.label_fraction is not None and not 0 < options.label_fraction <= 1:
         raise UserError(f"--data.label_fraction is {options.label_fraction}: give a part of 1, such as 0.01")
-    module, _, function = CATALOGUE[options.name].loader.partition(":")
-    source: Source = getattr(importlib.import_module(module), function)(options)
+    module, _, function = entry.loader.partition(":")
+    source = registry.load_object(registry.Found(options.name, module, function))(options)
+    if not isinstance(source, Source):
+        raise UserError(f"--data {options.name} gives a {type(source).__name__}, not a ssl_bench.data.pool.Source")
     title = _title(options)
     skipped = _skipped(source)
     _say_skipped(title, skipped)
-    _check(source, title)
+    _check(source, title, options.channels)
     train = validation = test = None
     if source.classes is not None:
         labels = source.train.labels if source.train.labels is not None else np.zeros(len(source.train), dtype=np.int64)
@@ -195,9 +209,11 @@ def _title(options: DataOptions) -> str:
     return options.name
 
 
-def _check(source: Source, title: str) -> None:
+def _check(source: Source, title: str, channels: int | None) -> None:
     if len(source.train) == 0:
         raise UserError(f"{title} has no training images")
+    if channels is not None and source.train.channels != channels:
+        raise UserError(f"--data.channels {channels}: images of {title} have {source.train.channels}: leave it out")
     if source.classes is None:
         return
     if len(source.classes) < 2:
@@ -216,25 +232,46 @@ def _native_size(pool: Pool) -> int:
     return min(pool.images.shape[2:]) if isinstance(pool, ResidentPool) else PHOTOGRAPH
 
 
-def _statistics(name: str, pool: Pool) -> tuple[RGB, RGB]:
-    if name in STATISTICS:
+def _statistics(name: str, pool: Pool) -> tuple[Channels, Channels]:
+    if name in STATISTICS and pool.channels == 3:
         return STATISTICS[name]
-    return measured(pool) if isinstance(pool, ResidentPool) else STATISTICS["imagenet"]
+    if isinstance(pool, ResidentPool):
+        return measured(pool)
+    return STATISTICS["imagenet"] if pool.channels == 3 else measured_on_some(pool)
 
 
-def measured(pool: ResidentPool, most: int = 50_000) -> tuple[RGB, RGB]:
+def measured(pool: ResidentPool, most: int = 50_000) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel over at most so many evenly spaced images, to four decimals."""
-    images = pool.images[:: -(-len(pool) // most)]
+    return _measured(pool.images[:: -(-len(pool) // most)])
+
+
+def _measured(images: torch.Tensor) -> tuple[Channels, Channels]:
+    """The same of (N, C, H, W), uint8, or float from 0 to 255, whose numbers have six digits."""
     level = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in range(3):
-        share = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+    for channel in range(images.shape[1]):
+        values = images[:, channel].reshape(-1)
+        if values.is_floating_point():
+            variance, centre = torch.var_mean(values.double() / 255, correction=0)
+            mean.append(float(f"{centre:.6g}"))
+            std.append(float(f"{variance.sqrt():.6g}") or 1 / 255)
+            continue
+        share = torch.bincount(values, minlength=256).double()
         share /= share.sum()
-        centre = float((share * level).sum())
-        spread = float((share * (level - centre) ** 2).sum().sqrt())
-        mean.append(round(centre, 4))
+        middle = float((share * level).sum())
+        spread = float((share * (level - middle) ** 2).sum().sqrt())
+        mean.append(round(middle, 4))
         std.append(max(round(spread, 4), 1 / 255))  # a channel of one value stays finite
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return tuple(mean), tuple(std)
+
+
+def measured_on_some(pool: Pool, most: int = 500) -> tuple[Channels, Channels]:
+    """The same of photographs, each as evaluations see it: at most so many evenly spaced ones are decoded."""
+    seen = []
+    for row in np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64)):
+        with contextlib.suppress(BrokenImage):  # named when it is read in earnest
+            seen.append(see_image(pool.image(int(row)), PHOTOGRAPH))
+    return _measured(torch.stack(seen)) if seen else ((0.5,) * pool.channels, (0.25,) * pool.channels)
 
 
 def _fingerprint(source: Source, skipped: dict[str, str]) -> dict[str, Any]:
@@ -247,10 +284,28 @@ def _fingerprint(source: Source, skipped: dict[str, str]) -> dict[str, Any]:
         "sha256": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         "sha256_covers": "; ".join(covers),
         "test_is": None if source.test is None else source.test_is,
+        "geometry": _geometry(source.train),
         **({"labels": "masks"} if source.train.masks is not None else {}),
         "skipped": describe_skipped(skipped),
         **({"value_ranges": ranges} if ranges else {}),
     }
+
+
+def _geometry(pool: Pool) -> dict[str, Any]:
+    """Channels and sizes of the training images, width x height; of photographs those of evenly spaced ones."""
+    if isinstance(pool, ResidentPool):
+        height, width = pool.images.shape[2:]
+        return {
+            "channels": pool.channels,
+            "smallest": [width, height],
+            "largest": [width, height],
+            "looked_at": len(pool),
+        }
+    rows = np.unique(np.linspace(0, len(pool) - 1, SIZES).astype(np.int64)) if len(pool) else []
+    sizes = [size for row in rows if (size := pool.size(int(row))) is not None]
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    ends = {"smallest": list(by_area[0]), "largest": list(by_area[-1])} if sizes else {}
+    return {"channels": pool.channels, **ends, "looked_at": len(sizes)}
 
 
 def _skipped(source: Source) -> dict[str, str]:

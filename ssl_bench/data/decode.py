@@ -80,6 +80,31 @@ def decode(encoded: bytes | str | Path, ranges: Ranges = USUAL) -> Image.Image:
         raise BrokenImage(_reason(error)) from error
 
 
+def decode_gray(encoded: bytes | str | Path, ranges: Ranges = USUAL, deep: bool = False) -> Image.Image:
+    """The gray image of a file's path or bytes; colour becomes its brightness.
+
+    Args:
+        encoded: The path or the bytes.
+        ranges: Of values with more than 8 bits or a sign.
+        deep: Give all bits: numbers from 0 to 255 with their fractions, mode F; otherwise 8 bits, mode L.
+
+    Raises:
+        BrokenImage: It cannot be decoded.
+    """
+    if not deep:
+        return decode(encoded, ranges).convert("L")
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            kind = _kind(image)
+            image.load()
+            upright = _upright(image)
+            if kind in (None, COLOUR_16):
+                return _rgb(upright).convert("L").convert("F")
+            return Image.fromarray(np.clip(_levels(_values(image, upright), image, ranges[kind]), 0, 255))
+    except Exception as error:  # as in `decode`
+        raise BrokenImage(_reason(error)) from error
+
+
 def check(encoded: bytes | str | Path) -> Check:
     """Decode a whole file, and find damage that decoders pass over: a PNG's checksums are compared."""
     try:
@@ -169,11 +194,17 @@ def _values(image: Image.Image, upright: Image.Image) -> np.ndarray:
 
 def _scaled(values: np.ndarray, image: Image.Image, ranges: Range) -> Image.Image:
     """(H, W) values to RGB, beyond the range clipped; rounded to the nearest of 256 levels."""
+    level = _levels(values, image, ranges, np.float64) + 0.5
+    return Image.fromarray(np.clip(level, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _levels(values: np.ndarray, image: Image.Image, ranges: Range, kind: type = np.float32) -> np.ndarray:
+    """(H, W) values with the range's ends at 0 and 255."""
     black, white = ranges
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # the TIFF says that zero is white
         black, white = white, black
-    level = (values.astype(np.float64) - black) * (255 / (white - black)) + 0.5
-    return Image.fromarray(np.clip(level, 0, 255).astype(np.uint8)).convert("RGB")
+    level: np.ndarray = ((values.astype(np.float64) - black) * (255 / (white - black))).astype(kind)
+    return level
 
 
 def _rgb(image: Image.Image) -> Image.Image:

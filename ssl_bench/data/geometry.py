@@ -44,7 +44,7 @@ def centre(height: int, width: int, size: int) -> tuple[int, int]:
 def see_batch(images: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) uint8 to (B, 3, s, s) float in [0, 1]; images of that size already stay as they are."""
     height, width = images.shape[2:]
-    if is_strip(height, width):
+    if is_strip(height, width) and images.shape[1] == 3 and images.dtype == torch.uint8:
         seen = [see_image(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), size) for image in images.cpu()]
         return torch.stack(seen).to(images.device).float() / 255
     values = images.float() / 255
@@ -57,7 +57,7 @@ def see_batch(images: Tensor, size: int) -> Tensor:
 
 
 def see_image(image: Image.Image, size: int) -> Tensor:
-    """A photograph to (3, s, s) uint8."""
+    """A photograph to (C, s, s), uint8 or, of more than 8 bits, float32 from 0 to 255."""
     if image.size != (size, size):
         height, width = scaled(image.height, image.width, size)
         top, left = centre(height, width, size)
@@ -66,10 +66,15 @@ def see_image(image: Image.Image, size: int) -> Tensor:
             x0, x1, first, last = _covered(image.width, width, left, size)
             part = image.crop((x0, y0, x1, y1))
             seen = part.resize((size, size), Image.Resampling.BICUBIC, box=(first, upper, last, lower))
-            return torch.from_numpy(np.array(seen)).permute(2, 0, 1)
+            return as_tensor(seen)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return as_tensor(image)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """(C, H, W), uint8 or, of mode F, float32."""
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
 
 
 def _covered(extent: int, scaled_to: int, start: int, size: int) -> tuple[int, int, float, float]:

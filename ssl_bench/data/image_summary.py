@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.config.constraints import local_path
+from ssl_bench.config.options import DataOptions
 from ssl_bench.config.recipes import SMALL, Images
-from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.catalogue import entry_of, names
+from ssl_bench.data.files.arrays import channel_axis, find_arrays
+from ssl_bench.data.files.columnar import count_rows, first_rows, read_schema
+from ssl_bench.data.files.image_column import embeds, image_column, paths
+from ssl_bench.data.files.shards import TABLES, find_shards
+from ssl_bench.data.files.tars import images_in, read_member
 from ssl_bench.errors import UserError, near
 from ssl_bench.records.run_folder import OWN
 
@@ -25,7 +31,7 @@ def image_summary(data: Mapping[str, Any]) -> Images:
         data: `name` and `root`, as they were given.
     """
     name = str(data["name"])
-    entry = CATALOGUE.get(name)
+    entry = entry_of(name)
     if entry is not None and entry.images is not None:
         return Images(name, entry.image_size, entry.images)
     if entry is None or data.get("root") is None:
@@ -34,10 +40,14 @@ def image_summary(data: Mapping[str, Any]) -> Images:
         root = Path(local_path(str(data["root"])))
     except ValueError:  # a web address, which the parser refuses
         return Images()
-    if not root.exists():
+    if not root.exists() and name != "hf":
         return Images()
-    if name == "parquet":
-        count, sizes = _of_parquet(root)
+    if name in ("parquet", *TABLES):
+        count, sizes = _of_tables(DataOptions(name=name, root=str(data["root"])))
+    elif name == "webdataset":
+        count, sizes = _of_tars(DataOptions(name=name, root=str(root)))
+    elif name == "array":
+        count, sizes = _of_arrays(DataOptions(name=name, root=str(root), channels=_channels(data)))
     elif name == "folder" and root.is_dir():
         train = root / "train"
         count, sizes = _of_folder(train if train.is_dir() else root)
@@ -58,9 +68,9 @@ def check_place(data: Mapping[str, Any]) -> None:
     Raises:
         UserError: The set is unknown, or there is nothing at `root`.
     """
-    if data["name"] not in CATALOGUE:
-        raise UserError(f"no data set {data['name']!r}{near(data['name'], CATALOGUE)}: see `ssl-bench list data`")
-    if data["name"] in OWN and data.get("root") and not Path(data["root"]).exists():
+    if entry_of(data["name"]) is None:
+        raise UserError(f"no data set {data['name']!r}{near(data['name'], names())}: see `ssl-bench list data`")
+    if data["name"] in OWN and data["name"] != "hf" and data.get("root") and not Path(data["root"]).exists():
         raise UserError(f"no folder {data['root']}: --data.root says where the images are")
 
 
@@ -75,34 +85,53 @@ def _of_folder(folder: Path) -> tuple[int, list[tuple[int, int]]]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
+    for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "@", "$")))
-        yield from (os.path.join(place, name) for name in sorted(names) if SUFFIXES.search(name))
+        yield from (os.path.join(place, name) for name in sorted(files) if SUFFIXES.search(name))
 
 
-def _of_parquet(root: Path) -> tuple[int | None, list[tuple[int, int]]]:
-    """The same of parquet files: of the training shards, by the first of them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    shards = [root] if root.is_file() else sorted([*root.glob("train*.parquet"), *root.glob("data/train*.parquet")])
-    if not shards:
-        return None, []
+def _of_tables(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:
+    """The same of tables: of the training files, by the first of them."""
     try:
-        count = sum(pq.read_metadata(shard).num_rows for shard in shards)
-        file = pq.ParquetFile(shards[0])
-        images = [field.name for field in file.schema_arrow if _holds_bytes(pa, field.type)]
-        rows = next(file.iter_batches(batch_size=LOOKED_AT, columns=images[:1]), None) if images else None
-    except (pa.ArrowException, OSError):
+        base, shards = find_shards(options)
+        count = sum(count_rows(file) for file in shards["train"])
+        first = shards["train"][0]
+        name = image_column(read_schema(first), first)
+        column = first_rows(first, name, LOOKED_AT)
+        if not embeds(column):
+            return count, _sizes(paths(first, column, name))
+    except UserError:
         return None, []  # what opens them says what is wrong
-    values = rows.column(0).to_pylist() if rows is not None else []
+    values = column.to_pylist()
     encoded = [value.get("bytes") if isinstance(value, dict) else value for value in values]
     return count, _sizes([io.BytesIO(data) for data in encoded if data])
 
 
-def _holds_bytes(pa: Any, kind: Any) -> bool:
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return binary or (pa.types.is_struct(kind) and any(_holds_bytes(pa, field.type) for field in kind))
+def _of_tars(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:
+    """The same of tars, all of which are taken to hold as many as the first."""
+    try:
+        tars = find_shards(options)[1]["train"]
+        images = list(images_in(tars[0]))
+    except UserError:
+        return None, []
+    looked_at = images[:: max(1, len(images) // LOOKED_AT)]
+    return len(images) * len(tars), _sizes([io.BytesIO(read_member(tars[0], each)) for each in looked_at])
+
+
+def _of_arrays(options: DataOptions) -> tuple[int | None, list[tuple[int, int]]]:
+    """The same of arrays."""
+    try:
+        images = find_arrays(options)["train"].images
+        axis = channel_axis(images.shape, options.channels, images.place)
+    except UserError:
+        return None, []
+    height, width = (side for at, side in enumerate(images.shape) if at > 0 and at != axis)
+    return images.shape[0], [(width, height)]
+
+
+def _channels(data: Mapping[str, Any]) -> int | None:
+    text = str(data.get("channels"))
+    return int(text) if text.isdecimal() else None
 
 
 def _sizes(files: Sequence[Any]) -> list[tuple[int, int]]:

@@ -46,6 +46,11 @@ def usable(pools: Sequence[EncodedPool], options: DataOptions) -> list[Pool]:
     Raises:
         UserError: An image is broken and `strict` is set, or all of a pool's are; `value_range` is no range.
     """
+    if options.channels not in (None, 1, 3):
+        raise UserError(
+            f"--data.channels {options.channels}: image files are read as gray (1) or RGB (3); save images of other "
+            "channels as an array (N, C, H, W), .npy or .zarr"
+        )
     given = parse_range(options.value_range)
     found = [_checks(pool) for pool in pools]
     deep = [result for checks in found for result in checks.values() if result.kind is not None]
@@ -58,7 +63,9 @@ def usable(pools: Sequence[EncodedPool], options: DataOptions) -> list[Pool]:
         if dark and max(dark) < UPPER_BITS:
             faults |= {row: too_dark for row, result in checks.items() if result.kind == COLOUR_16}
         used = {kind: ranges[kind] for kind in sorted({c.kind for c in checks.values() if c.kind in ranges} - {None})}
-        kept = _without(replace(pool, ranges=used), dict(sorted(faults.items())), options.strict)
+        kept = _without(
+            replace(pool, ranges=used, gray=options.channels == 1), dict(sorted(faults.items())), options.strict
+        )
         ready.append(_decoded(kept, options.strict) or kept)
     return ready
 
@@ -123,13 +130,15 @@ def _remembered(name: str) -> dict[int, Check] | None:
 def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
     """The images in memory, or None when they are large or of several sizes."""
     first = _first(pool)
-    if first is None or max(first.size) > SMALL or 3 * first.width * first.height * len(pool) > RESIDENT:
+    kind = np.float32 if pool.deep else np.uint8
+    size = pool.channels * np.dtype(kind).itemsize
+    if first is None or max(first.size) > SMALL or size * first.width * first.height * len(pool) > RESIDENT:
         return None
     key = pixels_key(pool)
-    images = read_pixels(key, len(pool))
+    images = read_pixels(key, len(pool), kind)
     if images is not None:
         return _resident(pool, images)
-    images = np.empty((len(pool), 3, first.height, first.width), dtype=np.uint8)
+    images = np.empty((len(pool), pool.channels, first.height, first.width), dtype=kind)
     faults: dict[int, str] = {}
     for row in range(len(pool)):
         try:
@@ -139,7 +148,7 @@ def _decoded(pool: EncodedPool, strict: bool) -> Pool | None:
             continue
         if image.size != first.size:
             return None
-        images[row] = np.asarray(image).transpose(2, 0, 1)
+        images[row] = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
     kept = _without(pool, faults, strict)
     if faults:
         images = np.delete(images, list(faults), axis=0)

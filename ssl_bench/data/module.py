@@ -3,6 +3,7 @@
 Shapes: B images of a batch, 3 x H x W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_bench.augment.executors import ColourOnDevice, CropInWorker, DeviceViews
+from ssl_bench.augment.operations import apply_operations, load_operations
 from ssl_bench.augment.views import Views
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
@@ -33,12 +35,25 @@ class DataModule(pl.LightningDataModule):
         views: What a method wants to see of each image.
         seed: The run's.
         labels: Whether batches carry the labels of `data.pretrain`.
+        operations: Names of operations of the user's on each view.
+
+    Raises:
+        UserError: There is no such operation.
     """
 
-    def __init__(self, data: Dataset, options: DataOptions, views: Views, seed: int, labels: bool = False) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        options: DataOptions,
+        views: Views,
+        seed: int,
+        labels: bool = False,
+        operations: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.data, self.options, self.seed = data, options, seed
         self._views = views
+        self._names, self._operations = operations, load_operations(operations)
         self.folder: Path | None = None  # of the run, which remembers images that are found broken
         self._resident = DeviceViews(views, data.mean, data.std)
         self._cropped = ColourOnDevice(views, data.mean, data.std)
@@ -90,9 +105,12 @@ class DataModule(pl.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         generator = torch.Generator(batch.rows.device)
         generator.manual_seed(derive(self.seed, batch.epoch, batch.batch, rank))
-        if isinstance(batch.images, torch.Tensor):
-            return Batch(self._resident(batch.images, generator), batch.rows, self._labels_of(batch.rows))
-        return Batch(self._cropped(batch.images, generator), batch.rows, self._labels_of(batch.rows))
+        small = isinstance(batch.images, torch.Tensor)
+        views = self._resident(batch.images, generator) if small else self._cropped(batch.images, generator)
+        if self._operations:
+            statistics = self.data.mean, self.data.std
+            views = [apply_operations(self._operations, self._names, v, *statistics, generator) for v in views]
+        return Batch(views, batch.rows, self._labels_of(batch.rows))
 
     def _labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         if self._labels is None:

@@ -22,12 +22,12 @@ ALL = 16 << 30  # bytes that all sets may take; the one that was not used for lo
 
 def pixels_key(pool: EncodedPool) -> str:
     """A hash of all that the decoded images depend on."""
-    what = json.dumps([PIL.__version__, pool.ranges, *pool.content], sort_keys=True)
+    what = json.dumps([PIL.__version__, pool.ranges, *(["gray"] if pool.gray else []), *pool.content], sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
-def read_pixels(key: str, count: int) -> np.ndarray | None:
-    """(N, 3, H, W) uint8, or None where they are not kept."""
+def read_pixels(key: str, count: int, kind: type) -> np.ndarray | None:
+    """(N, C, H, W) of a kind of numbers, or None where they are not kept."""
     path = cache_folder() / "pixels" / f"{key}.npy"
     try:
         with open(path, "rb") as file:
@@ -37,7 +37,7 @@ def read_pixels(key: str, count: int) -> np.ndarray | None:
         os.utime(path)
     except (OSError, ValueError, EOFError):
         return None
-    return images if images.ndim == 4 and len(images) == count and images.dtype == np.uint8 else None
+    return images if images.ndim == 4 and len(images) == count and images.dtype == kind else None
 
 
 def _checksum(images: np.ndarray) -> bytes:
@@ -46,7 +46,7 @@ def _checksum(images: np.ndarray) -> bytes:
 
 
 def write_pixels(key: str, images: np.ndarray) -> None:
-    """Keep (N, 3, H, W) uint8, if it is worth it and there is room."""
+    """Keep (N, C, H, W), if it is worth it and there is room."""
     if len(images) < FEWEST or images.nbytes > LARGEST:
         return
     folder = cache_folder() / "pixels"

@@ -1,9 +1,10 @@
 """A pool: the images of one official split, resident in memory or decoded when asked for.
 
-Shapes: N images, C = 3 channels, H x W pixels.
+Shapes: N images, C channels (3 but in sets that have others), H x W pixels.
 """
 
 import hashlib
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_bench.data.decode import USUAL, Ranges, decode
+from ssl_bench.data.decode import USUAL, Ranges, decode, decode_gray
 from ssl_bench.data.masks import Masks
 from ssl_bench.data.packed import Packed
 
@@ -41,9 +42,14 @@ class Pool(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """C."""
+
     @abstractmethod
     def image(self, row: int) -> Image.Image:
-        """The RGB image of a row.
+        """The image of a row: RGB, or gray in sets of one channel.
 
         Raises:
             BrokenImage: It cannot be decoded.
@@ -93,13 +99,19 @@ class ResidentPool(Pool):
     """Images of one size, decoded in memory.
 
     Args:
-        images: (N, 3, H, W) uint8.
+        images: (N, C, H, W) uint8, or float32 from 0 to 255 where values have more than 8 bits.
     """
 
     images: Tensor
 
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
     def image(self, row: int) -> Image.Image:
-        return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().numpy())
+        assert self.channels in (1, 3), "no image has so many"
+        pixels = self.images[row].permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
 
     def take(self, rows: np.ndarray) -> Self:
         return replace(self, images=self.images[torch.as_tensor(rows)], **self._part(rows))  # type: ignore[arg-type]
@@ -119,15 +131,37 @@ class EncodedPool(Pool):
         digests: N hashes of their content, when they are known already; empty for a file that cannot be read.
         whole: Whether those are of all of the content.
         ranges: Of values with more than 8 bits or a sign, by their kind; empty where no image has such.
+        gray: Images have one channel, and all their bits.
     """
 
     encoded: Sequence[str | bytes]
     digests: Sequence[str] | None = None
     whole: bool = True
     ranges: Ranges = field(default_factory=dict)
+    gray: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.gray else 3
+
+    @property
+    def deep(self) -> bool:
+        """Whether images have more than 8 bits: gray ones alone keep them."""
+        return self.gray and bool(self.ranges)
 
     def image(self, row: int) -> Image.Image:
+        if self.gray:
+            return decode_gray(self.encoded[row], {**USUAL, **self.ranges}, self.deep)
         return decode(self.encoded[row], {**USUAL, **self.ranges})
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Width and height as the file has them, from its header alone; None where it cannot be read."""
+        encoded = self.encoded[row]
+        try:
+            with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as opened:
+                return opened.size
+        except Exception:  # PIL's decoders raise anything; a broken image is named when it is read
+            return None
 
     def take(self, rows: np.ndarray) -> Self:
         digests = None if self.digests is None else [self.digests[row] for row in rows]
@@ -151,6 +185,8 @@ class EncodedPool(Pool):
         yield "\n".join(self.content).encode()
         if self.ranges:
             yield json.dumps(self.ranges, sort_keys=True).encode()
+        if self.gray:
+            yield b"gray"
 
 
 def _digest(encoded: str | bytes) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_bench.data.decode import BrokenImage
 from ssl_bench.data.files.left_out import UnreadableImage
+from ssl_bench.data.geometry import as_tensor
 from ssl_bench.data.masks import IGNORE
 from ssl_bench.data.pool import ResidentPool
 from ssl_bench.data.splits import Split
@@ -137,7 +137,7 @@ class _Whole(Dataset["tuple[Tensor, tuple[int, int]] | UnreadableImage"]):
             return UnreadableImage.of(self.split.pool.ids[row], str(error))
         height, width = self.grid.resized(image.height, image.width, resident=False)
         seen = image.resize((width, height), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(seen)).permute(2, 0, 1), (image.height, image.width)
+        return as_tensor(seen), (image.height, image.width)
 
 
 def crop_together(

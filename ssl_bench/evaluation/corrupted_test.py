@@ -21,6 +21,15 @@ from ssl_bench.runtime.precision import full_precision
 Fitted = TypeVar("Fitted")
 
 
+def needs_colours(backbone: FeatureExtractor) -> str | None:
+    """Why corruptions, which are of colours, cannot be made of these images; None where they can."""
+    return (
+        None
+        if backbone.channels == 3
+        else f"corruptions are of RGB images, and these have {backbone.channels} channels"
+    )
+
+
 class CorruptedTest(Evaluation[Fitted]):
     """Fitted on images as they are; the test images are predicted as they are, and corrupted in 50 ways.
 
@@ -31,6 +40,9 @@ class CorruptedTest(Evaluation[Fitted]):
     @abstractmethod
     def logits(self, backbone: FeatureExtractor, state: Fitted, images: Tensor) -> Tensor:
         """(B, 3, s, s) images in [0, 1], on the backbone's device -> (B, K), each image's by itself; no gradients."""
+
+    def refusal(self, backbone: FeatureExtractor) -> str | None:
+        return needs_colours(backbone)
 
     @final
     def predict(self, backbone: FeatureExtractor, fit: Fit[Fitted], test: TestImages) -> list[Prediction]:

@@ -11,6 +11,7 @@ from ssl_bench.config.constraints import Device, Seed
 from ssl_bench.config.layers import environment_layer, flag_value, flatten, read_yaml, split_argv, stack
 from ssl_bench.config.options import BackboneOptions, DataOptions, WandbOptions
 from ssl_bench.config.parser import Parser, common_arguments, wandb_options
+from ssl_bench.data.files.location import located
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import Target, parse_target
 
@@ -72,11 +73,13 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         *((str(f), flatten(read_yaml(f), str(f))) for f in files),
         ("flags", named),
     ]
+    given = [(origin, located(layer)) for origin, layer in given]
     chosen, below = flag_value(flags, "--protocols"), stack(given)
     asked = chosen or below.values.get("protocols", DEFAULT_PROTOCOLS)
     names = asked if isinstance(asked, list) else str(asked).split(",")
     if not chosen:
         class_paths.check_evaluations([str(name).strip() for name in names], below.origins.get("protocols", "flags"))
+    class_paths.check({class_paths.DATA: below.values.get(class_paths.DATA)}, below.origins)
     classes = _classes(names)
     groups = {name: name.rpartition(".")[2].replace("-", "_") for name in classes}
     presets = [
@@ -113,7 +116,9 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_class_arguments(BackboneOptions, "backbone")
     parser.add_argument("--seed", type=Seed, default=0, help="of a random backbone's weights")
     parser.add_argument("--device", type=Device, default="auto", metavar="NAME", help="where networks run")
-    parser.add_argument("--branch", choices=("student", "teacher"), help="the only one of a method that has both")
+    parser.add_argument(
+        "--branch", choices=("student", "teacher", "ema"), help="the only network of a run that has several"
+    )
     theirs = "classes of yours that networks of runs are of (my_package.net.Net), with commas: their code will run"
     parser.add_argument("--classes", default="", metavar="CLASS,...", help=theirs)
     parser.add_argument("--force", action="store_true", help="evaluate again what is recorded")

@@ -85,7 +85,7 @@ class FeatureExtractor:
         self.num_workers = num_workers
         self.feature_types = tuple(network.feature_types)
         self.primary_feature_type = network.primary_feature_type
-        self.img_size = network.img_size
+        self.img_size, self.channels = network.img_size, network.channels
         self.used: dict[str, Cost] = {}  # splits whose features were asked for since last cleared, and what they cost
         self.spent = Cost()  # on passes made by this object, as opposed to features found on disk
         # By id of the split, kept alive so that the id stays its own, and view.
@@ -100,7 +100,7 @@ class FeatureExtractor:
     def normalized(self, images: Tensor) -> Tensor:
         """(B, 3, s, s) images in [0, 1], on this device, as the network saw them in pretraining."""
         images = images.to(self.device)
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ class FeatureExtractor:
     @cached_property
     def flops_per_image(self) -> int:
         """Of one forward pass, all feature types included; one multiply-add is two."""
-        image = torch.zeros(1, 3, self.img_size, self.img_size, device=self.device)
+        image = torch.zeros(1, self.channels, self.img_size, self.img_size, device=self.device)
         # Fused attention is invisible to the counter on CPUs.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.network.features(image, self._simple_feature_types)
@@ -269,6 +269,9 @@ class FeatureExtractor:
 
         With several processes each gets every so many-th image; together they get each once.
         """
+        if split.pool.channels != self.channels:
+            own = f"{self.channels} channel{'s' * (self.channels > 1)}"
+            raise UserError(f"the network takes images of {own}, and these have {split.pool.channels}: choose its data")
         part = dataclasses.replace(split, rows=split.rows[rank() :: world_size()])
         if view is None:
             found = evaluation_batches(part, self.img_size, self.batch_size, self.num_workers)
@@ -292,7 +295,7 @@ class FeatureExtractor:
         start = time.perf_counter()
         width = {
             feature_type: f.shape[1]
-            for feature_type, f in self.embed(torch.zeros(1, 3, self.img_size, self.img_size)).items()
+            for feature_type, f in self.embed(torch.zeros(1, self.channels, self.img_size, self.img_size)).items()
         }
         features = {feature_type: torch.zeros(len(split), d) for feature_type, d in width.items()}
         seen = torch.zeros(len(split), dtype=torch.int64)

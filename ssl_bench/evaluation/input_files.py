@@ -16,7 +16,7 @@ from typing import Any
 
 import ssl_bench
 from ssl_bench.config.options import DataOptions
-from ssl_bench.data.catalogue import CATALOGUE, TORCHVISION, default_root
+from ssl_bench.data.catalogue import CATALOGUE, TORCHVISION, default_root, entry_of
 from ssl_bench.data.files.left_out import read_left_out
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.targets import Target, images
@@ -95,9 +95,10 @@ def network_files(target: Target, branch: str, default_branch: str) -> str | Non
 
 def images_files(options: DataOptions) -> str | None:
     """Digest of names, sizes and times of the files that the images come from; None where that cannot be said."""
-    if options.name not in CATALOGUE:
-        return None
-    if CATALOGUE[options.name].loader == TORCHVISION or options.root:
+    entry = entry_of(options.name)
+    if entry is None or (options.name not in CATALOGUE and not options.root):
+        return None  # a plug-in alone knows what its images are made from
+    if entry.loader == TORCHVISION or options.root:
         root = Path(options.root).expanduser() if options.root else default_root()
         try:
             listed = _listing(root)

@@ -53,7 +53,7 @@ class KMeansPatches(nn.Module):
     feature_types = ("kmeans",)
     primary_feature_type = "kmeans"
 
-    mean: Tensor  # (3, 1, 1)
+    mean: Tensor  # (C, 1, 1)
     std: Tensor
     patch_mean: Tensor  # (d,)
     whitening: Tensor  # (d, d)
@@ -64,9 +64,9 @@ class KMeansPatches(nn.Module):
     def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float], pool: Pool, seed: int) -> None:
         super().__init__()
         self.img_size, self.seed = min(image_size, 32), seed
-        self.patch = min(PATCH, self.img_size)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.patch, self.channels = min(PATCH, self.img_size), len(mean)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         with torch.no_grad(), full_precision():
             self._learn(some_images(pool, self.img_size, seed), torch.Generator().manual_seed(seed))
         self.dim = 4 * len(self.centroids)

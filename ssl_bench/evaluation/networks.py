@@ -93,7 +93,7 @@ def _published(target: Target, data: "Dataset", options: DataOptions, runs: Path
     assert target.backbone is not None
     asked = BackboneOptions(**target.backbone)
     weights = timm_weights(asked.name)
-    backbone = Backbone(network_of(asked, weights.img_size))
+    backbone = Backbone(network_of(asked, weights.img_size, data.channels))
     begun = start(backbone, weights)
     for line in begun.adapted:
         say(f"{target.name}: {line}")
@@ -107,7 +107,9 @@ def _published(target: Target, data: "Dataset", options: DataOptions, runs: Path
     folder = folder_of_run(runs, config)
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_backbone(folder, backbone, weights.mean or data.mean, weights.std or data.std)
+        theirs = weights.mean is not None and len(weights.mean) == data.channels
+        mean, std = (weights.mean, weights.std) if theirs else (data.mean, data.std)
+        write_backbone(folder, backbone, mean or data.mean, std or data.std)
         name = asked.name if ":" in asked.name else begun.source.partition(":")[2]
         _write_baseline(folder, target, data, config | {"start": asdict(begun)}, describe_backbone(name, backbone))
     all_reduce_sum(torch.zeros(1, device=device))
@@ -181,10 +183,11 @@ def _baseline_network(target: Target, data: "Dataset") -> "Backbone | Pixels | K
     if target.baseline == "kmeans-patches":
         return KMeansPatches(data.image_size, data.mean, data.std, data.pretrain, target.seed)
     if target.backbone is None:
-        return Pixels(data.image_size)
+        return Pixels(data.image_size, data.channels)
     asked = BackboneOptions(**target.backbone)
     torch.manual_seed(target.seed)
-    return Backbone(replace(asked, img_size=asked.img_size or data.image_size))
+    channels = asked.channels or (data.channels if data.channels != 3 else None)
+    return Backbone(replace(asked, img_size=asked.img_size or data.image_size, channels=channels))
 
 
 def _frozen_baseline(

@@ -92,7 +92,7 @@ def grid_of(backbone: FeatureExtractor, short_side: int | None = None) -> Grid:
         UserError: Its map has no whole number of pixels for each place.
     """
     size = backbone.img_size
-    cells = backbone.patch_map(torch.zeros(1, 3, size, size)).shape[1]
+    cells = backbone.patch_map(torch.zeros(1, backbone.channels, size, size)).shape[1]
     if size % cells:
         raise UserError(f"a map of {cells} x {cells} places does not divide {size} pixels: choose another img_size")
     return Grid(size, cells, short_side)

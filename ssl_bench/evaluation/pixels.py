@@ -1,6 +1,6 @@
 """The baseline that has learned nothing: raw pixels.
 
-Shapes: B images of a batch, 3 x s x s pixels.
+Shapes: B images of a batch, C x s x s pixels.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ class Pixels(nn.Module):
 
     Args:
         image_size: Pixels of the data's images.
+        channels: C.
     """
 
     baseline = "raw pixels"
@@ -25,26 +26,28 @@ class Pixels(nn.Module):
     feature_types = ("pixels",)
     primary_feature_type = "pixels"
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, channels: int = 3) -> None:
         super().__init__()
         self.img_size = min(image_size, 32)
-        self.dim = 3 * self.img_size**2
+        self.channels = channels
+        self.dim = channels * self.img_size**2
 
     @property
     def spec(self) -> dict[str, Any]:
         """What builds this again, plain types only."""
-        return {"architecture": "pixels", "args": {"image_size": self.img_size}}
+        many = {"channels": self.channels} if self.channels != 3 else {}
+        return {"architecture": "pixels", "args": {"image_size": self.img_size, **many}}
 
     def features(self, images: Tensor, feature_types: Sequence[str]) -> dict[str, Tensor]:
-        """(B, 3, s, s) -> (B, 3ss)."""
+        """(B, C, s, s) -> (B, Css)."""
         return {feature_type: {"pixels": images.flatten(1)}[feature_type] for feature_type in feature_types}
 
     def token_grid(self, images: Tensor) -> Tensor:
-        """(B, 3, s, s) -> (B, 1, 3ss), the only token."""
+        """(B, C, s, s) -> (B, 1, Css), the only token."""
         return images.flatten(1)[:, None]
 
     def patch_map(self, images: Tensor, layers: int = 1) -> Tensor:
-        """(B, 3, h, w) -> (B, h / c, w / c, 3cc), the pixels of each cell of c x c."""
+        """(B, C, h, w) -> (B, h / c, w / c, Ccc), the pixels of each cell of c x c."""
         cell = CELL if self.img_size % CELL == 0 else 1
-        cells: Tensor = F.unfold(images, cell, stride=cell)  # (B, 3cc, cells)
+        cells: Tensor = F.unfold(images, cell, stride=cell)  # (B, Ccc, cells)
         return cells.transpose(1, 2).unflatten(1, (images.shape[2] // cell, -1))  # type: ignore[no-any-return]

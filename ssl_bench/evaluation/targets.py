@@ -16,7 +16,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.records.run import RunInfo, read_run
 
 # Data options that say which images.
-IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed", "value_range", "label_column")
+IMAGES = ("name", "root", "image_size", "val_fraction", "split_seed", "value_range", "label_column", "channels")
 PUBLISHED = "timm"  # targets whose weights are timm's, a hub's or a folder's
 LOADING = ("num_workers", "download")  # and those that say how they are read
 NETWORKLESS = ("pixels", "kmeans-patches")  # baselines

@@ -77,7 +77,7 @@ class TokenBank:
     def _keep(self, split: Split, view: int | None) -> None:
         """All of a split's, unless they do not fit."""
         size = self.backbone.img_size
-        _, count, dim = self.backbone.tokens(torch.zeros(1, 3, size, size)).shape
+        _, count, dim = self.backbone.tokens(torch.zeros(1, self.backbone.channels, size, size)).shape
         needed = len(split) * count * (2 * dim + 4)
         if needed > self.memory:
             return

@@ -34,9 +34,14 @@ class Cell:
     mark: str = ""
 
 
+def in_colours(pixels: Tensor) -> Tensor:
+    """(C, H, W) -> (3, H, W): the first three channels as red, green and blue, or the only one as gray."""
+    return pixels[[min(channel, len(pixels) - 1) for channel in range(3)]]
+
+
 def to_image(pixels: Tensor, side: int) -> Image.Image:
-    """(3, H, W) in [0, 1], square, at most about ``side`` pixels wide: small images enlarged by whole numbers."""
-    values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    """(C, H, W) in [0, 1], square, at most about ``side`` pixels wide: small images enlarged by whole numbers."""
+    values = (in_colours(pixels).detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(np.ascontiguousarray(values))
     if image.width <= side:
         size = image.width * (side // image.width)

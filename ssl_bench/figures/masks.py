@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from ssl_bench.figures.drawing import HIDDEN, Cell, folded, to_image
+from ssl_bench.figures.drawing import HIDDEN, Cell, folded, in_colours, to_image
 from ssl_bench.figures.opened_run import OpenedRun
 from ssl_bench.figures.picture import Picture
 
@@ -47,7 +47,8 @@ def _caption(run: OpenedRun, masks: Tensor) -> str:
 
 
 def cover(view: Tensor, mask: Tensor) -> Tensor:
-    """(3, s, s) with a plain gray where the (N,) mask is True."""
+    """(C, s, s) -> (3, s, s) with a plain gray where the (N,) mask is True."""
+    view = in_colours(view)
     where = pixels(mask, view.shape[-1]).to(view.device)
     gray = view.new_tensor(HIDDEN).view(3, 1, 1) / 255
     return view.where(~where, gray)

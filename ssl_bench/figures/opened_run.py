@@ -19,7 +19,7 @@ from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
-from ssl_bench.data.dataset import RGB, Dataset
+from ssl_bench.data.dataset import Channels, Dataset
 from ssl_bench.data.evaluation_batches import evaluation_batches
 from ssl_bench.data.loaders import PhotographLoader, ResidentLoader
 from ssl_bench.data.module import DataModule
@@ -129,7 +129,7 @@ class OpenedRun:
                 backbone, mean, std = load_backbone(self.folder)
                 config["backbone"] = asdict(backbone.options) | {"img_size": backbone.img_size}
                 if self.info.kind == "imported":  # whose images were normalised otherwise
-                    data = replace(data, mean=cast(RGB, mean), std=cast(RGB, std))
+                    data = replace(data, mean=cast(Channels, mean), std=cast(Channels, std))
             data, method, module = build_on(data, config)
         except SystemExit:
             reason = messages.getvalue().rpartition("error: ")[2].strip()
@@ -197,7 +197,7 @@ class OpenedRun:
 
     def unnormalised(self, views: Tensor) -> Tensor:
         """(B, 3, s, s) views -> in [0, 1]."""
-        mean, std = (torch.tensor(values, device=views.device).view(3, 1, 1) for values in self.statistics)
+        mean, std = (torch.tensor(values, device=views.device).view(-1, 1, 1) for values in self.statistics)
         return (views.float() * std + mean).clamp(0, 1)
 
     @property

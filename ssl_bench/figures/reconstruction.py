@@ -44,7 +44,7 @@ def reconstruction(run: OpenedRun, count: int) -> Reconstruction:
     if method.product != "backbone":
         raise LeftOut("it is a tokenizer's run, which hides nothing")
     images = run.seen(run.shown, run.chosen(count), method.backbone.img_size).to(run.device)
-    mean, std = (torch.tensor(values, device=run.device).view(3, 1, 1) for values in run.statistics)
+    mean, std = (torch.tensor(values, device=run.device).view(-1, 1, 1) for values in run.statistics)
     with torch.random.fork_rng():
         torch.manual_seed(derive(run.info.seed, 0))
         try:

@@ -109,7 +109,7 @@ class Batches:
         self._loader = None
 
     def finish(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
-        """(B, 3, s, s) uint8 crops and (B,) labels, -1 for none -> normalised, erased, mixed."""
+        """(B, C, s, s) crops from 0 to 255 and (B,) labels, -1 for none -> normalised, erased, mixed."""
         recipe, device = self.recipe, self.frozen.device
         values = self.frozen.normalized(images.to(device, non_blocking=True).float() / 255)
         labels = labels.to(device, non_blocking=True)
@@ -150,7 +150,7 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         self.pool, self.rows, self.labels = split.pool, torch.as_tensor(split.rows), labels
         self.recipe, self.size, self.batch_size = recipe, size, batch_size
         self.augment: Callable[[Image.Image], Image.Image] | None = None
-        if recipe.randaugment is not None:
+        if recipe.randaugment is not None and split.pool.channels == 3:  # its operations are of colours
             fill = tuple(min(255, round(255 * value)) for value in mean)
             hparams = {"translate_const": int(size * 0.45), "img_mean": fill}
             try:
@@ -182,15 +182,18 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
             boxes = draw_boxes(len(rows), height, width, recipe.scale, View(self.size).ratio, generator)
             flip = torch.rand(len(rows)) < recipe.flip
             values = crop_resize(images, boxes, self.size, "bicubic", flip)
-        pixels = values.mul(255).round_().to(torch.uint8)
+        pixels = values.mul(255)
+        if images.dtype == torch.uint8:
+            pixels = pixels.round_().to(torch.uint8)
         if self.augment is None:
             return pixels.contiguous()
         return _tensor([self.augment(Image.fromarray(p)) for p in pixels.permute(0, 2, 3, 1).contiguous().numpy()])
 
     def _photographs(self, pool: Pool, rows: Tensor) -> Tensor:
-        return _tensor([self._photograph(pool, row) for row in rows.tolist()])
+        return torch.stack([self._photograph(pool, row) for row in rows.tolist()])
 
-    def _photograph(self, pool: Pool, row: int) -> Image.Image:
+    def _photograph(self, pool: Pool, row: int) -> Tensor:
+        """(C, s, s), of the kind that the pool's images are."""
         try:
             image = pool.image(row)
         except BrokenImage as error:
@@ -200,8 +203,9 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         else:
             view = View(self.size, scale=self.recipe.scale, interpolation="bicubic", flip=self.recipe.flip)
             pixels = CropInWorker([view])(image, torch.default_generator)[0]
-        cropped = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        return cropped if self.augment is None else self.augment(cropped)
+        if self.augment is None:
+            return pixels
+        return _tensor([self.augment(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))])[0]
 
 
 def posterize(image: Image.Image, bits: int, **given: Any) -> Image.Image:

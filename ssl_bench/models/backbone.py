@@ -47,6 +47,7 @@ class Backbone(nn.Module):
     def __init__(self, options: BackboneOptions) -> None:
         super().__init__()
         self.options = options
+        self.channels = options.channels or 3  # of an image
         created = create_network(options)
         self.model, self.architecture, self.args = created.model, created.architecture, created.args
         self.own = created.family == "own"  # a class of the user's, whatever it is derived from
@@ -90,7 +91,7 @@ class Backbone(nn.Module):
             if self.small_stem:
                 self.timm_can_build = False
                 width = self.model.bn1.num_features
-                self.model.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
+                self.model.conv1 = nn.Conv2d(self.channels, width, 3, stride=1, padding=1, bias=False)
                 nn.init.kaiming_normal_(self.model.conv1.weight, mode="fan_out", nonlinearity="relu")
                 self.model.maxpool = nn.Identity()
             self.memory_format = _memory_format(self.model)
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
             made_for = f"; it was made for {native}: --backbone.img_size {native}" if native else ""
             remedy = "" if native == self.img_size else made_for
             name = f"backbone {options.name}"
-            self.dim = 0 if meta else feature_size(self.model, name, self.img_size, remedy=remedy)
+            self.dim = 0 if meta else feature_size(self.model, name, self.img_size, self.channels, remedy)
 
     @property
     def is_vit(self) -> bool:
@@ -137,7 +138,7 @@ class Backbone(nn.Module):
             flexible = self.is_swin and not self.model.patch_embed.strict_img_size  # its positions are a window's
             return size == self.img_size or flexible or not self.has_relative_positions
         try:
-            evaluated(self.model, self.model, size)
+            evaluated(self.model, self.model, size, self.channels)
         except Exception:  # whatever a network says of images that it was not made for
             return False
         return True

@@ -88,7 +88,7 @@ def _made(options: BackboneOptions, architecture: str, args: dict[str, Any]) -> 
 
 
 def _of_class(options: BackboneOptions) -> Created:
-    class_paths.refuse_unnamed_backbone(options.name)
+    class_paths.refuse_unnamed(class_paths.BACKBONE, options.name)
     cls = registry.load(registry.class_at(options.name, "backbone"))
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"backbone {options.name} is no torch.nn.Module")
@@ -98,6 +98,8 @@ def _of_class(options: BackboneOptions) -> Created:
     args = dict(options.timm_args or {})
     if "img_size" in inspect.signature(cls).parameters:
         args.setdefault("img_size", options.img_size or NATIVE)
+    if options.channels is not None and "in_chans" in inspect.signature(cls).parameters:
+        args.setdefault("in_chans", options.channels)
     try:
         model = cls(**args)
     except Exception as error:

@@ -70,18 +70,21 @@ def is_pretrained(options: BackboneOptions) -> bool:
     return options.pretrained if options.pretrained is not None else options.name.startswith((HUB, FOLDER))
 
 
-def network_of(options: BackboneOptions, image_size: int | None = None) -> BackboneOptions:
+def network_of(options: BackboneOptions, image_size: int | None = None, channels: int = 3) -> BackboneOptions:
     """Options of the network alone: what a hub or a folder says of it in place of its name, no weights.
 
     Args:
         options: As given.
+        channels: Of the images; a network says nothing of three.
         image_size: Of the images; rounded up to whole patches where a network with weights gets no size of its own.
 
     Raises:
         UserError: The hub or folder cannot be read, or has no network of timm's.
     """
     starts = is_pretrained(options) or options.weights is not None
-    found = replace(options, pretrained=None, weights=None)
+    found = replace(
+        options, pretrained=None, weights=None, channels=options.channels or (channels if channels != 3 else None)
+    )
     if options.name.startswith((HUB, FOLDER)):
         found = _described(found)
     elif starts and "." in options.name and timm.is_model(options.name.partition(".")[0]):

@@ -25,7 +25,12 @@ def write_backbone(
     """backbone.safetensors, and backbone.json with what `timm.create_model` needs to hold those weights."""
     write_weights(folder / "backbone.safetensors", backbone.model.state_dict())
     size = backbone.img_size
-    cfg = {"input_size": [3, size, size], "mean": list(mean), "std": list(std), "interpolation": "bicubic"}
+    cfg = {
+        "input_size": [backbone.channels, size, size],
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": "bicubic",
+    }
     write_json(folder / "backbone.json", {**backbone.spec, "num_classes": 0, "pretrained_cfg": cfg})
 
 
@@ -46,7 +51,7 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
             text = f"{folder} holds a {spec['class']}, which only code can build"
             raise UserError(f"{text}: give the module itself to ssl_bench.evaluate")
         options = BackboneOptions(**spec["options"])
-        mean, std = (_statistic(spec["pretrained_cfg"][name]) for name in ("mean", "std"))
+        mean, std = (_statistic(spec["pretrained_cfg"][name], options.channels or 3) for name in ("mean", "std"))
         shapes = tensor_shapes(folder / file, folder)
         weights = read_tensors(folder / file, folder)
     except FileNotFoundError as error:
@@ -74,18 +79,17 @@ def load_backbone(folder: Path, branch: str = "") -> tuple[Backbone, tuple[float
     return backbone, mean, std
 
 
-def _statistic(values: Any) -> tuple[float, ...]:
+def _statistic(values: Any, channels: int) -> tuple[float, ...]:
     """A mean or a deviation of three channels."""
     numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{values} is no mean or deviation of three channels")
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} is no mean or deviation of {'three' if channels == 3 else channels} channels")
     return numbers
 
 
 def describe_backbone(name: str, backbone: Backbone | ModuleBackbone) -> BackboneRecord:
     """The record of an architecture, with the cost of one image's forward."""
-    channels = backbone.channels if isinstance(backbone, ModuleBackbone) else 3
-    image = torch.zeros(1, channels, backbone.img_size, backbone.img_size)
+    image = torch.zeros(1, backbone.channels, backbone.img_size, backbone.img_size)
     image = image.to(next((p.device for p in backbone.parameters()), image.device))
     training = backbone.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -72,7 +72,7 @@ def stem_arguments(model: Any, width: int, selective: bool) -> dict[str, Any]:
 
 def plain_stem(model: Any) -> None:
     """One 7x7 convolution in place of a deep stem, of its width."""
-    model.conv1 = nn.Conv2d(3, model.bn1.num_features, 7, stride=2, padding=3, bias=False)
+    model.conv1 = nn.Conv2d(model.conv1[0].in_channels, model.bn1.num_features, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 

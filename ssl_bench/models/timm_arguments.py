@@ -40,7 +40,9 @@ def timm_arguments(options: BackboneOptions) -> tuple[str, dict[str, Any]]:
         wanted = f"--backbone.pretrained true starts from them, --backbone {name} from random ones"
         raise UserError(f"backbone {options.name}: {tag!r} names weights: {wanted}")
     positions = ("absolute_positions", "interpolate_offset", "interpolate_antialias")
-    own = ("name", "drop_path", "timm_args", "pretrained", "weights", *positions)
+    own = ("name", "drop_path", "timm_args", "pretrained", "weights", "channels", *positions)
+    if options.channels not in (None, 3):
+        args["in_chans"] = options.channels
     given = {k: v for k, v in asdict(options).items() if v is not None and k not in own}
     for option in ("img_size", "patch_size", "width", "depth", "num_heads"):
         if given.get(option, 1) < 1:

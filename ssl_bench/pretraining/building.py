@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_bench.config import registry
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
 from ssl_bench.console import say
-from ssl_bench.data.dataset import RGB, Dataset, load_dataset
+from ssl_bench.data.dataset import Channels, Dataset, load_dataset
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -43,7 +43,7 @@ def build_on(
         network = BackboneOptions(**config["backbone"])
         weights = timm_weights(network.name) if is_pretrained(network) else weights
     parts: dict[str, Callable[[], Any]] = {
-        "backbone": lambda: Backbone(network_of(network, data.image_size)),
+        "backbone": lambda: Backbone(network_of(network, data.image_size, data.channels)),
         "image_size": lambda: data.image_size,
         "statistics": lambda: (data.mean, data.std),
         "classes": lambda: _classes(data),
@@ -54,7 +54,7 @@ def build_on(
     elif weights is not None:
         data = begin_with(method, weights, data)
     if not method.standardize:
-        data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        data = replace(data, mean=(0.0,) * data.channels, std=(1.0,) * data.channels)
     if method.needs_labels:
         if data_options.label_fraction is not None:
             say(f"learning from {100 * data_options.label_fraction:g} % of the labels: --data.label_fraction")
@@ -62,7 +62,12 @@ def build_on(
     elif data_options.label_fraction is not None:
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
         raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
-    return data, method, DataModule(data, data_options, method.views(), config["seed"], labels=method.needs_labels)
+    operations = [name.strip() for name in (config.get("operations") or "").split(",") if name.strip()]
+    for name in operations:
+        if class_paths.is_class_path(class_paths.OPERATIONS, name):
+            class_paths.refuse_unnamed(class_paths.OPERATIONS, name)
+    seed, labels = config["seed"], method.needs_labels
+    return data, method, DataModule(data, data_options, method.views(), seed, labels, operations)
 
 
 def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
@@ -79,8 +84,9 @@ def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
     for copied in copies:
         copied.load_state_dict(method.backbone.state_dict())
     adapted = [*begun.adapted]
-    if weights.mean is not None and weights.std is not None and (weights.mean, weights.std) != (data.mean, data.std):
-        data = replace(data, mean=cast(RGB, weights.mean), std=cast(RGB, weights.std))
+    own = weights.mean is not None and len(weights.mean) == data.channels  # of other channels they say nothing
+    if own and weights.std is not None and (weights.mean, weights.std) != (data.mean, data.std):
+        data = replace(data, mean=cast(Channels, weights.mean), std=cast(Channels, weights.std))
         adapted.append("images are normalised as its own were")
     method.start = asdict(replace(begun, adapted=tuple(adapted)))
     size = method.backbone.img_size

@@ -38,13 +38,13 @@ def describe_run(config: dict[str, Any], data: Dataset, method: Method, command:
         created=now(),
         command=list(command),
         version=ssl_bench.__version__,
-        branch=default_branch(method) if pretrains else "",
+        branch=default_branch(method, bool(config["trainer"].get("ema"))) if pretrains else "",
     )
 
 
-def default_branch(method: Method) -> str:
-    """The default of a method's networks, where there are several."""
-    return next(iter(method.branches)) if len(method.branches) > 1 else ""
+def default_branch(method: Method, averaged: bool = False) -> str:
+    """The default of a method's networks, where there are several; an average of the weights is another."""
+    return next(iter(method.branches)) if averaged or len(method.branches) > 1 else ""
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,10 @@ def training_flops(method: Method) -> float:
     """FLOPs of one image's forward and backward, counted on a copy with two random images."""
     copied = copy.deepcopy(method).train()
     generator = torch.Generator().manual_seed(0)
-    views = [torch.rand(2, 3, v.size, v.size, generator=generator) for v in method.views() for _ in range(v.count)]
+    channels = getattr(getattr(method, "backbone", None), "channels", 3)  # a tokenizer has no backbone
+    views = [
+        torch.rand(2, channels, v.size, v.size, generator=generator) for v in method.views() for _ in range(v.count)
+    ]
     labels = {"labels": torch.zeros(2, dtype=torch.int64)} if method.needs_labels else {}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         copied.loss(views, **labels).backward()

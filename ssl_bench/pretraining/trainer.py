@@ -8,8 +8,10 @@ from typing import Any, final
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
+from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import ProbeOptions, TrainerOptions
 from ssl_bench.data.dataset import Dataset
 from ssl_bench.errors import UserError
@@ -18,11 +20,13 @@ from ssl_bench.pretraining.metrics import MetricsFile, WandbMetrics
 from ssl_bench.pretraining.nan_guard import StopAtNaN
 from ssl_bench.pretraining.online_probe import OnlineProbe
 from ssl_bench.pretraining.progress import Progress
+from ssl_bench.pretraining.weight_average import WeightAverage
 from ssl_bench.runtime.acceleration import effective_precision
 from ssl_bench.runtime.distributed import TIMEOUT, LaunchedEnvironment, SyncNorms
 from ssl_bench.runtime.launch import Launch, requested_processes, settled_devices
 from ssl_bench.runtime.seeds import derive
 from ssl_bench.runtime.stopping import Signals
+from ssl_bench.tracking.other_loggers import other_loggers
 from ssl_bench.tracking.wandb_run import WandbRun
 
 
@@ -81,6 +85,9 @@ def make_trainer(
     sha256 = str(data.fingerprint.get("sha256", ""))
     save = SaveLast(folder, config, sha256, signals, options.checkpoint_minutes)
     several = launch is not None and launch.world_size > 1
+    first = launch is None or launch.rank == 0
+    others = other_loggers(names_in(options.loggers), folder, config) if first and not options.fast_dev_run else []
+    average = [WeightAverage(options.ema)] if options.ema is not None and "backbone" in config else []
     plugins: list[Any] = [LaunchedEnvironment(launch) if launch and several else LightningEnvironment()]
     return pl.Trainer(
         max_epochs=options.max_epochs,
@@ -95,15 +102,55 @@ def make_trainer(
         limit_train_batches=options.limit_train_batches,
         log_every_n_steps=0,  # Progress logs: a step's row is complete before its checkpoint
         fast_dev_run=options.fast_dev_run,
-        logger=[MetricsFile(folder / "metrics.csv"), WandbMetrics(run)],
-        callbacks=[SeedEachBatch(config["seed"]), StopAtNaN(), probe, progress, save],
+        logger=[MetricsFile(folder / "metrics.csv"), WandbMetrics(run), *others],
+        callbacks=[SeedEachBatch(config["seed"]), StopAtNaN(), *average, *_callbacks(options), probe, progress, save],
         use_distributed_sampler=False,  # our loaders shard themselves
         enable_progress_bar=False,  # Lightning's writes to standard output
-        enable_model_summary=False,
+        enable_model_summary=bool(options.enable_model_summary),
+        profiler=_profiler(options.profiler, folder),
+        deterministic=options.deterministic,
+        benchmark=options.benchmark,
+        detect_anomaly=bool(options.detect_anomaly),
         enable_checkpointing=True,
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+
+
+def names_in(text: str | None) -> tuple[str, ...]:
+    """The names in an option of several, with commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _callbacks(options: TrainerOptions) -> list[pl.Callback]:
+    """The user's.
+
+    Raises:
+        UserError: One is no callback, needs arguments, or is named by a file alone.
+    """
+    found = []
+    for name in names_in(options.callbacks):
+        class_paths.refuse_unnamed(class_paths.CALLBACKS, name)
+        made = registry.load_object(registry.class_at(name, "callback"))
+        if not (isinstance(made, type) and issubclass(made, pl.Callback)):
+            raise UserError(f"--trainer.callbacks {name} is no pytorch_lightning.Callback")
+        try:
+            found.append(made())
+        except TypeError as error:
+            raise UserError(f"--trainer.callbacks {name}: it is made without arguments ({error})") from None
+    return found
+
+
+def _profiler(name: str | None, folder: Path) -> Profiler | None:
+    """What writes `profile-*.txt` into the run's folder."""
+    if name is None:
+        return None
+    kinds: dict[str, type[Profiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+        "pytorch": PyTorchProfiler,
+    }
+    return kinds[name](dirpath=folder, filename="profile")
 
 
 def _strategy(name: str, world_size: int) -> Any:

@@ -24,10 +24,12 @@ from ssl_bench.models.classifier import save_classifier
 from ssl_bench.models.pretrained import Weights
 from ssl_bench.pretraining.building import build, require_images
 from ssl_bench.pretraining.checkpoint import save_backbone, save_tokenizer
+from ssl_bench.pretraining.checkpointed_blocks import checkpoint_activations
 from ssl_bench.pretraining.last_checkpoint import remove_previous, usable_checkpoint
 from ssl_bench.pretraining.method import Method
 from ssl_bench.pretraining.run_record import continued, describe_run, so_far, training_flops
 from ssl_bench.pretraining.trainer import make_trainer, prepare_process
+from ssl_bench.pretraining.weight_average import WeightAverage
 from ssl_bench.records.claim import claimed
 from ssl_bench.records.files import clear_temporary, write_json, write_text
 from ssl_bench.records.run import DataRecord, RunInfo, Status, is_finished, write_run
@@ -173,11 +175,15 @@ def _train(
     try:
         require_images(method, len(module.data.pretrain), module.options, devices, options.sync_batchnorm)
         last = usable_checkpoint(folder)
+        if options.checkpoint_activations:
+            checkpoint_activations(method)
         if options.compile:
             compile_blocks(method)
         trainer.fit(method, datamodule=module, ckpt_path=str(last) if last else None, weights_only=True)
         if record is not None and not options.fast_dev_run:
             _save(method, module, folder)
+            for average in (each for each in trainer.callbacks if isinstance(each, WeightAverage)):  # type: ignore[attr-defined]
+                average.save(folder)
             record.of(module.data.without(read_left_out(folder))).write(folder, "finished", trainer)
             remove_previous(folder)
     except Stopped:

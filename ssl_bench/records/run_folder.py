@@ -19,9 +19,25 @@ NOT_IDENTITY = (
     ("trainer", "log_every_n_steps"),
     ("trainer", "checkpoint_minutes"),
     ("trainer", "requeue"),
+    ("trainer", "loggers"),
+    ("trainer", "profiler"),
+    ("trainer", "checkpoint_activations"),
+    ("trainer", "deterministic"),
+    ("trainer", "benchmark"),
+    ("trainer", "detect_anomaly"),
+    ("trainer", "enable_model_summary"),
 )
 
-OWN = ("folder", "parquet", "image-masks")  # sets that are someone's own images
+OWN = (
+    "folder",
+    "parquet",
+    "arrow",
+    "table",
+    "hf",
+    "webdataset",
+    "array",
+    "image-masks",
+)  # sets that are someone's own images
 
 
 def identity(config: dict[str, Any], content: str | None = None) -> str:

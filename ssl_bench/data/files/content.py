@@ -15,10 +15,14 @@ from typing import Any, final
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.console import say
+from ssl_bench.data.catalogue import CATALOGUE
+from ssl_bench.data.files.arrays import array_files
 from ssl_bench.data.files.digests import digests_of
+from ssl_bench.data.files.image_column import images_named_in
+from ssl_bench.data.files.imagenet_subsets import imagenet100_classes
 from ssl_bench.data.files.layout import read_layout
-from ssl_bench.data.files.listing import ImageFile, find_images, written_name
-from ssl_bench.data.files.shards import digests_of_shards, find_shards
+from ssl_bench.data.files.listing import ImageFile, find_images, is_system, listed, written_name
+from ssl_bench.data.files.shards import SUFFIXES, TABLES, digests_of_shards, find_shards
 from ssl_bench.errors import UserError
 from ssl_bench.records.decoding import read_record
 from ssl_bench.records.files import write_json
@@ -69,11 +73,19 @@ def content_of(options: DataOptions) -> Content | None:
     Raises:
         UserError: There are no such images.
     """
+    if options.name == "imagenet100" and options.root:  # of which there are several choices of classes
+        root = Path(options.root).expanduser()
+        classes = _sha256("\n".join(imagenet100_classes(root))) if root.is_dir() else ""
+        return Content(os.path.realpath(root), classes[:16], {"": (100, classes)})
     if options.name not in OWN:
-        return None
+        return _of_plug_in(options) if options.name not in CATALOGUE and options.root else None
     if options.name == "folder":
         layout = read_layout(options)
         rows = list(zip(layout.files, digests_of(layout.root, layout.files), strict=True))
+    elif options.name == "array":
+        base, files = array_files(options)
+        known = listed((path.relative_to(base).as_posix(), str(path)) for path in files)
+        rows = list(zip(known, digests_of(base, known, "arrays"), strict=True))
     elif options.name == "image-masks":
         found = find_images(str(Path(options.root or "").expanduser()))
         rows = list(zip(found.files, digests_of(Path(options.root or "").expanduser(), found.files), strict=True))
@@ -81,12 +93,28 @@ def content_of(options: DataOptions) -> Content | None:
         base, shards = find_shards(options)
         parts = (digests_of_shards(base, split, paths) for split, paths in shards.items())
         rows = [row for known, hashes in parts for row in zip(known, hashes, strict=True)]
+        if options.name in TABLES:
+            named = images_named_in(base, (file for files in shards.values() for file in files))
+            rows += zip(named, digests_of(base, named, "images"), strict=True)
+    return _content(Path(options.root or "").expanduser(), rows)
+
+
+def _of_plug_in(options: DataOptions) -> Content | None:
+    """All files at the root of a set that a plug-in reads; None where nothing is there."""
+    root = Path(options.root or "").expanduser()
+    paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    base = root.parent if root.is_file() else root
+    files = listed((path.relative_to(base).as_posix(), str(path)) for path in paths if not is_system(path.name))
+    return _content(root, list(zip(files, digests_of(base, files, "plug-in"), strict=True))) if files else None
+
+
+def _content(root: Path, rows: list[tuple[ImageFile, str]]) -> Content:
     lines: dict[str, list[str]] = {}
     for file, digest in sorted(rows):
         lines.setdefault(_group(file), []).append(f"{file.name}\0{digest}\n")
     groups = {written_name(folder): (len(own), _sha256("".join(own))) for folder, own in lines.items()}
     whole = _sha256(json.dumps(groups, sort_keys=True))
-    return Content(os.path.realpath(Path(options.root or "").expanduser()), whole[:16], groups)
+    return Content(os.path.realpath(root), whole[:16], groups)
 
 
 def folder_of_run(runs: Path, config: dict[str, Any], known: "dict[DataOptions, Content | None] | None" = None) -> Path:
@@ -176,7 +204,7 @@ def _row(content: Content, folder: str) -> list[Any]:
 
 
 def _group(file: ImageFile) -> str:
-    return file.name if file.name.endswith(".parquet") else file.name.rpartition("/")[0]
+    return file.name if file.name.endswith(SUFFIXES) else file.name.rpartition("/")[0]
 
 
 def _sha256(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Labels of parquet files: which column holds them, and classes joined by their names.
+"""Labels of tables: which column holds them, and classes joined by their names.
 
 A shard's numbers mean what its own list of names says, so shards and splits whose lists differ in their order or length
 are joined by name. Numbers without names are classes of their own.
@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ssl_bench.data.files.columnar import read_columns
 from ssl_bench.errors import UserError, near
 
 USUAL = ("label", "labels", "fine_label")
@@ -88,6 +88,11 @@ def read_labels(file: Path, schema: pa.Schema, column: pa.ChunkedArray, name: st
         kind = column.type
     if pa.types.is_boolean(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Labels([str(value) for value in column.to_pylist()], ())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        raise UserError(
+            f"{file}: column {name!r} holds several labels for an image, not a class for each image, which evaluations "
+            "score: --data.label_column names a column of classes, or none to pretrain without labels"
+        )
     if pa.types.is_floating(kind):
         column = _whole(file, column, name)
     elif not pa.types.is_integer(kind):
@@ -163,7 +168,7 @@ def _may_be_labels(files: Sequence[Path], schema: pa.Schema, name: str) -> bool:
     plain = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
     if NO_LABEL.fullmatch(name) or not (pa.types.is_dictionary(kind) or any(is_kind(kind) for is_kind in plain)):
         return False
-    column = pq.read_table(files[0], columns=[name])[name]
+    column = read_columns(files[0], [name])[name]
     return len(column) < 2 or len(pc.unique(column)) <= max(1, len(column) // 2)
 
 
