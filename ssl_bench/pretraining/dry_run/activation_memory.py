@@ -75,7 +75,7 @@ def kept_bytes(loss: Callable[[], Tensor], held: Iterable[Tensor], views: Sequen
 def mean_bytes(draws: Sequence[Sequence[int]]) -> list[float]:
     """Of each tensor over several draws of what is hidden; of their sum where draws have other tensors."""
     same = len({len(draw) for draw in draws}) == 1
-    columns = zip(*draws, strict=True) if same else [[sum(draw) for draw in draws]]
+    columns: Iterable[Sequence[int]] = zip(*draws, strict=True) if same else [[sum(draw) for draw in draws]]
     return [sum(column) / len(draws) for column in columns]
 
 

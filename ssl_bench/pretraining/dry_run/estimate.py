@@ -170,7 +170,8 @@ def dry_run(config: dict[str, Any], asked: DryRunOptions, weights: Weights | Non
     once = replace(alone, accumulate_grad_batches=1)
     seconds = _take(looked_at, once, method, module, 3, kept, state).seconds_each
     memory = _memory(method, kept.memory, state, length, asked.memory)
-    rate, measured = asked.rate, None
+    rate = asked.rate
+    measured: int | None = None
     if rate is None:
         fits = max(memory.largest_batch, looked_at)
         quick = int(SECONDS / STEPS / seconds * looked_at)
@@ -248,9 +249,9 @@ def _memory(method: Method, kept: ActivationMemory, state: OptimizerState, lengt
 def memory_of(device: torch.device) -> float:
     """Bytes of a GPU, or of this machine as far as this process may use it."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return float(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
-        return torch.mps.recommended_max_memory()
+        return float(torch.mps.recommended_max_memory())
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     text = limit.read_text().strip() if limit.is_file() else ""
