@@ -106,7 +106,7 @@ def test_entry_points_give_both_a_name(package):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
     block = PAGE.rpartition("[options.entry_points]\n")[2].partition("```")[0]
-    sections = re.sub(r"^(ssl_bench\.\w+) =$", r"[\1]", block, flags=re.MULTILINE)
+    sections = re.sub(r"^(ssl_bench\.[\w.]+) =$", r"[\1]", block, flags=re.MULTILINE)
     (info / "entry_points.txt").write_text(re.sub(r"^ +", "", sections, flags=re.MULTILINE))
     code = (
         f"import sys; sys.path[:0] = [{str(package)!r}, {str(ROOT)!r}]\n"

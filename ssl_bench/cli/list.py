@@ -51,10 +51,10 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
         for name, found in registry.names(kind).items():  # type: ignore[arg-type]
             yield name, registry.summary(found)
     elif kind == "data":
-        from ssl_bench.data.catalogue import entry_of, names
+        from ssl_bench.data import catalogue
 
-        for name in names():
-            entry = entry_of(name)
+        for name in catalogue.names():
+            entry = catalogue.entry_of(name)
             yield name, entry.description if entry else ""
     elif kind == "backbones":
         for name, (_, _, what) in TINY.items():

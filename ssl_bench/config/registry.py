@@ -21,6 +21,7 @@ from ssl_bench.errors import UserError, near
 
 Kind = Literal["methods", "evaluations"]
 PlugIn = Literal["data", "operations"]  # kinds that are functions, and of which ours are no plug-ins
+GROUPS: dict[PlugIn, str] = {"data": "ssl_bench.data", "operations": "ssl_bench.augment.operations"}  # entry points
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -101,7 +102,7 @@ def class_at(path: str, what: str) -> Found:
 def plug_ins(kind: PlugIn) -> dict[str, Found]:
     """Data sets or operations that installed packages register, by their names."""
     found = {}
-    for point in entry_points(group=f"ssl_bench.{kind}"):
+    for point in entry_points(group=GROUPS[kind]):
         module, _, attribute = point.value.partition(":")
         found[point.name] = Found(point.name, module, attribute)
     return dict(sorted(found.items()))

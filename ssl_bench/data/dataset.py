@@ -301,7 +301,8 @@ def _geometry(pool: Pool) -> dict[str, Any]:
             "largest": [width, height],
             "looked_at": len(pool),
         }
-    rows = np.unique(np.linspace(0, len(pool) - 1, SIZES).astype(np.int64)) if len(pool) else []
+    assert isinstance(pool, EncodedPool)
+    rows = np.unique(np.linspace(0, len(pool) - 1, min(SIZES, len(pool))).astype(np.int64))
     sizes = [size for row in rows if (size := pool.size(int(row))) is not None]
     by_area = sorted(sizes, key=lambda size: size[0] * size[1])
     ends = {"smallest": list(by_area[0]), "largest": list(by_area[-1])} if sizes else {}

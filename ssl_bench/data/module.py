@@ -105,8 +105,10 @@ class DataModule(pl.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         generator = torch.Generator(batch.rows.device)
         generator.manual_seed(derive(self.seed, batch.epoch, batch.batch, rank))
-        small = isinstance(batch.images, torch.Tensor)
-        views = self._resident(batch.images, generator) if small else self._cropped(batch.images, generator)
+        if isinstance(batch.images, torch.Tensor):
+            views = self._resident(batch.images, generator)
+        else:
+            views = self._cropped(batch.images, generator)
         if self._operations:
             statistics = self.data.mean, self.data.std
             views = [apply_operations(self._operations, self._names, v, *statistics, generator) for v in views]

@@ -85,7 +85,8 @@ class FeatureExtractor:
         self.num_workers = num_workers
         self.feature_types = tuple(network.feature_types)
         self.primary_feature_type = network.primary_feature_type
-        self.img_size, self.channels = network.img_size, network.channels
+        self.img_size = network.img_size
+        self.channels = int(getattr(network, "channels", 3))  # a network that does not say takes RGB
         self.used: dict[str, Cost] = {}  # splits whose features were asked for since last cleared, and what they cost
         self.spent = Cost()  # on passes made by this object, as opposed to features found on disk
         # By id of the split, kept alive so that the id stays its own, and view.

@@ -31,6 +31,10 @@ class FeaturePool(Pool):
 
     features: Tensor
 
+    @property
+    def channels(self) -> int:
+        raise UserError(NO_IMAGES)
+
     def image(self, row: int) -> Image.Image:
         raise UserError(NO_IMAGES)
 

@@ -9,7 +9,7 @@ import pickle
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ssl_bench.augment.executors import CropInWorker
 from ssl_bench.config.fit_config import parse_fit
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.batch import Batch
-from ssl_bench.data.dataset import Channels, Dataset
+from ssl_bench.data.dataset import Dataset
 from ssl_bench.data.evaluation_batches import evaluation_batches
 from ssl_bench.data.loaders import PhotographLoader, ResidentLoader
 from ssl_bench.data.module import DataModule
@@ -129,7 +129,7 @@ class OpenedRun:
                 backbone, mean, std = load_backbone(self.folder)
                 config["backbone"] = asdict(backbone.options) | {"img_size": backbone.img_size}
                 if self.info.kind == "imported":  # whose images were normalised otherwise
-                    data = replace(data, mean=cast(Channels, mean), std=cast(Channels, std))
+                    data = replace(data, mean=mean, std=std)
             data, method, module = build_on(data, config)
         except SystemExit:
             reason = messages.getvalue().rpartition("error: ")[2].strip()

@@ -16,7 +16,9 @@ from ssl_bench.records.store import Run
 NOT_IN_NAMES = (
     *("seed", "method.name", "backbone", "data.name", "data.root", "data.download", "data.num_workers", "data.strict"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.log_every_n_steps"),
-    *("trainer.checkpoint_minutes", "trainer.requeue"),
+    *("trainer.checkpoint_minutes", "trainer.requeue", "trainer.loggers", "trainer.profiler"),
+    *("trainer.checkpoint_activations", "trainer.deterministic", "trainer.benchmark"),
+    *("trainer.detect_anomaly", "trainer.enable_model_summary"),
     *("probe", "runs", "wandb"),
 )
 
@@ -46,7 +48,8 @@ def budget_text(budgets: Collection[float | None], by: By) -> str:
 
 
 def row_key(run: Run) -> str:
-    return key_of(run.info.kind, run.info.method, row_options(run))
+    """Equal for runs of one row; an option that is not given is one that an older run does not have yet."""
+    return key_of(run.info.kind, run.info.method, set_options(row_options(run)))
 
 
 def row_options(run: Run, backbone: bool = False) -> dict[str, Any]:

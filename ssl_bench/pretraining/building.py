@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_bench.config import class_paths, registry
 from ssl_bench.config.options import BackboneOptions, DataOptions, Optim
 from ssl_bench.console import say
-from ssl_bench.data.dataset import Channels, Dataset, load_dataset
+from ssl_bench.data.dataset import Dataset, load_dataset
 from ssl_bench.data.module import DataModule
 from ssl_bench.errors import UserError
 from ssl_bench.models.backbone import Backbone
@@ -84,9 +84,9 @@ def begin_with(method: Method, weights: Weights, data: Dataset) -> Dataset:
     for copied in copies:
         copied.load_state_dict(method.backbone.state_dict())
     adapted = [*begun.adapted]
-    own = weights.mean is not None and len(weights.mean) == data.channels  # of other channels they say nothing
-    if own and weights.std is not None and (weights.mean, weights.std) != (data.mean, data.std):
-        data = replace(data, mean=cast(Channels, weights.mean), std=cast(Channels, weights.std))
+    mean, std = weights.mean, weights.std
+    if mean is not None and std is not None and len(mean) == data.channels and (mean, std) != (data.mean, data.std):
+        data = replace(data, mean=mean, std=std)
         adapted.append("images are normalised as its own were")
     method.start = asdict(replace(begun, adapted=tuple(adapted)))
     size = method.backbone.img_size

@@ -28,7 +28,7 @@ def checkpoint_activations(method: nn.Module) -> None:
             unknown = f"the blocks of {network.options.name} are unknown here"
             raise UserError(f"--trainer.checkpoint_activations is for ViTs, Swins and ResNets: {unknown}")
         for block in blocks(network):
-            block.forward = _checkpointed(block, block.forward)  # type: ignore[method-assign]
+            block.forward = _checkpointed(block, block.forward)
 
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

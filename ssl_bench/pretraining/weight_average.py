@@ -43,7 +43,8 @@ class WeightAverage(pl.Callback):
         if self.average is None or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        own, theirs = [*self.average.parameters()], [*module.backbone.parameters()]
+        own: list[torch.Tensor] = [*self.average.parameters()]
+        theirs: list[torch.Tensor] = [*module.backbone.parameters()]
         torch._foreach_lerp_(own, theirs, 1 - self.decay)
         for buffer, other in zip(self.average.buffers(), module.backbone.buffers(), strict=True):
             buffer.copy_(other)

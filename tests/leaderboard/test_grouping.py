@@ -62,3 +62,22 @@ def test_a_damaged_memory_is_named_and_costs_nothing(runs: Path, content: str, c
 def test_a_grouping_that_there_is_not(runs: Path) -> None:
     with pytest.raises(UserError, match="no budget 'view'; did you mean 'views'"):
         leaderboard([runs], by="view")
+
+
+def test_an_option_that_is_not_given_makes_no_other_row(runs: Path) -> None:
+    """An older run does not have it, a newer one has it as None; where it ran or what it logged does not matter."""
+
+    def rows() -> int:
+        return sum(len(block["rows"]) for block in json.loads(leaderboard([runs], "json"))["blocks"])
+
+    before = rows()
+    for folder in sorted(runs.glob("*-s1")):
+        record = json.loads((folder / "run.json").read_text())
+        trainer = record["options"].setdefault("trainer", {})
+        trainer.update({"callbacks": None, "ema": None, "profiler": "simple", "checkpoint_activations": True})
+        record["options"]["operations"] = None
+        (folder / "run.json").write_text(json.dumps(record))
+    assert rows() == before
+    trainer["ema"] = 0.9
+    (folder / "run.json").write_text(json.dumps(record))
+    assert rows() == before + 1

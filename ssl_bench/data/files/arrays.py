@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,12 @@ def _of_zarr(root: Path) -> list[Stored]:
     try:
         opened: Any = zarr.open(str(root), mode="r")
         if isinstance(opened, zarr.Array):
-            return [Stored("images", str(root), opened.shape, lambda: np.asarray(opened[:]))]
+            return [Stored("images", str(root), opened.shape, partial(_read_zarr, opened))]
         arrays = [(name, each) for name, each in sorted(opened.members(max_depth=4)) if isinstance(each, zarr.Array)]
     except Exception as error:  # of zarr, its codecs or the disk
         raise UserError(f"{root} is no readable Zarr store: {str(error).splitlines()[0]}") from None
-    return [Stored(n, f"{root}: {n}", each.shape, lambda each=each: np.asarray(each[:])) for n, each in arrays]
+    return [Stored(name, f"{root}: {name}", each.shape, partial(_read_zarr, each)) for name, each in arrays]
+
+
+def _read_zarr(array: Any) -> np.ndarray:
+    return np.asarray(array[:])

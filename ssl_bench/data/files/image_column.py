@@ -61,7 +61,7 @@ def own_names(column: "pa.ChunkedArray") -> list[str | None]:
     import pyarrow.compute as pc
 
     has_names = "path" in _fields(column)
-    return pc.struct_field(column, "path").to_pylist() if has_names else [None] * len(column)  # type: ignore[no-any-return]
+    return pc.struct_field(column, "path").to_pylist() if has_names else [None] * len(column)
 
 
 def paths(file: Path, column: "pa.ChunkedArray", name: str) -> list[str]:
@@ -107,5 +107,5 @@ def _fields(column: "pa.ChunkedArray") -> list[str]:
 def _names_images(file: Path, column: str) -> bool:
     """Whether the first text of a column is an image's path."""
     first = read_columns(file, [column])[column].slice(0, 1).to_pylist()
-    text = first[0] if first else None
+    text = str(first[0] or "") if first else ""
     return bool(text) and (Path(text).suffix.lower() in IMAGES or (file.parent / text).is_file())

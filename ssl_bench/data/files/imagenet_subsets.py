@@ -49,7 +49,7 @@ def imagenet100(options: DataOptions) -> tuple[Path, Labelled, Labelled]:
     """
     root = _root(options, "the folder of train/ and val/")
     classes = imagenet100_classes(root)
-    parts = []
+    parts: list[Labelled] = []
     for start in ("train", "val"):
         tops = _tops(root, start)
         found = [(path, name) for name in classes for top in tops for path in _files(top / name)]
@@ -57,7 +57,8 @@ def imagenet100(options: DataOptions) -> tuple[Path, Labelled, Labelled]:
         if lacking:
             raise UserError(f"{root}: class {lacking[0]} has no images in {start}/ (and {len(lacking) - 1} more)")
         parts.append(found)
-    return root, *parts
+    train, tests = parts
+    return root, train, tests
 
 
 def imagenet100_classes(root: Path) -> list[str]:
