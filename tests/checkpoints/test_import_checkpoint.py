@@ -311,6 +311,7 @@ OTHERS: list[tuple[str, BackboneOptions, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("format", "options", "given", "told"), OTHERS)
 def test_other_sizes_and_options(
     format: str, options: BackboneOptions, given: dict[str, Any], told: dict[str, Any], tmp_path: Path
@@ -366,6 +367,7 @@ SHARED = {"use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_p
 FIXED = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": False, "init_values": 0.1}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("format", "name", "args", "expected"),
     [
@@ -660,6 +662,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], message: str, tm
 # A run like any other
 
 
+@pytest.mark.integration
 def test_import_evaluate_leaderboard_continue(tmp_path: Path, capsys: Capture) -> None:
     run = str(tmp_path / "runs" / "mae-official")
     file = str(CHECKPOINTS / "mae_pretrain.pth")

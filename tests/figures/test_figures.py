@@ -43,6 +43,7 @@ def times(run: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (run / "figures").iterdir() if file.suffix == ".png"}
 
 
+@pytest.mark.integration
 def test_a_run_gets_its_pictures_with_captions(run: Path, capsys: Capture) -> None:
     assert main(["figures", str(run), "--images=3"]) == 0
     said = capsys.readouterr()
@@ -62,6 +63,7 @@ def test_a_run_gets_its_pictures_with_captions(run: Path, capsys: Capture) -> No
     assert "75% of the 16 patches" in captions["masks"]["caption"] and "epoch 2" in captions["views"]["caption"]
 
 
+@pytest.mark.integration
 def test_features_are_shared_with_evaluations(run: Path) -> None:
     assert main(["evaluate", str(run), "--protocols=knn"]) == 0
     before = sorted(p.name for p in (run / "features").iterdir())
@@ -69,6 +71,7 @@ def test_features_are_shared_with_evaluations(run: Path) -> None:
     assert sorted(p.name for p in (run / "features").iterdir()) == before and before
 
 
+@pytest.mark.integration
 def test_what_is_current_is_not_drawn_again(run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     only = f"--only={','.join(QUICK)}"
     assert main(["figures", str(run), only]) == 0
@@ -106,6 +109,7 @@ def test_pictures_come_out_the_same(run: Path, original: Path, tmp_path: Path) -
         assert (run / "figures" / f"{name}.png").read_bytes() == (other / "figures" / f"{name}.png").read_bytes()
 
 
+@pytest.mark.integration
 def test_what_makes_no_sense_is_left_out_with_a_reason(tmp_path: Path, capsys: Capture) -> None:
     flags = ["--trainer.max_epochs=1", "--optim.warmup_epochs=0"]
     options = config("byol", *flags)

@@ -184,7 +184,8 @@ def tests_of(file: str) -> list[list[str]]:
 
 def fails(copy: Path, tests: list[str], limit: float) -> bool:
     """Whether a test fails, or one does not end within `limit` seconds."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--timeout={limit:.0f}", *tests]
+    options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", f"--timeout={limit:.0f}"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=60 * limit)

@@ -119,6 +119,7 @@ def test_the_released_networks_with_registers_have_no_offset() -> None:
         assert interpolation(Shapes(other)) == {"interpolate_offset": 0.1, "interpolate_antialias": False}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
