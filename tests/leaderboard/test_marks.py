@@ -109,9 +109,7 @@ def test_predictions_that_are_damaged_cost_their_own_method_alone(four: Path) ->
     assert {column.title: column.test for column in block_of(four).columns} == {"knn": "intervals", "linear": "paired"}
 
 
-def test_damaged_predictions_are_named_where_formats_have_no_place(
-    four: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_predictions_are_named_on_standard_error(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (four / "mae-0" / "predictions" / "knn.parquet").write_bytes(b"damaged")
     leaderboard([four], "csv")
     told = capsys.readouterr().err
