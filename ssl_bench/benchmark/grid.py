@@ -223,7 +223,7 @@ class Grid:
         say(f"[{self.ended}/{self.total}] {job.title}  {how}")
 
     def _said(self, log: Path) -> list[str]:
-        return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
 
     def _failure(self, job: Job, since: float) -> str | None:
         """What the same command said when it failed, if it did, and not before a time."""

@@ -18,7 +18,7 @@ from ssl_bench.models.backbone import Backbone
 from ssl_bench.models.saved_backbone import load_backbone
 from ssl_bench.records.files import write_json, write_text, writing_folder
 from ssl_bench.records.run import RunInfo, read_run
-from ssl_bench.records.store import load_runs
+from ssl_bench.records.store import load_readable, say_unread
 
 BY_TIMM = ("timm", "hf")  # formats whose network timm builds again
 
@@ -54,7 +54,9 @@ def export(run: Path, out: Path, format: str = "timm", license: str | None = Non
             write_json(folder / "config.json", {**config["pretrained_cfg"], "num_features": backbone.dim})
             write = write_onnx if format == "onnx" else write_torchscript
             write(folder, plain_network(backbone), backbone.img_size, backbone.channels)
-        write_text(folder / "README.md", model_card(load_runs([run])[0], backbone, mean, std, format, license))
+        (read,), unread = load_readable([run])
+        say_unread(unread)
+        write_text(folder / "README.md", model_card(read, backbone, mean, std, format, license))
         if format in BY_TIMM:
             _check(folder, backbone, out.absolute())
         if format == "hf":

@@ -54,7 +54,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is not YAML, grows without end, or is no mapping.
     """
-    tree = load_yaml(read_text(path), str(path))
+    text = read_text(path)
+    if not text.strip():
+        say(f"warning: {path} is empty")
+    tree = load_yaml(text, str(path))
     if not isinstance(tree, dict) and tree is not None:
         raise UserError(f"{path} holds no options: it must be a mapping such as `optim: {{base_lr: 0.1}}`")
     return tree or {}

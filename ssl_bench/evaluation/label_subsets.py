@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_bench.data.splits import LabelledSplit, Split
 from ssl_bench.errors import UserError
 from ssl_bench.evaluation.feature_extractor import FeatureExtractor
+from ssl_bench.records.files import read_regular
 
 PUBLISHED = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
 # Fraction -> md5 of the published list of ImageNet's labelled images, 1percent.txt and 10percent.txt.
@@ -89,7 +90,7 @@ def is_imagenet(splits: Sequence[Split], labels: np.ndarray) -> bool:
 def read_subset_list(path: Path, splits: Sequence[Split], labels: np.ndarray, md5: str | None) -> np.ndarray:
     """(n,) rising rows of the images that a file names, one in each line; a file of this md5, where one is given."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         names = content.decode().split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"subset {path}: cannot be read ({type(error).__name__})") from None

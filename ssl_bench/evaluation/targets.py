@@ -13,6 +13,7 @@ from ssl_bench.config import class_paths
 from ssl_bench.config.layers import checked_path
 from ssl_bench.config.options import DataOptions
 from ssl_bench.errors import UserError
+from ssl_bench.records.files import in_words, read_regular
 from ssl_bench.records.run import RunInfo, read_run
 
 # Data options that say which images.
@@ -128,9 +129,17 @@ def _random_network_of(name: str, run: Path, seed: int | None) -> Target:
     options = {k: v for k, v in info.options["backbone"].items() if k not in ("pretrained", "weights")}
     backbone = {**options, "img_size": network_size(info)}
     if ":" in backbone["name"]:  # of a hub: what its network is stands beside its weights
-        backbone = dict(json.loads((run / "backbone.json").read_text(encoding="utf-8"))["options"])
+        backbone = _described(name, run / "backbone.json")
     data = {k: v for k, v in info.options.get("data", {}).items() if k in (*IMAGES, *LOADING)}
     return Target(name, None, "random", backbone, info.seed if seed is None else seed, data)
+
+
+def _described(name: str, file: Path) -> dict[str, Any]:
+    """The options of a network, as they stand beside its weights."""
+    try:
+        return dict(json.loads(read_regular(file))["options"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{name}: {file} does not say what its network is: {in_words(error)}") from None
 
 
 def network_size(info: RunInfo) -> int | None:

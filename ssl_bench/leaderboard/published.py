@@ -12,6 +12,7 @@ from typing import Any
 
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard.table import Block, PublishedRow, Table
+from ssl_bench.records.files import in_words, read_regular
 
 FIELDS = ("method", "data", "backbone", "protocol", "value", "source")
 
@@ -44,9 +45,9 @@ def read_published(path: Path) -> list[Published]:
         UserError: It cannot be read, or a line lacks something.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--published {path} cannot be read ({error}): name a CSV or YAML file") from None
+        raise UserError(f"--published {path} cannot be read ({in_words(error)}): name a CSV or YAML file") from None
     lines = _yaml(path, text) if path.suffix in (".yaml", ".yml") else list(csv.DictReader(io.StringIO(text)))
     return [_published(f"--published {path}, entry {number}", line) for number, line in enumerate(lines, 1)]
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ssl_bench.console import say_some
 from ssl_bench.errors import UserError, near
 from ssl_bench.leaderboard import data_formats, latex, markdown, terminal
 from ssl_bench.leaderboard.build import build
@@ -71,6 +72,8 @@ def tabled(
     runs, unread = load_readable(paths)
     say_unread(unread)
     table, compared = marked(build(runs, budget, unread, networks))
+    left_out = [line for block in compared if block for line in block.left_out]
+    say_some(left_out, "warning: tested by its interval alone:")
     table = replace(table, benchmark=benchmark)
     return with_published(table, numbers), compared, runs
 

@@ -28,7 +28,7 @@ from ssl_bench.statistics.ranking import Friedman, Rank, Task, family, friedman,
 
 MOST_METHODS = 40  # of which all pairs are made, and ranks
 MOST_PAIRS, MOST_TESTED = 2_000, 100_000_000  # pairs of a report, and their draws: more would take minutes
-RANK_DRAWS = 2_000  # of a report of more pairs
+RANK_DRAWS = 1_000  # of a report of more pairs
 MOST_DRAWN = 1000  # rows of several protocols whose images are drawn at once
 
 LARGE = (

@@ -25,6 +25,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.records.processes import runs
 
 DAY = 86_400.0  # seconds
+MOST_TEXT = 2**24  # bytes
 
 
 def temporary_beside(path: Path, end: str = "tmp") -> Path:
@@ -171,12 +172,12 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, most: int = MOST_TEXT) -> bytes:
     """The content of a regular file.
 
     Args:
         path: Of the file.
-        most: Bytes that it may have.
+        most: Bytes that it may have; by default those of a text that a person writes.
 
     Raises:
         OSError: As `open_regular`, or it is larger.

@@ -65,7 +65,7 @@ def variance_by_images(shares: Floats, labels: NDArray[Any]) -> Floats:
     for place, row in enumerate(shares):
         around = row - (np.bincount(strata, row) / n)[strata]
         found[place] = (np.bincount(strata, around**2) * n / np.maximum(1, n - 1)).sum()
-    return found / shares.shape[1] ** 2
+    return np.asarray(found / shares.shape[1] ** 2)
 
 
 def _pair(a: Answers, b: Answers, images: float, repeats: str, level: float) -> Pair:

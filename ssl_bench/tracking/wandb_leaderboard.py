@@ -19,7 +19,7 @@ from ssl_bench.leaderboard.page.page import html
 from ssl_bench.leaderboard.render import rendered, tabled
 from ssl_bench.leaderboard.table import Block, Table
 from ssl_bench.leaderboard.text import block_title
-from ssl_bench.records.files import write_json, write_text
+from ssl_bench.records.files import read_regular, write_json, write_text
 from ssl_bench.records.result import result_stem
 from ssl_bench.records.run_folder import folder_identity
 from ssl_bench.records.store import Run
@@ -117,7 +117,7 @@ def _report(specification: Specification, path: Path, entity: str, project: str)
     """Make the report, and remember which it is, so that the next one takes its place."""
     kept = path.with_name("report-id.json")
     try:
-        known = json.loads(kept.read_text(encoding="utf-8"))[f"{entity}/{project}"]
+        known = json.loads(read_regular(kept))[f"{entity}/{project}"]
     except (OSError, ValueError, KeyError, TypeError):
         known = ""
     try:

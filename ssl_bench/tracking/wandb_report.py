@@ -14,7 +14,7 @@ from typing import Any
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboard.findings import Finding
-from ssl_bench.records.files import write_json
+from ssl_bench.records.files import read_regular, write_json
 
 FORMAT = 1
 KINDS = ("heading", "text", "list", "markdown", "panels")
@@ -89,7 +89,7 @@ def read_specification(path: Path) -> Specification:
         UserError: It is none of ours.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular(path))
         if value["format"] != FORMAT:
             raise ValueError(f"its format is {value['format']}, not {FORMAT}")
         blocks = []

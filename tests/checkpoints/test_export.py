@@ -302,3 +302,12 @@ def test_a_run_becomes_a_model_of_transformers_on_a_hub(
     assert json.loads(uploaded["config.json"])["model_type"] == "timm_wrapper"
     assert main(["export", str(run), *out, "--push-to-hub=nobody"]) == 2
     assert "--push-to-hub nobody must be ORG/NAME" in capsys.readouterr().err
+
+
+def test_a_card_that_lacks_a_result_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path / "run", BackboneOptions("vit_pico_patch4_32"))
+    (record,) = (run / "results").glob("*.json")
+    record.unlink()
+    export(run, tmp_path / "out")
+    assert f"results/{record.name} is not there, though its predictions are" in capsys.readouterr().err
+    assert "None yet" in (tmp_path / "out" / "README.md").read_text()

@@ -102,3 +102,12 @@ def test_what_is_no_plain_file(tmp_path: Path) -> None:
 def test_anchors_and_merges_within_reason_are_read(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")
     assert read_yaml(tmp_path / "good.yaml") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}]}
+
+
+def test_an_empty_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A full disk leaves such files."""
+    file = tmp_path / "config.yaml"
+    file.write_text("\n")
+    assert read_yaml(file) == {} and capsys.readouterr().err == f"warning: {file} is empty\n"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(file) == {} and capsys.readouterr().err == ""

@@ -1,6 +1,7 @@
 """Which images each target of one command is measured on, and what `random:RUN` is."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_a_run_without_a_network_has_no_random_one(tmp_path: Path) -> None:
         parse_target(f"random:{folder}", {}, 0)
     run = run_of(tmp_path / "tokenizer", DIGITS, kind="tokenizer", backbone=None)
     with pytest.raises(UserError, match="tokenizer"):
+        parse_target(f"random:{run}", {}, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[1]", b'{"options": 3}', b"\xff", None])
+def test_a_network_of_a_hub_is_described_beside_its_weights(tmp_path: Path, content: bytes | None) -> None:
+    run = Path(run_of(tmp_path / "run", DIGITS, backbone={"name": "hf-hub:a/b", "img_size": 8}))
+    (run / "backbone.json").write_text('{"options": {"name": "vit_nano_patch4_32", "img_size": 8}}')
+    assert parse_target(f"random:{run}", {}, 0).backbone == {"name": "vit_nano_patch4_32", "img_size": 8}
+    (run / "backbone.json").unlink()
+    if content is None:
+        os.mkfifo(run / "backbone.json")
+    else:
+        (run / "backbone.json").write_bytes(content)
+    with pytest.raises(UserError, match="backbone.json does not say what its network is"):
         parse_target(f"random:{run}", {}, 0)
 
 

@@ -109,6 +109,15 @@ def test_predictions_that_are_damaged_cost_their_own_method_alone(four: Path) ->
     assert {column.title: column.test for column in block_of(four).columns} == {"knn": "intervals", "linear": "paired"}
 
 
+def test_damaged_predictions_are_named_on_standard_error(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (four / "mae-0" / "predictions" / "knn.parquet").write_bytes(b"damaged")
+    leaderboard([four], "csv")
+    told = capsys.readouterr().err
+    assert (
+        told.startswith("warning: tested by its interval alone: mae under knn: ") and "knn.parquet is damaged" in told
+    )
+
+
 def test_predictions_of_other_images_are_left_out(four: Path) -> None:
     for seed in range(3):
         made.full_run(four, "mae", seed, 0.0, ("knn",), 300, folder=f"mae-{seed}")

@@ -1,6 +1,7 @@
 """Published numbers: beside ours, with their source, in no rank; mistakes in the file are named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def test_mistakes_are_named(two: Runs, tmp_path: Path, line: str, words: str) ->
 def test_files_that_are_none(two: Runs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere.csv cannot be read"):
         leaderboard([two.root], published=tmp_path / "nowhere.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="pipe.csv cannot be read .it is a FIFO"):
+        leaderboard([two.root], published=tmp_path / "pipe.csv")  # for which nothing waits
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("{a: [")
     with pytest.raises(UserError, match="is not YAML"):

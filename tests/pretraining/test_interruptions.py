@@ -244,6 +244,7 @@ def test_what_a_killed_process_left_is_cleared(tiny_config: Config, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # many commands, each of which loads torch
 def test_killed_at_any_time_it_ends_as_if_it_had_not_been(tiny_config: Config, tmp_path: Path) -> None:
     flags = [*TINY, *LONG, "--trainer.max_epochs=6", "--trainer.checkpoint_minutes=0.005"]
     whole = fit(tiny_config(*flags), tmp_path / "whole").folder

@@ -17,6 +17,7 @@ from ssl_bench.data.pool import EncodedPool, Source
 from ssl_bench.data.sources.torchvision_sets import open_set
 from ssl_bench.data.splits import FIFTH, split_off_test
 from ssl_bench.errors import UserError
+from ssl_bench.records.files import in_words, read_regular
 
 NO_MASK = "no mask of its name"
 TESTS = ("test", "val", "validation")
@@ -119,7 +120,11 @@ def _stem(name: str, top: str) -> str:
 
 
 def _lines(file: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = read_regular(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {in_words(error)}") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _numbers(pairs: Sequence[Pair]) -> tuple[str, ...]:

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_bench.console import say
 from ssl_bench.data.files.columnar import read_columns
 from ssl_bench.errors import UserError, near
 
 USUAL = ("label", "labels", "fine_label")
+CALLED_LABEL = re.compile(r"label|class|categor|target", re.IGNORECASE)  # what may be meant, too
 NONE = "none"  # as --data.label_column: there are no labels
 # Columns that number or describe images; none of them is a class.
 NO_LABEL = re.compile(
@@ -69,6 +71,9 @@ def label_column(files: Sequence[Path], schema: pa.Schema, image: str, asked: st
             f"{files[0]} has several columns that may be the labels ({', '.join(candidates)}): "
             "--data.label_column names one, or says none"
         )
+    others = [name for name in columns if name not in candidates and CALLED_LABEL.search(name)]
+    if candidates and others:
+        say(f"the labels are column {candidates[0]!r}, not {', '.join(others)}: --data.label_column says otherwise")
     return candidates[0] if candidates else None
 
 

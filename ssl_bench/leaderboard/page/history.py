@@ -24,10 +24,14 @@ def history(run: Run, lacks: list[str] | None = None) -> dict[str, Series]:
     path = run.folder / "metrics.csv"
     per_step = run.info.epochs / run.info.steps if run.info.epochs and run.info.steps else 1.0
     found: dict[str, Series] = {}
+    damaged = 0
     try:
         rows = csv.DictReader(io.StringIO(read_regular(path, MOST_BYTES).decode("utf-8"), newline=""))
         for row in rows:
             at = _number(row.get("step"))
+            damaged += not (
+                (row.get("step") or "").isdecimal() and None not in row and all(map(_is_cell, row.values()))
+            )
             for name, text in row.items():
                 value = _number(text)
                 if at is not None and value is not None and name not in ("step", "epoch"):
@@ -36,6 +40,8 @@ def history(run: Run, lacks: list[str] | None = None) -> dict[str, Series]:
         if lacks is not None and run.info.kind == "pretrained":
             lacks.append(f"curves of {path}: {in_words(error)}")
         return {}
+    if damaged and lacks is not None:
+        lacks.append(f"whole curves of {path}: {damaged} of its rows are damaged")
     return {name: sorted(points) for name, points in found.items()}
 
 
@@ -58,6 +64,15 @@ def thinned(points: Series, most: int = MOST_POINTS) -> Series:
     groups = [inner[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     means = [(group[len(group) // 2][0], math.fsum(y for _, y in group) / len(group)) for group in groups]
     return [points[0], *means, points[-1]]
+
+
+def _is_cell(text: object) -> bool:
+    """Whether this is a number, NaN included, or nothing."""
+    try:
+        float(str(text or 0))
+    except ValueError:
+        return False
+    return True
 
 
 def _number(text: object) -> float | None:

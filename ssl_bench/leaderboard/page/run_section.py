@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -46,13 +47,15 @@ def section(run: Run, anchor: str, pictures: Iterable[Figure], lacks: list[str])
         lacks: Gets a line for each file that is gone or damaged, and what the section is without for it.
     """
     info = run.info
+    # Records that were copied without the files of their runs are no damage.
+    files = lacks if any(os.path.lexists(run.folder / name) for name in ("environment.json", "metrics.csv")) else []
     facts = [info.method, f"seed {info.seed}", info.status, *([info.kind] if info.kind != "pretrained" else [])]
     parts = [
         f'<pre tabindex="0">{escape(visible(command(run)))}</pre>',
         f"<p class=error>{bdi(info.error)}</p>" if info.error else "",
-        _facts(_what(run, lacks)),
+        _facts(_what(run, files)),
         _changes(run),
-        _curves(run, lacks),
+        _curves(run, files),
         _results(run.results),
         _classes(run, lacks),
         _diagnostics(run.results),

@@ -84,12 +84,14 @@ def test_only_integer_column_is_the_label_and_codes_become_positions(parquet_fil
     assert both["train/000000"] == 1 and both["train/000001"] == 0
 
 
-def test_the_named_label_column_wins_over_others(parquet_file):
+def test_the_named_label_column_wins_over_others_and_says_so(parquet_file, capsys):
     extra = {"coarse_label": pa.array([9] * 10), "size": pa.array([1] * 10)}
     assert opened(parquet_file("f.parquet", contents(10), [0, 1] * 5, label="fine_label", extra=extra)).classes == (
         "0",
         "1",
     )
+    told = "the labels are column 'fine_label', not coarse_label: --data.label_column says otherwise\n"
+    assert capsys.readouterr().err == told
 
 
 def test_paths_are_names_when_each_is_its_own(parquet_file):

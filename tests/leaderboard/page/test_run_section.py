@@ -61,6 +61,28 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(tmp_path: Path, name: 
     assert [name in line for line in lacks] == ([True] if name != "config.yaml" else [])
 
 
+def test_damaged_rows_of_curves_are_counted(tmp_path: Path) -> None:
+    folder = made.full_run(tmp_path, protocols=("linear",), n_test=20)
+    whole: list[str] = []
+    section(run_of(tmp_path), "run-1", [], whole)
+    assert whole == []
+    file = folder / "metrics.csv"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], b"\0" * 9 + lines[2], b"x" + lines[3], *lines[4:]]))
+    lacks: list[str] = []
+    assert "loss" in section(run_of(tmp_path), "run-1", [], lacks)
+    assert lacks == [f"whole curves of {file}: 2 of its rows are damaged"]
+
+
+def test_records_that_were_copied_alone_lack_nothing(tmp_path: Path) -> None:
+    folder = made.full_run(tmp_path, protocols=("linear",), n_test=20)
+    for name in ("metrics.csv", "environment.json"):
+        (folder / name).unlink()
+    lacks: list[str] = []
+    section(run_of(tmp_path), "run-1", [], lacks)
+    assert lacks == []
+
+
 def test_names_and_commands_of_the_shell(tmp_path: Path) -> None:
     made.full_run(tmp_path, protocols=("knn",), n_test=20, folder="a b", command=["ssl-bench", "fit", "--x=a b"])
     run = run_of(tmp_path)
