@@ -203,7 +203,7 @@ def compared_block(block: Block, least: int = DRAWS) -> BlockComparison | None:
     columns = answers_of(block, "")
     found = [column for column in columns if len(column.methods) > 1]
     left_out = tuple(line for column in columns for line in column.left_out)
-    left_out += tuple(line for column in found for line in column.missing)
+    left_out += tuple(line for column in columns if column.methods for line in column.missing)
     if found:
         return replace(_block_compared(block, found, least)[0], left_out=left_out)
     return BlockComparison(block_title(block), block_facts(block), (), None, left_out) if left_out else None

@@ -180,3 +180,13 @@ def test_a_damaged_result_is_left_out_of_a_comparison_and_named(four: Path) -> N
     compared = {protocol.title: {m.name for m in protocol.methods} for protocol in report.blocks[0].protocols}
     assert "mae" not in compared["knn"] and "mae" in compared["linear"]
     assert any(note.startswith("left out, of mae-0: results/knn.json is damaged") for note in report.notes)
+
+
+def test_predictions_that_are_gone_are_named_where_nothing_is_left_to_compare(
+    four: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in four.iterdir():
+        if not folder.name.startswith("byol"):
+            (folder / "predictions" / "knn.parquet").unlink(missing_ok=True)
+    leaderboard([four], "csv")
+    assert "tested by its interval alone: mae under knn: no predictions in" in capsys.readouterr().err

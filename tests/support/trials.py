@@ -27,7 +27,7 @@ from paths import ROOT
 CHANGES = ("open", "fsync", "chmod", "replace", "rename", "unlink", "mkdir", "rmdir")  # of `os`
 MOST_MEMORY = 12 << 30  # bytes of addresses: what asks for all memory is refused it, and the machine lives
 STOP_SECONDS = 60.0  # for a command that is asked to end
-ENDS = (0, 1, 2)  # exit codes that a command may have
+ENDS = (0, 1, 2, 75)  # exit codes that a command may have; 75: another command has claimed the run
 
 
 @dataclass(frozen=True)

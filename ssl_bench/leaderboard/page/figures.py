@@ -74,6 +74,8 @@ def figures(run: Path, images: Images, folder: Path | None, prefix: str) -> list
         return []
     pictures = {name: content for name in FIGURES if (content := read_png(run, run / FOLDER / f"{name}.png"))}
     own, found = _captions(run) if pictures else {}, []
+    for name in [name for name in own if name in FIGURES and not os.path.lexists(run / FOLDER / f"{name}.png")]:
+        say(f"warning: {run / FOLDER / name}.png is gone, though {CAPTIONS} names it")
     for name, content in pictures.items():
         caption, alt = FIGURES[name]
         if images == "embed":

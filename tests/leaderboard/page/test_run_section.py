@@ -129,6 +129,10 @@ def test_a_damaged_picture_is_not_published(
     assert len(figures(folder, "embed", None, "x")) == len(before) - 1
     told = capsys.readouterr().err
     assert f"{file} is not published" in told and "figures.json are not its own: it is damaged" in told
+    (folder / "figures" / "figures.json").write_text(json.dumps({file.stem: {"caption": "c", "alt": "a"}}))
+    file.unlink()
+    figures(folder, "embed", None, "x")
+    assert f"{file} is gone, though figures.json names it" in capsys.readouterr().err
     (folder / "figures" / "figures.json").unlink()
     figures(folder, "embed", None, "x")
     assert "figures.json are not its own: it is gone" in capsys.readouterr().err
