@@ -17,6 +17,8 @@ from ssl_bench.cli.main import main
 from ssl_bench.config import class_paths
 from ssl_bench.errors import UserError
 
+pytestmark = pytest.mark.integration
+
 PAGE = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
 SCANS, MICROSCOPY = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SMALL = ["--backbone=vit_pico_patch4_32", "--data.batch_size=8", "--trainer.max_epochs=1", "--optim.warmup_epochs=0"]
@@ -24,7 +26,8 @@ SMALL = ["--backbone=vit_pico_patch4_32", "--data.batch_size=8", "--trainer.max_
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """The page's two modules, a folder of scans; the process has named no class."""
+    """The page's two modules, a folder of scans; the process has named no class, and imported no such package."""
+    _forget()
     (tmp_path / "my_package").mkdir()
     for name, code in (("__init__", ""), ("scans", SCANS), ("microscopy", MICROSCOPY)):
         (tmp_path / "my_package" / f"{name}.py").write_text(code)
@@ -37,6 +40,10 @@ def package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(class_paths, "_NAMED", set())
     yield tmp_path
+    _forget()
+
+
+def _forget():
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
         del sys.modules[name]
 

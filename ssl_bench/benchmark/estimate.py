@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
 from ssl_bench.records.result import read_result

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 from ssl_bench.benchmark.executors.executor import Executor, Task, last_line
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 from ssl_bench.console import say
 from ssl_bench.errors import Taken
 from ssl_bench.evaluation.recorded_results import all_recorded

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.benchmark.job import Job
 from ssl_bench.benchmark.sweep import jobs_of_sweep, read_sweep
 from ssl_bench.config import class_paths, registry
 from ssl_bench.config.constraints import Seed, checked
@@ -29,57 +29,14 @@ from ssl_bench.data.files.content import Content, folder_of_run
 from ssl_bench.data.files.location import located
 from ssl_bench.data.image_summary import image_summary
 from ssl_bench.errors import UserError, near
-from ssl_bench.evaluation.evaluate_config import Evaluate, parse_evaluate
-from ssl_bench.evaluation.recorded_results import remaining
+from ssl_bench.evaluation.evaluate_config import parse_evaluate
 from ssl_bench.evaluation.targets import NETWORKLESS, Target, data_options, parse_target
-from ssl_bench.records.run import is_finished
 from ssl_bench.records.run_folder import NOT_IDENTITY, run_folder
 
 DEFAULT_PROTOCOLS = ("knn", "linear")
 BASELINES = ("random", *NETWORKLESS)
 KEYS = ("methods", "data", "backbones", "seeds", "axes", "fit", "evaluate", "baselines", "figures", "by")
 PREVIOUS = "$previous"  # as an option's value: the folder of the run before
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One process; equal to itself alone.
-
-    Args:
-        title: For people.
-        argv: Its arguments after `ssl-bench`.
-        log: Name of the file of what it says, less `.log`.
-        folder: The run folder it fills; None for an evaluation.
-        after: The run folder that it needs finished, if any.
-        network: Options and seed of the network that it starts with, as JSON.
-        config: Of its run; None for an evaluation.
-        asked: What an evaluation was asked for; None for any other job.
-        behind: The job that has to end first, whether it fails or not.
-    """
-
-    title: str
-    argv: tuple[str, ...]
-    log: str
-    folder: Path | None = None
-    after: Path | None = None
-    network: str = ""
-    config: Mapping[str, Any] | None = None
-    asked: Evaluate | None = None
-    behind: "Job | None" = None
-
-    @property
-    def done(self) -> bool:
-        """Whether its run is finished; evaluations know themselves what they have done."""
-        return self.folder is not None and is_finished(self.folder)
-
-    def left(self, logs: Path) -> list[str]:
-        """Protocols of an evaluation that have no result and were not left out, as the log of an earlier one says."""
-        if self.asked is None or not (self.after is None or is_finished(self.after)):
-            return list(self.asked.protocols) if self.asked else []
-        log = logs / f"{self.log}.log"
-        said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        out = re.findall(r"^(\S+): left out: ", said, re.MULTILINE)
-        return [name for name in remaining(self.asked) if name not in out]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from ssl_bench.benchmark.executors.executor import Executor
 from ssl_bench.benchmark.executors.local import LocalExecutor
 from ssl_bench.benchmark.executors.options import OPTIONS, RayOptions, SlurmOptions
 from ssl_bench.benchmark.grid import Grid
-from ssl_bench.benchmark.plan import Job, plan
+from ssl_bench.benchmark.job import Job
+from ssl_bench.benchmark.plan import plan
 from ssl_bench.benchmark.sweep import is_sweep
 from ssl_bench.benchmark.watch import watch
 from ssl_bench.config import class_paths, registry

@@ -16,15 +16,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from ssl_bench.benchmark.job import Job
 from ssl_bench.console import say
 from ssl_bench.errors import UserError, near
 from ssl_bench.records.files import read_regular
 from ssl_bench.records.run import is_finished
-
-if TYPE_CHECKING:
-    from ssl_bench.benchmark.plan import Job
 
 KEYS = ("random", "optuna", "sampler_seed", "together", "select")
 MOST_TRIALS = 10_000

@@ -14,7 +14,8 @@ from wandb_server import WandbServer
 
 from ssl_bench.benchmark.executors.local import LocalExecutor, gpu_count
 from ssl_bench.benchmark.grid import Grid
-from ssl_bench.benchmark.plan import Job, plan
+from ssl_bench.benchmark.job import Job
+from ssl_bench.benchmark.plan import plan
 from ssl_bench.benchmark.runner import Benchmark, parse_benchmark
 from ssl_bench.cli.main import main
 from ssl_bench.config import registry
@@ -196,6 +197,7 @@ def begun(tmp_path: Path) -> list[str]:
     return [log.stem for log in logs]
 
 
+@pytest.mark.integration
 def test_a_damaged_mark_of_a_failure_has_the_job_tried_again(tmp_path: Path) -> None:
     jobs = [job("breaks", "list", "nonsense")]
     first = grid(tmp_path, jobs)
@@ -205,6 +207,7 @@ def test_a_damaged_mark_of_a_failure_has_the_job_tried_again(tmp_path: Path) -> 
         assert Grid(jobs, tmp_path / "logs", LocalExecutor(1)).waiting == jobs
 
 
+@pytest.mark.integration
 def test_what_fails_stops_its_followers_only(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     jobs = [
@@ -234,6 +237,7 @@ def test_what_failed_is_taken_up_when_asked(tmp_path: Path) -> None:
     assert grid(tmp_path, mended) == {} and not list((tmp_path / "logs").glob("*.failed"))
 
 
+@pytest.mark.integration
 def test_what_is_behind_another_waits_for_its_end(tmp_path: Path) -> None:
     for slots in (1, 2):
         first = job("breaks", "list", "nonsense")

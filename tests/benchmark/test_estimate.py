@@ -13,7 +13,8 @@ import pytest
 from ssl_bench.benchmark import calibration
 from ssl_bench.benchmark.calibration import seconds
 from ssl_bench.benchmark.estimate import estimated
-from ssl_bench.benchmark.plan import Job, plan
+from ssl_bench.benchmark.job import Job
+from ssl_bench.benchmark.plan import plan
 from ssl_bench.errors import UserError
 from ssl_bench.records.predictions import Predictions
 from ssl_bench.records.result import EvaluationCost, Result, write_result
@@ -120,6 +121,7 @@ def test_a_kind_that_cannot_be_measured_costs_no_other(
     ]
 
 
+@pytest.mark.integration
 def test_a_process_that_ends_costs_one_kind_and_its_last_words_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

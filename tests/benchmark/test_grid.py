@@ -19,7 +19,7 @@ from ssl_bench.benchmark import grid as grids
 from ssl_bench.benchmark.executors.executor import Executor, State, Task, last_line, run_until_free
 from ssl_bench.benchmark.executors.local import LocalExecutor
 from ssl_bench.benchmark.grid import Grid
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 from ssl_bench.benchmark.watch import counts, drawn
 from ssl_bench.console import say
 from ssl_bench.errors import UserError
@@ -53,7 +53,7 @@ MACHINE = (
     + """
 from ssl_bench.benchmark import grid
 from ssl_bench.benchmark.executors.executor import Executor, State
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 grid.LOOK_SECONDS = 0.3
 class Forks(Executor):
     every, slots = 0.005, 8

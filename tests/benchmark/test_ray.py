@@ -13,7 +13,7 @@ from ssl_bench.benchmark.executors.executor import State, Task
 from ssl_bench.benchmark.executors.options import RayOptions
 from ssl_bench.benchmark.executors.ray import RayExecutor
 from ssl_bench.benchmark.grid import Grid
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 from ssl_bench.cli.main import main
 from ssl_bench.errors import UserError
 

@@ -18,7 +18,7 @@ from ssl_bench.benchmark.executors.executor import State, Task
 from ssl_bench.benchmark.executors.options import SlurmOptions
 from ssl_bench.benchmark.executors.slurm import SlurmExecutor, SlurmTask
 from ssl_bench.benchmark.grid import Grid
-from ssl_bench.benchmark.plan import Job
+from ssl_bench.benchmark.job import Job
 from ssl_bench.cli.main import main
 from ssl_bench.errors import RunFailed, UserError
 from ssl_bench.records.run import read_run
