@@ -11,11 +11,12 @@ VENV ?= .venv
 RUNS ?= runs
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
 .PHONY: demo test integration slow cluster-tests mutants lint types docs wheel clean
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(BIN)/ssl-bench benchmark -c demo --runs $(RUNS) --jobs $(JOBS)
 
 # Bytecode is kept, so that each of hundreds of processes need not compile the package again.
@@ -61,8 +62,12 @@ wheel: $(READY)
 clean:
 	rm -rf build dist *.egg-info
 
-$(READY): setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
 	touch $(READY)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $(INSTALLED)
