@@ -1,4 +1,6 @@
-"""Arrays of images and labels in NumPy's files or a Zarr store, told by their names. Torch-free.
+"""Arrays of images and labels in NumPy's files or a Zarr store, told by their names.
+
+Torch-free; NumPy is loaded when an array is opened, since every command looks up the files of a run.
 
 `images` and `labels`, or `x_train`, `y_train`, `x_test`, `y_test`, or `train_images`, `train_labels`, ...
 """
@@ -9,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.config.options import DataOptions
 from ssl_bench.data.files.shards import SPLITS
 from ssl_bench.errors import UserError, near
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LABELS = {"y", "label", "labels", "target", "targets", "class", "classes", "cls"}
 IMAGES = {"x", "image", "images", "img", "imgs", "data", "pixels"}
@@ -37,7 +40,7 @@ class Stored:
     name: str
     place: str
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    read: "Callable[[], np.ndarray]"
 
 
 @dataclass
@@ -162,6 +165,8 @@ def _core(name: str) -> str:
 
 
 def _of_file(file: Path) -> list[Stored]:
+    import numpy as np
+
     try:
         if file.suffix.lower() == ".npy":
             opened = np.load(file, mmap_mode="c", allow_pickle=False)
@@ -180,8 +185,10 @@ def _of_file(file: Path) -> list[Stored]:
     return [Stored(name, f"{file}: {name}", shape, _reader(file, name)) for name, shape in shapes.items()]
 
 
-def _reader(file: Path, name: str) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
+def _reader(file: Path, name: str) -> "Callable[[], np.ndarray]":
+    def read() -> "np.ndarray":
+        import numpy as np
+
         with np.load(file, allow_pickle=False) as opened:
             found: np.ndarray = opened[name]
             return found
@@ -206,5 +213,7 @@ def _of_zarr(root: Path) -> list[Stored]:
     return [Stored(name, f"{root}: {name}", each.shape, partial(_read_zarr, each)) for name, each in arrays]
 
 
-def _read_zarr(array: Any) -> np.ndarray:
+def _read_zarr(array: Any) -> "np.ndarray":
+    import numpy as np
+
     return np.asarray(array[:])
