@@ -178,6 +178,7 @@ def test_no_module_is_named_after_nothing() -> None:
     assert not [path for _, path in files() if path.stem in nothing or path.parent.name in nothing]
 
 
+@pytest.mark.integration
 def test_the_figures_of_the_import_graph_are_those_of_the_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Before and after")[2]
     written = dict(re.findall(r"^\| (\w.*?) \| .* \| (\d+) \|$", text, re.MULTILINE))

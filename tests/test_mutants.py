@@ -47,6 +47,7 @@ def test_careless_changes_of_every_kind_are_made(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("package", ["data", "methods", "evaluations", "statistics"])
+@pytest.mark.integration
 def test_a_sample_is_of_the_package_and_repeats(package: str) -> None:
     drawn = mutants.sample(package, 30, seed=0)
     assert len(set(drawn)) == 30 and drawn == mutants.sample(package, 30, seed=0)

@@ -28,6 +28,7 @@ def test_the_method_is_short() -> None:
     assert len([line for line in CODE.splitlines() if line.strip()]) < 60
 
 
+@pytest.mark.integration
 def test_its_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     package = tmp_path / "my_package"
     package.mkdir()

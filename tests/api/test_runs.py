@@ -102,6 +102,7 @@ def test_evaluate_gives_a_row_for_each_number(run: Run, table: pd.DataFrame) -> 
     assert first.n_test == 510 and first.data == "digits" and first.measure == "accuracy"
 
 
+@pytest.mark.integration
 def test_what_is_recorded_is_not_repeated(run: Run, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     again = ssl_bench.evaluate(
@@ -181,6 +182,7 @@ def test_a_run_can_begin_where_a_trainer_of_ones_own_ended(tmp_path: Path) -> No
     assert more.info.status == "finished" and more.config["method"]["hidden_dim"] == 16
 
 
+@pytest.mark.integration
 def test_a_module_of_ones_own_is_saved_and_evaluated(tmp_path: Path) -> None:
     net = Net()
     method, trainer = pretrained(net, optim={"warmup_epochs": 0})

@@ -212,6 +212,7 @@ def batched() -> Tensor:
     return statistics(DeviceViews([FULL], *PLAIN)(images, seeded())[0])
 
 
+@pytest.mark.integration
 def test_views_are_distributed_as_torchvisions(batched: Tensor) -> None:
     blur = transforms.GaussianBlur(FULL.taps, FULL.blur_sigma)
     pipeline = transforms.Compose(

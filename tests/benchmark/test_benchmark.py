@@ -271,6 +271,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
     return Process.made
 
 
+@pytest.mark.integration
 def test_slots_work_side_by_side_and_share_the_cores(tmp_path: Path, processes: list[Process]) -> None:
     assert grid(tmp_path, [job(str(i)) for i in range(6)], slots=2) == {}
     at_a_time = [sum(p.begin <= each.begin < p.end for p in processes) for each in processes]

@@ -76,6 +76,7 @@ def test_what_is_wrong_is_said_in_one_line(axes, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_the_best_by_the_validation_split_alone_is_evaluated(tmp_path, capfd):
     """From the file on: three runs, then one evaluation, of the run whose probe says most."""
     fit = {"trainer": {"max_epochs": 1, "limit_train_batches": 2}, "optim": {"warmup_epochs": 0}}

@@ -158,6 +158,7 @@ def test_card_of_an_import_names_its_origin(tmp_path: Path) -> None:
     assert "Imported from moco_v3_vit.pth, encoder of a whole" in card and "None yet" in card
 
 
+@pytest.mark.integration
 def test_what_timm_cannot_build_is_refused_and_the_documented_lines_do_it(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", BackboneOptions("resnet18", img_size=32))
     with pytest.raises(UserError, match="no argument for its 3x3 first convolution .* docs/checkpoints.md"):
@@ -288,6 +289,7 @@ def test_the_cards_metadata_is_what_hubs_read(tmp_path: Path) -> None:
     assert "71.2 to 73.4" in result.metric_name and "Licence: cc-by-nc-4.0" in card.text
 
 
+@pytest.mark.integration
 def test_a_run_becomes_a_model_of_transformers_on_a_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -548,6 +548,7 @@ def test_fine_tuned_with_pooling_is_refused(tmp_path: Path) -> None:
 # timm's own
 
 
+@pytest.mark.integration
 def test_a_timm_file_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10).eval()

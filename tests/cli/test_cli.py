@@ -226,6 +226,7 @@ def test_transfer_is_recorded_beside_not_over(tiny_run: Path, capsys: Capture) -
     assert sorted(p.name for p in (tiny_run / "results").glob("*.json")) == ["knn.json", "knn@digits-canvas.json"]
 
 
+@pytest.mark.integration
 def test_student_and_teacher_are_evaluated_side_by_side(tmp_path: Path, capsys: Capture) -> None:
     own = ["--method.prototypes=32", "--method.hidden_dim=16", "--method.bottleneck_dim=8", "--method.local_views=0"]
     tiny = [flag for flag in TINY if not flag.startswith("--method.")]

@@ -52,6 +52,7 @@ def test_a_run_with_weights_has_the_recipe_for_continuing() -> None:
     assert options(["--recipe=continue"])["base_lr"] == 1e-4
 
 
+@pytest.mark.integration
 def test_timms_weights_are_fetched_continued_and_evaluated(
     donor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_benchmark_names_a_method_or_a_protocol(ran: Path) -> None:
         assert not ran.exists(), tree
 
 
+@pytest.mark.integration
 def test_drawing_a_received_run(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its pictures are drawn without its method, or not at all."""
     from ssl_bench.pretraining.training import fit

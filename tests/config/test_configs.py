@@ -50,6 +50,7 @@ def test_it_says_how_it_was_measured(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.integration
 def test_it_parses_and_its_method_can_be_built(file: Path, tmp_path: Path) -> None:
     from ssl_bench.config.options import BackboneOptions, Optim
     from ssl_bench.models.backbone import Backbone

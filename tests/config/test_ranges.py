@@ -49,6 +49,7 @@ def bad_values(annotation: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.integration
 def test_a_value_that_an_option_cannot_have_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name, annotation in options(command):
         for value in bad_values(annotation):

@@ -88,6 +88,7 @@ def test_recipes_of_named_sets_stay_as_they_are(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.integration
 def test_every_method_has_numbers_for_every_set(method: str) -> None:
     for data in NAMED:
         parsed = parse(method, data=data)

@@ -41,6 +41,7 @@ def sets(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])
 @pytest.mark.parametrize("kind", ["gray", "bands"])
+@pytest.mark.integration
 def test_fit_evaluate_baselines_and_figures(method, kind, sets, tmp_path, capsys):
     data, runs = ["--data", *sets[kind]], [f"--runs={tmp_path}"]
     network = ["--backbone=vit_pico_patch4_32", "--backbone.img_size=16"]
@@ -101,6 +102,7 @@ def test_channels_that_do_not_fit_are_refused(sets, tmp_path):
             load_dataset(DataOptions(**options))
 
 
+@pytest.mark.integration
 def test_weights_for_rgb_are_fitted_to_thirteen_channels(sets, tmp_path, capsys):
     """timm's rule: the three filters are repeated and scaled, so that responses keep their size."""
     from timm.models import adapt_input_conv

@@ -30,6 +30,7 @@ def flags(class_folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, t
     return ["--method=mae", *[flag for flag in TINY if flag != "--data=digits"], *FEW, *own]
 
 
+@pytest.mark.integration
 def test_fit_probe_and_evaluate_leave_out_the_same(flags, capfd, recwarn):
     assert main(["fit", *flags]) == 0
     folder = Path(capfd.readouterr().out.split()[-1])

@@ -45,6 +45,7 @@ def test_catalogue_needs_no_torch_and_its_loaders_exist():
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-canvas", "textures", "textures-easy", "textures-hard"])
+@pytest.mark.integration
 def test_the_catalogue_counts_the_images_that_come_with_the_package(name):
     assert CATALOGUE[name].images == len(load_dataset(DataOptions(name=name)).pretrain)
 

@@ -270,6 +270,7 @@ def test_a_broken_image_cannot_be_evaluated(num_workers):
 
 @pytest.mark.parametrize("shape", [(2000, 2), (3, 4000), (300, 17)])
 @pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.integration
 def test_a_strip_is_seen_as_if_enlarged_whole(shape, size):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
     pool = EncodedPool(labels=None, ids=["a"], encoded=[encoded(image)])

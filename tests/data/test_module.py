@@ -136,6 +136,7 @@ def test_colour_of_photographs_follows_epoch_batch_and_rank(photographs):
 
 @pytest.mark.parametrize("kind", ["digits", "photographs"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.integration
 def test_resuming_continues_with_the_next_batch(kind, steps, request, tmp_path):
     run: Run = request.getfixturevalue(kind)
     run.epochs = 2

@@ -224,6 +224,7 @@ def test_raw_pixels_are_refused_where_a_network_is_needed(name: str, protocol: E
     assert protocol.refusal(frozen("vit")) is None and protocol.refusal(frozen("resnet")) is None
 
 
+@pytest.mark.integration
 def test_each_test_image_gets_a_class_from_each_variant(name: str, splits: Any) -> None:
     for network in ("vit", "resnet", *(() if name in NEED_A_NETWORK else ("pixels",))):
         found = fitted(name, network)

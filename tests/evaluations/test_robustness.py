@@ -127,6 +127,7 @@ def test_clean_is_the_plain_evaluation(page: str) -> None:
     assert same.sum() >= 299, "but for features kept as float16"
 
 
+@pytest.mark.integration
 def test_variants_and_their_accuracies() -> None:
     splits, protocol = some_digits(510), Robustness(**QUICK_LINEAR)
     backbone = FeatureExtractor(Pixels(8), (0.3,) * 3, (0.4,) * 3, {})

@@ -101,6 +101,7 @@ def test_what_is_current_is_not_drawn_again(run: Path, capsys: Capture, monkeypa
     assert set(json.loads((run / "figures" / "figures.json").read_text())) == set(QUICK)
 
 
+@pytest.mark.integration
 def test_pictures_come_out_the_same(run: Path, original: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(original, tmp_path / "elsewhere"))
     names = [name for name in write.NAMES if name != "map"]  # which takes seconds, and has a test of its own
@@ -136,6 +137,7 @@ def test_an_unfinished_run_has_the_pictures_that_it_can_have(run: Path, capsys: 
     assert sorted(times(run)) == sorted(f"{name}.png" for name in QUICK)
 
 
+@pytest.mark.integration
 def test_baselines_and_tokenizers(tmp_path: Path, capsys: Capture) -> None:
     options = ["--data=digits", "--backbone.img_size=8", "--backbone.depth=1", f"--runs={tmp_path}", "--protocols=knn"]
     assert main(["evaluate", "random:vit_pico_patch4_32", "pixels", *options]) == 0
@@ -168,6 +170,7 @@ def photographs(folder: Path) -> None:
                 Image.fromarray(pixels).save(place / f"{number}.png")
 
 
+@pytest.mark.integration
 def test_a_run_whose_images_have_moved(tmp_path: Path, capsys: Capture) -> None:
     photographs(tmp_path / "photos")
     flags = ["--data=folder", f"--data.root={tmp_path}/photos", "--data.batch_size=8", "--data.num_workers=0"]
@@ -260,6 +263,7 @@ def test_help_loads_no_torch() -> None:
 # --- drawing
 
 
+@pytest.mark.integration
 def test_no_file_is_larger_than_its_limit() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     assert len(encoded(Image.fromarray(noise))) <= LIMIT

@@ -186,6 +186,7 @@ def test_all_blocks_means_everything() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.integration
 def test_the_top_goes_on_without_what_is_below(name: str) -> None:
     built = network(name)
     given = images(built)

@@ -176,6 +176,7 @@ def test_state_makes_the_round_trip(make: Build) -> None:
     assert torch.equal(loss_of(method, views), loss_of(other, views))
 
 
+@pytest.mark.integration
 def test_works_in_bfloat16(make: Build) -> None:
     method = make()
     views = views_of(method, IMAGES)
@@ -242,6 +243,7 @@ class SaveAfterFirstEpoch(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.integration
 def test_a_resumed_run_is_the_whole_run_bit_for_bit(make: Build, tmp_path: Path) -> None:
     """Teachers, centres, batch norms, optimiser, schedules and draws all go on where they were."""
     path = tmp_path / "half.ckpt"

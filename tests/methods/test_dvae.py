@@ -94,6 +94,7 @@ def test_temperature_follows_a_cosine_over_the_run() -> None:
     assert seen == pytest.approx([1 / 16 + way * 15 / 16 for way in ways])
 
 
+@pytest.mark.integration
 def test_it_learns_words_that_differ_between_patches() -> None:
     method = dvae(img_size=16, vocabulary=12, hidden_dim=24, temperature=0.5, final_temperature=0.5)
     images = smooth(method, 16)
@@ -141,6 +142,7 @@ CAE = (*CAE, "--backbone.img_size=32", "--method.decoder_dim=16", "--method.regr
 CAE = (*CAE, "--method.decoder_depth=1", "--method.decoder_heads=2")
 
 
+@pytest.mark.integration
 def test_from_digits_to_a_tokenizer_to_a_backbone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     runs = f"--runs={tmp_path}"
 

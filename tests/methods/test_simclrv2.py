@@ -307,6 +307,7 @@ def test_the_teacher_is_the_run_and_stays_so(teacher: Path) -> None:
     assert not method.standardize  # what the teacher sees is normalised once
 
 
+@pytest.mark.integration
 def test_a_student_learns_what_the_teacher_says(teacher: Path) -> None:
     """20 steps on one batch bring its predictions to the teacher's, and its loss to their entropy."""
     method = distill(teacher)

@@ -303,6 +303,7 @@ def test_assignments_are_float32_in_half_precision(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.integration
 def test_prototypes_are_frozen_for_some_steps(accumulate: int) -> None:
     """Of the optimiser, over the whole run; neither decay nor momentum moves them."""
     optim = Optim("sgd", base_lr=0.1, scaling="none", weight_decay=0.5, momentum=0.9, warmup_epochs=0)

@@ -103,6 +103,7 @@ def backbone_of(name: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "backbone"), [("simclr", "resnet_nano"), ("mae", "vit_pico_patch4_32")])
+@pytest.mark.integration
 def test_the_sum_is_the_peak_that_torch_records(name: str, backbone: str) -> None:
     """Weights, gradients, optimiser and what is kept, against the most bytes alive in a step that has all of them."""
     method = build(name, backbone)
@@ -126,6 +127,7 @@ def test_the_sum_is_the_peak_that_torch_records(name: str, backbone: str) -> Non
     assert said == pytest.approx(max(alive) + sum(view.nbytes for view in views), rel=0.1)
 
 
+@pytest.mark.integration
 def test_parameters_state_and_length_are_those_of_the_run() -> None:
     config = config_of(
         "mae", "--backbone=vit_pico_patch4_32", "--backbone.patch_size=2", *SMALL, "--trainer.max_epochs=3"
@@ -163,6 +165,7 @@ def test_parameters_state_and_length_are_those_of_the_run() -> None:
     ],
     ids=str,
 )
+@pytest.mark.integration
 def test_steps_are_those_that_a_trainer_counts(given: dict[str, Any]) -> None:
     """And images those that its loader gives: 1287 digits in batches of 64 are 20 batches."""
     flags = [f"--trainer.{name}={value}" for name, value in given.items()]
@@ -182,6 +185,7 @@ def test_devices_share_the_images() -> None:
     assert eight.images_seen == 96_000  # 400 of each epoch fill no joint batch
 
 
+@pytest.mark.integration
 def test_a_rate_is_measured_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

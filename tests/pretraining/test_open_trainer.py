@@ -86,6 +86,7 @@ def test_runs_of_before_keep_their_identity():
     assert identity(same) == plain != identity(other)
 
 
+@pytest.mark.integration
 def test_callbacks(capfd, monkeypatch, tmp_path):
     (tmp_path / "my_callbacks.py").write_text(CALLBACK)
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,6 +102,7 @@ def test_callbacks(capfd, monkeypatch, tmp_path):
     del sys.modules["my_callbacks"]
 
 
+@pytest.mark.integration
 def test_tensorboard_and_mlflow_have_the_rows_of_the_file(capfd, monkeypatch):
     from mlflow.tracking import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,6 +125,7 @@ def test_the_profiler_writes_into_the_run(capfd):
     assert "run_training_batch" in report.read_text()
 
 
+@pytest.mark.integration
 def test_averaged_weights_follow_the_formula_and_are_a_branch(capfd):
     folder = fitted(capfd, "--trainer.ema=0.5", "--optim.base_lr=0.01", "--trainer.max_epochs=1")
     from safetensors.torch import load_file
@@ -188,6 +191,7 @@ def test_checkpointed_activations_give_the_same_gradients_and_statistics(name):
         checkpoint_activations(torch.nn.ModuleList([Backbone(BackboneOptions("test_convnext", img_size=32))]))
 
 
+@pytest.mark.integration
 def test_a_run_with_checkpointed_activations_is_the_run_without(capfd):
     folder = fitted(capfd)
     saving = fitted(capfd, "--trainer.checkpoint_activations=true", "--runs=others")

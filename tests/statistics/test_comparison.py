@@ -305,6 +305,7 @@ def test_coverage_of_two_runs(difference: float) -> None:
     ("count", "spread", "shared"),
     [(3, 0.03, True), (5, 0.01, True), (2, 0.01, False), (3, 0.003, False), (3, 0.03, False), (5, 0.01, False)],
 )
+@pytest.mark.integration
 def test_coverage_of_several_seeds(count: int, spread: float, shared: bool) -> None:
     """Seeds that err on the same images, or (hard ones of each method alone, or of both) on different ones."""
     rng, n, repeats = np.random.default_rng(count), 300, 1500

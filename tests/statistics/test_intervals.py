@@ -223,6 +223,7 @@ def test_over_classes_is_never_narrower_than_over_images() -> None:
 
 
 @pytest.mark.parametrize(("k", "n", "a", "b"), [(5, 100, 30, 10), (10, 100, 30, 10), (20, 50, 30, 10)])
+@pytest.mark.integration
 def test_coverage_over_classes(k: int, n: int, a: float, b: float) -> None:
     """Classes of Beta(a, b) accuracy: the interval holds the accuracy over all classes that there might be."""
     rng, labels = np.random.default_rng(k + n), np.repeat(np.arange(k), n)

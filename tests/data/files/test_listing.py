@@ -44,6 +44,7 @@ ALL = ["cat/0.png", "cat/1.png", "dog/0.png"]
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000"])
 @pytest.mark.parametrize("name", ["photo.jfif", "photo", "photo.bin", "photo.JPG", "ünï.png"])
+@pytest.mark.integration
 def test_an_image_is_one_by_its_content(root: Path, kind: str, name: str) -> None:
     (root / "cat" / name).write_bytes(encoded(picture(5), kind))
     assert f"cat/{name}" in names(root) and not left_out(root)

@@ -48,6 +48,7 @@ def test_the_split_lies_between_two_writers():
     assert labels[digits.TRAIN : digits.TRAIN + 30].tolist() == 3 * list(range(10))
 
 
+@pytest.mark.integration
 def test_canvases_are_made_from_the_right_digits(canvas):
     labels = load_digits().target
     for pool, count, writers in ((canvas.train, 15_000, range(1287)), (canvas.test, 3_000, range(1287, 1797))):
@@ -94,6 +95,7 @@ def test_digits_stand_out_from_their_background():
 
 
 @pytest.mark.parametrize(("centre", "normalised"), [(False, True), (True, True), (False, False)])
+@pytest.mark.integration
 def test_raw_pixels_stay_below_60_percent(canvas, centre, normalised):
     bank, bank_labels, queries, labels = arrays(canvas)
     bank, queries, labels = bank.flatten(1), queries.flatten(1)[::5], labels[::5]
@@ -112,6 +114,7 @@ def test_raw_pixels_stay_below_60_percent(canvas, centre, normalised):
     assert 0.3 < accuracy < 0.6
 
 
+@pytest.mark.integration
 def test_two_views_cannot_be_matched_by_their_background():
 
     # isort: split

@@ -163,6 +163,7 @@ def test_parquet_larger_than_memory_is_refused(parquet_file, monkeypatch):
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 parquet files are not here")
+@pytest.mark.integration
 def test_a_shard_of_cifar10():
     data = opened(CIFAR10 / "test-00000-of-00001.parquet")
     assert data.classes == NAMES and data.pretrain.images.shape == (8_000, 3, 32, 32) and len(data.test) == 2_000

@@ -23,6 +23,7 @@ def source() -> Source:
     return textures.load(DataOptions(name="textures"))
 
 
+@pytest.mark.integration
 def test_classes_are_balanced_and_images_differ(source: Source) -> None:
     for pool, count in ((source.train, 15_000), (source.test, 3_000)):
         assert pool is not None and pool.images.shape == (count, 3, 32, 32) and pool.images.dtype == torch.uint8
@@ -61,6 +62,7 @@ def test_a_harder_set_is_noisier() -> None:
 
 
 @pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.integration
 def test_raw_pixels_fail(source: Source, centred: bool) -> None:
     """Weighted 20-NN by cosine, within 1.5 times chance."""
     assert source.test is not None
@@ -76,6 +78,7 @@ def test_raw_pixels_fail(source: Source, centred: bool) -> None:
     assert accuracy < 1.5 * CHANCE
 
 
+@pytest.mark.integration
 def test_two_views_cannot_be_matched_by_colour_or_shading(source: Source) -> None:
     """Two SimCLR views of an image, described by what is no pattern: mean colour, and brightness in a 2 x 2 grid."""
     torch.manual_seed(0)

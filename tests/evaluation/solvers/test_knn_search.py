@@ -81,6 +81,7 @@ def test_of_equals_the_first_in_the_bank(bank: int, k: int, coarse: torch.dtype)
 
 
 @pytest.mark.parametrize("candidates", [1, 2**22])
+@pytest.mark.integration
 def test_a_stable_sort(candidates: int, coarse: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "CANDIDATES", candidates)
     generator = torch.Generator().manual_seed(0)

@@ -78,6 +78,7 @@ def test_no_complaint_and_no_request_but_the_page_and_its_figures(page: str, bro
     assert browser.run("[...document.images].every(i => i.alt.length > 20)")
 
 
+@pytest.mark.integration
 def test_the_file_names_no_address(folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<iframe|<object|<base", text)
