@@ -135,7 +135,7 @@ def parse_benchmark(argv: Sequence[str]) -> Benchmark:
     asked = given.as_dict().get("executor", {})
     runs = Path(given.runs)
     wandb_options(given)  # one that is wrong is found now
-    classes_named = [name.strip() for name in given.classes.split(",") if name.strip()]
+    classes_named = class_paths.names_in(given.classes)
     class_paths.name_classes(*classes_named)
 
     def planned() -> list[Job]:

@@ -20,9 +20,9 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     from ssl_bench.checkpoints.export_paths import checked_paths
     from ssl_bench.checkpoints.hub import checked_name, push_to_hub
-    from ssl_bench.config.class_paths import name_classes
+    from ssl_bench.config.class_paths import name_classes, names_in
 
-    name_classes(*given.classes.split(","))
+    name_classes(*names_in(given.classes))
     if given.push_to_hub is not None:
         try:
             checked_name(given.push_to_hub)

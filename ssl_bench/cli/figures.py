@@ -55,11 +55,11 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args([*(f"--{name}={known[name]}" for name in known if name.startswith("wandb")), *argv])
     given.wandb_checkpoints = given.wandb_checkpoints == "true"
     wandb = wandb_options(cast(Any, given))
-    only = [name.strip() for name in given.only.split(",") if name.strip()] if given.only is not None else None
+    only = list(class_paths.names_in(given.only)) if given.only is not None else None
     root = str(given.root) if given.root is not None else None
     chosen = located({"data.name": given.data, "data.root": root})
     data = {key.removeprefix("data."): value for key, value in chosen.items() if value is not None}
-    named = tuple(name.strip() for name in given.classes.split(",") if name.strip())
+    named = class_paths.names_in(given.classes)
     class_paths.name_classes(*named)
     figures = Figures(given.runs, only, given.images, data, given.device, given.force, named)
     find_runs(given.runs)  # which refuses wrong paths before torch is loaded

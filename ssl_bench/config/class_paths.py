@@ -51,6 +51,11 @@ def _names(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list | tuple) else []
 
 
+def names_in(text: str | None) -> tuple[str, ...]:
+    """The names in an option that holds several, with commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def name_classes(*names: str) -> None:
     """The user has named these classes: from now on, what this process reads from files may name them too."""
     _NAMED.update(names)

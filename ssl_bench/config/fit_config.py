@@ -154,7 +154,7 @@ def parse_fit(
     users = below.values
     by_flag = {o: flag_value(flags, f"--{o}") for o in (class_paths.OPERATIONS, class_paths.CALLBACKS)}
     for text in by_flag.values():
-        class_paths.name_classes(*(name.strip() for name in (text or "").split(",")))
+        class_paths.name_classes(*class_paths.names_in(text))
     own = [o for o, text in by_flag.items() if text is not None]
     own += [class_paths.TOKENIZER] if flag_value(flags, f"--{class_paths.TOKENIZER}") is not None else []
     _refuse_unnamed_classes(below, own, named_classes)  # before anything is looked up by its name
@@ -215,7 +215,7 @@ def _dry_run_flag(token: str) -> str:
 def _wandb(namespace: Namespace) -> WandbOptions:
     """The options of W&B, which `--trainer.loggers wandb` turns on."""
     options = wandb_options(namespace)
-    asked = options.mode == "off" and "wandb" in str(namespace.trainer.loggers).split(",")
+    asked = options.mode == "off" and "wandb" in class_paths.names_in(namespace.trainer.loggers)
     return replace(options, mode="auto") if asked else options
 
 

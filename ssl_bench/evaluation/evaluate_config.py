@@ -128,7 +128,7 @@ def parse_evaluate(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         parser.set_defaults({option: value for _, values in presets for option, value in values.items()})
     tokens = [*layers.tokens(), *flags]
     namespace = parser.parse_args(tokens)
-    class_paths.name_classes(*(name.strip() for name in str(namespace.classes).split(",")))
+    class_paths.name_classes(*class_paths.names_in(namespace.classes))
     if not namespace.targets:
         parser.error("what? name run folders, random:BACKBONE, pixels or kmeans-patches")
     tree = namespace.as_dict()

@@ -62,7 +62,7 @@ def build_on(
     elif data_options.label_fraction is not None:
         learners = "simclrv2-finetune, or simclrv2-distill with --method.alpha below 1"
         raise UserError(f"--data.label_fraction: {config['method']['name']} here learns from no labels, as {learners}")
-    operations = [name.strip() for name in (config.get("operations") or "").split(",") if name.strip()]
+    operations = class_paths.names_in(config.get("operations"))
     for name in operations:
         if class_paths.is_class_path(class_paths.OPERATIONS, name):
             class_paths.refuse_unnamed(class_paths.OPERATIONS, name)

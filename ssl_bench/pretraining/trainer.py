@@ -86,7 +86,7 @@ def make_trainer(
     save = SaveLast(folder, config, sha256, signals, options.checkpoint_minutes)
     several = launch is not None and launch.world_size > 1
     first = launch is None or launch.rank == 0
-    others = other_loggers(names_in(options.loggers), folder, config) if first and not options.fast_dev_run else []
+    loggers = class_paths.names_in(options.loggers) if first and not options.fast_dev_run else ()
     average = [WeightAverage(options.ema)] if options.ema is not None and "backbone" in config else []
     plugins: list[Any] = [LaunchedEnvironment(launch) if launch and several else LightningEnvironment()]
     return pl.Trainer(
@@ -102,7 +102,7 @@ def make_trainer(
         limit_train_batches=options.limit_train_batches,
         log_every_n_steps=0,  # Progress logs: a step's row is complete before its checkpoint
         fast_dev_run=options.fast_dev_run,
-        logger=[MetricsFile(folder / "metrics.csv"), WandbMetrics(run), *others],
+        logger=[MetricsFile(folder / "metrics.csv"), WandbMetrics(run), *other_loggers(loggers, folder, config)],
         callbacks=[SeedEachBatch(config["seed"]), StopAtNaN(), *average, *_callbacks(options), probe, progress, save],
         use_distributed_sampler=False,  # our loaders shard themselves
         enable_progress_bar=False,  # Lightning's writes to standard output
@@ -117,11 +117,6 @@ def make_trainer(
     )
 
 
-def names_in(text: str | None) -> tuple[str, ...]:
-    """The names in an option of several, with commas."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
 def _callbacks(options: TrainerOptions) -> list[pl.Callback]:
     """The user's.
 
@@ -129,7 +124,7 @@ def _callbacks(options: TrainerOptions) -> list[pl.Callback]:
         UserError: One is no callback, needs arguments, or is named by a file alone.
     """
     found = []
-    for name in names_in(options.callbacks):
+    for name in class_paths.names_in(options.callbacks):
         class_paths.refuse_unnamed(class_paths.CALLBACKS, name)
         made = registry.load_object(registry.class_at(name, "callback"))
         if not (isinstance(made, type) and issubclass(made, pl.Callback)):

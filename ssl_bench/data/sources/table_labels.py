@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ssl_bench.console import say
+from ssl_bench.data.files.arrays import NONE
 from ssl_bench.data.files.columnar import read_columns
 from ssl_bench.errors import UserError, near
 
 USUAL = ("label", "labels", "fine_label")
 CALLED_LABEL = re.compile(r"label|class|categor|target", re.IGNORECASE)  # what may be meant, too
-NONE = "none"  # as --data.label_column: there are no labels
 # Columns that number or describe images; none of them is a class.
 NO_LABEL = re.compile(
     r"__.*__|index|idx|.*_?id|width|height|size|w|h|channels|depth|bytes|.*(path|file|filename|file_name|name|url|uri)"

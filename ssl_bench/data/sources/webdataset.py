@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from ssl_bench.config.options import DataOptions
+from ssl_bench.data.files.arrays import NONE
 from ssl_bench.data.files.digests import read_whole
 from ssl_bench.data.files.listing import written_name
 from ssl_bench.data.files.shards import digests_of_shards, find_shards
@@ -19,7 +20,7 @@ from ssl_bench.data.files.tars import Member, images_of, read_member, samples
 from ssl_bench.data.packed import Packed
 from ssl_bench.data.pool import Source
 from ssl_bench.data.sources.rows import Rows, source_of
-from ssl_bench.data.sources.table_labels import NONE, USUAL, Labels, Value, joined
+from ssl_bench.data.sources.table_labels import USUAL, Labels, Value, joined
 from ssl_bench.errors import UserError, near
 
 CLASS = "cls"  # the ending of a file with a class's number or name
